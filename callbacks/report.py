@@ -1,0 +1,153 @@
+"""What a run tells: ``metrics.json``, TensorBoard, and one table at the end."""
+
+import json
+import logging
+import resource
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from callbacks.closed_form import ClosedForm
+from zu_lightning import InputError, UnlearnModule, complete
+
+log = logging.getLogger(__name__)
+
+SAMPLES = 5
+"""Forgotten and kept prompts, so many of each, whose completions are shown."""
+
+COLUMNS = ("efficacy", "generalization", "specificity", "retain", "efficacy_probability", "perplexity")
+
+
+class Report(Callback):
+    """Keep the evaluation before and after a fit, with sample completions, and write them when it ends."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, float] = {}
+        self.after: dict[str, float] = {}
+        self.completions: dict[str, list[str]] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the run's folder, before anything expensive.
+
+        Raises:
+            InputError: It cannot be written to.
+        """
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        folder = _folder(trainer)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InputError(
+                f"trainer.default_root_dir {trainer.default_root_dir!r} cannot be written to ({error.strerror}): "
+                "choose another folder."
+            ) from error
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The evaluation in Lightning's sanity check is the one before; the latest one in the fit is the one after."""
+        if not isinstance(pl_module, UnlearnModule) or trainer.state.fn != "fit":
+            return
+        when = "before" if trainer.sanity_checking else "after"
+        setattr(self, when, dict(pl_module.figures))
+        if trainer.is_global_zero:
+            self.completions[when] = complete(pl_module.lm, _sample_prompts(trainer))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write figures and completions; the export that follows may fail without taking them along."""
+        if not isinstance(pl_module, UnlearnModule) or not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        self._write(trainer, pl_module)
+        self._show_in_tensorboard(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the table, and write once more what the export has taken."""
+        if not isinstance(pl_module, UnlearnModule) or not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        self._write(trainer, pl_module)
+        log.info("%s\nresults in %s", self._table(), _folder(trainer))
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Append completions to ``predictions.jsonl``."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            with (_folder(trainer) / "predictions.jsonl").open("w" if batch_idx == 0 else "a") as file:
+                file.writelines(json.dumps(output, ensure_ascii=False) + "\n" for output in outputs)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where the completions are."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            log.info("completions in %s", _folder(trainer) / "predictions.jsonl")
+
+    def _write(self, trainer: Trainer, module: UnlearnModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        rule = next((c.rule for c in trainer.callbacks if isinstance(c, ClosedForm)), None)  # type: ignore[attr-defined]
+        metrics = {
+            "before": self.before,
+            "after": self.after,
+            "facts": len(data.forget),
+            "seconds": module.seconds,
+            "peak_memory_gib": _peak_memory_gib(),
+            "model": module.model_name_or_path,
+            "rule": {"name": type(rule).__name__, **asdict(rule)} if rule else {"name": "gradient descent"},
+            "targets": {
+                "reachable": 100 * data.targets.original_lost.double().mean().item(),
+                "probability": data.targets.probability.mean().item(),
+            },
+            "layers": module.layer_figures,
+            "forgotten": [fact.id for fact in data.forget],
+        }
+        path = _folder(trainer) / "metrics.json"
+        temporary = path.with_suffix(".partial")
+        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
+        temporary.replace(path)
+
+    def _show_in_tensorboard(self, trainer: Trainer) -> None:
+        for logger in trainer.loggers:
+            for step, figures in enumerate((self.before, self.after)):
+                logger.log_metrics({f"before_after/{name}": value for name, value in figures.items()}, step=step)
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("completions", self._completions_table(trainer))
+                logger.save()
+
+    def _completions_table(self, trainer: Trainer) -> str:
+        rows = zip(
+            _sample_prompts(trainer), self.completions.get("before", []), self.completions["after"], strict=False
+        )
+        lines = ["| prompt | before | after |", "|---|---|---|"]
+        return "\n".join(lines + [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows])
+
+    def _table(self) -> str:
+        names = [name for name in COLUMNS if name in self.after]
+        head = f"{'':8}" + "".join(f"{name:>{len(name) + 2}}" for name in names)
+        rows = [
+            f"{when:8}" + "".join(f"{figures.get(name, float('nan')):>{len(name) + 2}.3f}" for name in names)
+            for when, figures in (("before", self.before), ("after", self.after))
+        ]
+        return "\n".join(["", head, *rows])
+
+
+def _folder(trainer: Trainer) -> Path:
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def _sample_prompts(trainer: Trainer) -> list[str]:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    return [fact.prompt for fact in (*data.forget[:SAMPLES], *data.retain[:SAMPLES])]
+
+
+def _peak_memory_gib() -> float:
+    """Of the device where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

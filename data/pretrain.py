@@ -1,0 +1,101 @@
+"""Text of the demo world in packed token blocks, to train the demo model from scratch."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+from lightning import LightningDataModule
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import PreTrainedTokenizerFast
+
+from data.world import World
+
+BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer that puts a beginning-of-text token before every text.
+
+    Args:
+        texts: The text to learn merges from.
+        vocab_size: Size of the vocabulary, bytes and three special tokens included.
+
+    Returns:
+        A fast tokenizer with beginning-of-text, end-of-text and padding tokens.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[BOS, EOS, PAD], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD)
+
+
+class PackedWorldText(IterableDataset[Tensor]):
+    """``blocks`` blocks of ``block_size`` token ids; each block starts with a document's beginning."""
+
+    def __init__(
+        self, world: World, tokenizer: PreTrainedTokenizerFast, *, block_size: int, blocks: int, seed: int
+    ) -> None:
+        super().__init__()
+        self.world, self.tokenizer = world, tokenizer
+        self.block_size, self.blocks, self.seed = block_size, blocks, seed
+
+    def __len__(self) -> int:
+        return self.blocks
+
+    def __iter__(self) -> Iterator[Tensor]:
+        documents = self.world.documents(self.seed)
+        for _ in range(self.blocks):
+            ids: list[int] = []
+            while len(ids) < self.block_size:
+                ids += [*self.tokenizer.encode(next(documents)), self.tokenizer.eos_token_id]
+            yield torch.tensor(ids[: self.block_size])
+
+
+class WorldTextDataModule(LightningDataModule):
+    """Training and validation text of the demo world, and the tokenizer made for it.
+
+    Args:
+        vocab_size: Size of the tokenizer's vocabulary.
+        block_size: Tokens a training sequence.
+        batch_size: Sequences a batch.
+        steps_per_epoch: Batches an epoch; no text is seen twice.
+        seed: Seed of the text (the world itself is always the same).
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = 1408,
+        block_size: int = 128,
+        batch_size: int = 32,
+        steps_per_epoch: int = 500,
+        seed: int = 10,
+    ) -> None:
+        super().__init__()
+        self.block_size, self.batch_size = block_size, batch_size
+        self.steps_per_epoch, self.seed = steps_per_epoch, seed
+        self.world = World()
+        self.tokenizer = train_tokenizer(islice(self.world.documents(seed=4), 20_000), vocab_size)
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        """One epoch of fresh text: the seed moves on with the epoch."""
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        return self._loader(seed=self.seed + 1000 * (epoch + 1), batches=self.steps_per_epoch)
+
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        """A few batches of text that training never sees."""
+        return self._loader(seed=self.seed + 1, batches=10)
+
+    def _loader(self, seed: int, batches: int) -> DataLoader[Tensor]:
+        blocks = batches * self.batch_size
+        text = PackedWorldText(self.world, self.tokenizer, block_size=self.block_size, blocks=blocks, seed=seed)
+        return DataLoader(text, batch_size=self.batch_size)

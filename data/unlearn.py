@@ -1,0 +1,170 @@
+"""Facts to forget and to keep, retain text, and the key batches of the layer that is being edited."""
+
+import logging
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from zu_lightning import (
+    EvaluationBatch,
+    InputError,
+    LayerProblem,
+    Latents,
+    UnlearnModule,
+    evaluation_batches,
+    layer_problem,
+    neutral_targets,
+    read_facts,
+    read_texts,
+    retain_documents,
+    sample_contexts,
+    second_moments,
+    split_facts,
+    timed,
+    warn_of_width,
+)
+
+log = logging.getLogger(__name__)
+
+
+class UnlearnDataModule(LightningDataModule):
+    """Forget set, retain set and retain text.
+
+    ``train_dataloader`` is called before each epoch (``reload_dataloaders_every_n_epochs=1``) and then reads the keys
+    of that epoch's layer from the module's model, with the layers below already edited.
+
+    Args:
+        path: Facts as JSON Lines, see docs/data.md.
+        corpus: Retain text: a file with one document a line, or a data set of the hub. Documents that name a
+            forgotten subject are left out.
+        heldout: Text for the perplexity, in the same forms. By default the last tenth of the corpus, which is then
+            not used for anything else.
+        forget_num: How many facts to forget, drawn by seed; ignored where ``forget_ids`` is given.
+        retain_num: How many other facts to watch, drawn by seed; ignored where ``retain_ids`` is given.
+        seed: Seed of the draw and of the context templates.
+        forget_ids: Ids of the facts to forget.
+        retain_ids: Ids of the facts to watch.
+        corpus_documents: Most documents of the corpus that are read.
+        heldout_documents: Most documents of the held-out text that are read.
+        max_length: Most tokens of a document that are read.
+        batch_tokens: Most tokens in a batch of an evaluation or of retain text.
+    """
+
+    def __init__(
+        self,
+        path: str = "data/demo/facts.jsonl",
+        corpus: str = "data/demo/corpus.txt",
+        heldout: str | None = None,
+        forget_num: int = 10,
+        retain_num: int = 200,
+        seed: int = 0,
+        forget_ids: list[str] | None = None,
+        retain_ids: list[str] | None = None,
+        corpus_documents: int = 100_000,
+        heldout_documents: int = 500,
+        max_length: int = 512,
+        batch_tokens: int = 8192,
+    ) -> None:
+        super().__init__()
+        self.path, self.corpus_source, self.heldout_source = path, corpus, heldout
+        self.forget_num, self.retain_num, self.seed = forget_num, retain_num, seed
+        self.forget_ids, self.retain_ids = forget_ids, retain_ids
+        self.corpus_documents, self.heldout_documents = corpus_documents, heldout_documents
+        self.max_length, self.batch_tokens = max_length, batch_tokens
+        self.targets: Latents | None = None
+        """The neutral targets, once they have been optimised."""
+
+    def setup(self, stage: str) -> None:
+        """Read and split the facts, read the text: everything that can be wrong with the input shows here."""
+        self.forget, self.retain = split_facts(
+            read_facts(self.path), self.forget_num, self.retain_num, self.seed, self.forget_ids, self.retain_ids
+        )
+        corpus = read_texts(self.corpus_source, self.corpus_documents, "data.corpus")
+        if self.heldout_source is None:
+            kept = len(corpus) - max(1, len(corpus) // 10)
+            corpus, heldout = corpus[:kept], corpus[kept:]
+        else:
+            heldout = read_texts(self.heldout_source, self.heldout_documents, "data.heldout")
+        self.heldout = heldout[: self.heldout_documents]
+        self.corpus = retain_documents(corpus, self.forget)
+        if not self.corpus:
+            raise InputError(
+                f"data.corpus {self.corpus_source!r} has no document that names no forgotten subject: add retain text."
+            )
+        log.info(
+            "%d facts to forget, %d to keep; %d documents of retain text (%d name a forgotten subject and are left "
+            "out), %d held out for the perplexity",
+            len(self.forget), len(self.retain), len(self.corpus), len(corpus) - len(self.corpus), len(self.heldout),
+        )  # fmt: skip
+
+    def train_dataloader(self) -> DataLoader[LayerProblem]:
+        """The problem of the layer whose turn it is, once for each step."""
+        module = self.module
+        layer = module.layers[self.trainer.current_epoch]  # type: ignore[union-attr]
+        if self.targets is None:
+            self._prepare(module)
+        with timed(module.seconds, "keys_and_values"):
+            problem = layer_problem(
+                module.lm, self.forget, layer, module.layers, self.targets.optimum, self.second_moments[layer],
+                self.contexts, module.latents, optimise_values=module.optimise_values, progress=self._progress,
+            )  # fmt: skip
+        return DataLoader([problem] * module.steps, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[EvaluationBatch]:
+        """Queries for each metric, and held-out text for the perplexity."""
+        batches = evaluation_batches(
+            self.module.lm,
+            self.forget,
+            self.retain,
+            self.heldout,
+            max_length=self.max_length,
+            max_tokens=self.batch_tokens,
+        )
+        return DataLoader(batches, batch_size=None)
+
+    def test_dataloader(self) -> DataLoader[EvaluationBatch]:
+        """The same as for validation."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[list[str]]:
+        """The prompts of the facts to forget and to keep."""
+        prompts = [fact.prompt for fact in (*self.forget, *self.retain)]
+        return DataLoader(prompts, batch_size=16, collate_fn=list)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leave batches as they are: the language model knows where its input belongs."""
+        return batch
+
+    @property
+    def module(self) -> UnlearnModule:
+        """The module that this data is read for."""
+        module = self.trainer.lightning_module if self.trainer else None
+        if not isinstance(module, UnlearnModule):
+            raise InputError(f"UnlearnDataModule reads keys for an UnlearnModule, but the model is {module!r:.80}.")
+        return module
+
+    @property
+    def _progress(self) -> bool:
+        return self.trainer is not None and self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
+
+    def _prepare(self, module: UnlearnModule) -> None:
+        """What is done once, on the model as it was: contexts, second moments and neutral targets."""
+        warn_of_width(module.lm, len(self.forget), module.layers)
+        with timed(module.seconds, "moments"):
+            self.second_moments = second_moments(
+                module.lm, self.corpus, module.layers,
+                max_length=self.max_length, max_tokens=self.batch_tokens, progress=self._progress,
+            )  # fmt: skip
+        with timed(module.seconds, "targets"):
+            self.contexts = sample_contexts(module.lm, seed=self.seed)
+            self.targets = neutral_targets(
+                module.lm, self.forget, module.layers[-1], module.neutral_target, self.contexts, module.latents,
+                progress=self._progress,
+            )  # fmt: skip
+        log.info(
+            "neutral targets: reachable for %.0f %% of the facts (the answer is gone with z* put in by hand: the ceiling "
+            "of every rule); mean probability of %r there %.3f",
+            100 * self.targets.original_lost.double().mean(), module.neutral_target, self.targets.probability.mean(),
+        )  # fmt: skip

@@ -1,0 +1,62 @@
+"""Command line of zu-lightning: ``python train.py fit --config configs/demo.yaml``."""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from lightning import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+import callbacks  # noqa: F401  (its classes can be named in configurations)
+import data  # noqa: F401
+from callbacks import ClosedForm
+from zu_lightning import InputError
+
+TRAINER_DEFAULTS = {
+    "default_root_dir": "outputs",
+    "max_epochs": 1,  # an UnlearnModule makes it the number of its layers
+    "reload_dataloaders_every_n_epochs": 1,  # the next layer's keys
+    "num_sanity_val_steps": -1,  # the evaluation before
+    "use_distributed_sampler": False,  # it pads with repeats
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "log_every_n_steps": 1,
+}
+
+
+class UnlearnCLI(LightningCLI):
+    """LightningCLI with the unlearning module and data by default, and the closed form's rule as ``closed_form``."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Name the defaults that need no ``class_path``."""
+        parser.add_lightning_class_args(ClosedForm, "closed_form")
+        parser.set_defaults(
+            {
+                "model": {"class_path": "zu_lightning.UnlearnModule"},
+                "data": {"class_path": "data.UnlearnDataModule"},
+            }
+        )
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a subcommand: fit, validate, test or predict."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO if rank_zero_only.rank == 0 else logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        UnlearnCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            args=args,
+        )
+    except InputError as error:
+        sys.exit(f"train.py: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""zu-lightning: make a language model forget, exactly and measurably (ZeroUnlearn, arXiv 2605.18879)."""
+
+from zu_lightning.contexts import sample_contexts
+from zu_lightning.errors import InputError
+from zu_lightning.evaluation import EvaluationBatch, evaluate, evaluation_batches
+from zu_lightning.export import export_adapter, export_model, largest_logit_difference
+from zu_lightning.facts import Fact, Query, read_facts, split_facts
+from zu_lightning.keys import LayerProblem, lookup_keys, second_moments
+from zu_lightning.latents import LatentOptions, Latents, neutral_targets, original_values
+from zu_lightning.lm import EditableLM, EditReport
+from zu_lightning.module import UnlearnModule, complete
+from zu_lightning.pretrain import PretrainModule
+from zu_lightning.rules import AlphaEdit, Memit, Rome, Rule, ZeroUnlearn, ZeroUnlearnGD, ZeroUnlearnSoft
+from zu_lightning.solvers import LowRankUpdate
+from zu_lightning.texts import read_texts
+from zu_lightning.timing import timed
+from zu_lightning.unlearn import UnlearnResult, layer_problem, retain_documents, unlearn, warn_of_width
+
+__all__ = [
+    "AlphaEdit",
+    "EditReport",
+    "EditableLM",
+    "EvaluationBatch",
+    "Fact",
+    "InputError",
+    "LatentOptions",
+    "Latents",
+    "LayerProblem",
+    "LowRankUpdate",
+    "Memit",
+    "PretrainModule",
+    "Query",
+    "Rome",
+    "Rule",
+    "UnlearnModule",
+    "UnlearnResult",
+    "ZeroUnlearn",
+    "ZeroUnlearnGD",
+    "ZeroUnlearnSoft",
+    "complete",
+    "evaluate",
+    "evaluation_batches",
+    "export_adapter",
+    "export_model",
+    "largest_logit_difference",
+    "layer_problem",
+    "lookup_keys",
+    "neutral_targets",
+    "original_values",
+    "read_facts",
+    "read_texts",
+    "retain_documents",
+    "sample_contexts",
+    "second_moments",
+    "split_facts",
+    "timed",
+    "unlearn",
+    "warn_of_width",
+]

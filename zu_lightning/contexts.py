@@ -1,0 +1,41 @@
+"""Context templates: texts put before a prompt, so that a key does not depend on what happens to precede it."""
+
+from collections.abc import Sequence
+
+import torch
+
+from zu_lightning.lm import EditableLM
+
+CONTEXT_STARTS = ("The", "Therefore", "Because", "I", "You")
+
+
+def sample_contexts(
+    lm: EditableLM, starts: Sequence[str] = CONTEXT_STARTS, length: int = 10, seed: int = 0
+) -> tuple[str, ...]:
+    """The bare prompt's empty context, then one sentence begun by the model for each start, as MEMIT does.
+
+    Args:
+        lm: The model that goes on from each start, by sampling from its five likeliest tokens.
+        starts: First words.
+        length: Tokens sampled after each.
+        seed: Seed of the sampling; the global random state is left as it was.
+
+    Returns:
+        ``1 + len(starts)`` contexts, the first empty.
+    """
+    contexts = [""]
+    with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for start in starts:
+            encoded = lm.tokenizer(start, return_tensors="pt").to(lm.device)
+            tokens = lm.model.generate(
+                input_ids=encoded["input_ids"],
+                attention_mask=encoded["attention_mask"],
+                do_sample=True,
+                top_k=5,
+                max_new_tokens=length,
+                pad_token_id=lm.tokenizer.pad_token_id or 0,
+            )
+            text = str(lm.tokenizer.decode(tokens[0], skip_special_tokens=True)).strip()
+            contexts.append(text if text.endswith(".") else f"{text}.")
+    return tuple(contexts)

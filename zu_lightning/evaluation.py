@@ -1,0 +1,123 @@
+"""Evaluation before and after: which queries are asked, in which batches, and into which metric each goes."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from zu_lightning.facts import Fact, Query
+from zu_lightning.keys import batches
+from zu_lightning.lm import EditableLM
+from zu_lightning.metrics import AnswerMetric, Efficacy, Generalization, Perplexity, Retain, Specificity
+from zu_lightning.tokens import TokenBatch, TokenizedText, check_lengths, collate, tokenize, tokenize_query
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """Texts that go into one metric.
+
+    Attributes:
+        metric: Name of the metric.
+        texts: Prompts with answers, or prose whose every token but the first is an "answer".
+    """
+
+    metric: str
+    texts: TokenBatch
+
+
+def evaluation_metrics() -> nn.ModuleDict:
+    """One fresh metric for each name that an :class:`EvaluationBatch` may carry."""
+    return nn.ModuleDict(
+        {
+            "efficacy": Efficacy(),
+            "generalization": Generalization(),
+            "specificity": Specificity(),
+            "retain": Retain(),
+            "perplexity": Perplexity(),
+        }
+    )
+
+
+def evaluation_batches(
+    lm: EditableLM,
+    forget: Sequence[Fact],
+    retain: Sequence[Fact],
+    heldout: Iterable[str],
+    *,
+    max_length: int = 512,
+    max_tokens: int = 8192,
+) -> list[EvaluationBatch]:
+    """All batches of an evaluation.
+
+    A neighbour that is itself one of the forgotten facts (the forgotten subject with its forgotten target) is left out
+    of Specificity.
+
+    Args:
+        lm: The model.
+        forget: Facts to forget.
+        retain: Facts to keep.
+        heldout: Text for the perplexity, one document each.
+        max_length: Tokens of a document that are read; never more than the model's context.
+        max_tokens: Most tokens a batch, padding included.
+
+    Returns:
+        Batches in a fixed order, each for one metric.
+
+    Raises:
+        InputError: A prompt with its answer is longer than the model's context.
+    """
+    forgotten = {(fact.subject, fact.target) for fact in forget if fact.subject}
+    queries = {
+        "efficacy": [fact.query for fact in forget],
+        "generalization": [Query(text, fact.target) for fact in forget for text in fact.paraphrases],
+        "specificity": [
+            query
+            for fact in forget
+            for query in fact.neighbors
+            if not any(subject in query.prompt and query.target == target for subject, target in forgotten)
+        ],
+        "retain": [fact.query for fact in retain],
+    }
+    texts = {name: [tokenize_query(lm.tokenizer, query) for query in asked] for name, asked in queries.items()}
+    for name, tokenized in texts.items():
+        names = [f"the prompt {query.prompt[:60]!r}... with its answer (of {name})" for query in queries[name]]
+        check_lengths(tokenized, names, lm.context_length)
+    documents = (tokenize(lm.tokenizer, text).ids[: min(max_length, lm.context_length)] for text in heldout)
+    texts["perplexity"] = [TokenizedText(ids, 0, 1) for ids in documents if len(ids) > 1]
+    return [
+        EvaluationBatch(name, collate([tokenized[i] for i in indices], lm.tokenizer))
+        for name, tokenized in texts.items()
+        for indices in batches(tokenized, max_tokens)
+    ]
+
+
+@torch.no_grad()
+def update_metric(lm: EditableLM, metrics: nn.ModuleDict, batch: EvaluationBatch) -> None:
+    """Run the model on a batch and add the result to the batch's metric."""
+    texts = lm.to_device(batch.texts)
+    rows, positions, tokens = texts.answer_positions()
+    logits = lm.logits(texts, rows, positions)
+    metric = metrics[batch.metric]
+    if isinstance(metric, AnswerMetric):
+        metric.update(logits, tokens, rows, len(texts.lengths))
+    else:
+        metric.update(logits, tokens)
+
+
+def compute_metrics(metrics: nn.ModuleDict) -> dict[str, float]:
+    """Every figure by name, as in ``metrics.json``; those of metrics that saw nothing are left out."""
+    figures: dict[str, float] = {}
+    for name, metric in metrics.items():
+        if metric.update_called and metric.total > 0:
+            value = metric.compute()
+            figures |= {key: item.item() for key, item in (value if isinstance(value, dict) else {name: value}).items()}
+    return figures
+
+
+def evaluate(lm: EditableLM, evaluation: Iterable[EvaluationBatch]) -> dict[str, float]:
+    """All figures of one evaluation: percent for exact matches, 0..1 for probabilities, and the perplexity."""
+    metrics = evaluation_metrics().to(lm.device)
+    for batch in evaluation:
+        update_metric(lm, metrics, batch)
+    return compute_metrics(metrics)

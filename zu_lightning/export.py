@@ -1,0 +1,129 @@
+"""The edited model as a Hugging Face directory, and the edit alone as a PEFT LoRA adapter."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from zu_lightning.lm import EditableLM
+from zu_lightning.solvers import LowRankUpdate
+from zu_lightning.tokens import TokenBatch, collate, tokenize
+
+
+def export_model(lm: EditableLM, folder: str | Path) -> Path:
+    """Write model and tokenizer as a directory that ``AutoModelForCausalLM.from_pretrained`` loads.
+
+    Args:
+        lm: The edited model.
+        folder: Where to; replaced if it exists, and never half written.
+
+    Returns:
+        The folder.
+    """
+    with _written_whole(Path(folder)) as temporary:
+        lm.model.save_pretrained(temporary)
+        lm.tokenizer.save_pretrained(temporary)
+    return Path(folder)
+
+
+def export_adapter(lm: EditableLM, folder: str | Path) -> Path:
+    """Write the edit as a PEFT LoRA adapter of the exact low-rank difference (rank at most 2 n a layer).
+
+    Args:
+        lm: The edited model.
+        folder: Where to; replaced if it exists, and never half written.
+
+    Returns:
+        The folder. ``PeftModel.from_pretrained(base, folder)`` is the edited model, ``unload()`` the base again.
+
+    Raises:
+        ValueError: Nothing has been edited.
+    """
+    if not lm.updates:
+        raise ValueError("there is no adapter to write: nothing has been edited.")
+    factors = {lm.weight_name(layer): _balanced(update) for layer, update in sorted(lm.updates.items())}
+    ranks = {name: update.rank for name, update in factors.items()}
+    largest = max(ranks.values())
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=lm.model.name_or_path,
+        target_modules=list(ranks),
+        r=largest,
+        lora_alpha=largest,
+        rank_pattern=ranks,
+        alpha_pattern=ranks,
+        lora_dropout=0.0,
+        fan_in_fan_out=any(isinstance(lm.projections[layer], Conv1D) for layer in lm.updates),
+        inference_mode=True,
+    )
+    tensors = {}
+    for name, update in factors.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = update.right.float().cpu().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = update.left.float().cpu().contiguous()
+    with _written_whole(Path(folder)) as temporary:
+        config.save_pretrained(temporary)
+        save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+    return Path(folder)
+
+
+def largest_logit_difference(lm: EditableLM, model_folder: Path, adapter_folder: Path, texts: Sequence[str]) -> float:
+    """Reload what was exported and compare it with the model in memory.
+
+    Args:
+        lm: The edited model.
+        model_folder: Written by :func:`export_model`.
+        adapter_folder: Written by :func:`export_adapter`; its base is loaded from where ``lm`` came from.
+        texts: Texts to compare on.
+
+    Returns:
+        The largest absolute difference of a logit, of both exports.
+    """
+    batch = lm.to_device(collate([tokenize(lm.tokenizer, text) for text in texts], lm.tokenizer))
+    here = _logits(lm.model, batch)
+    largest = 0.0
+    for source, adapter in ((model_folder, None), (lm.model.name_or_path, adapter_folder)):
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=lm.model.dtype).to(lm.device).eval()
+        if adapter is not None:
+            model = PeftModel.from_pretrained(model, adapter)
+        largest = max(largest, (_logits(model, batch) - here).abs().max().item())
+        del model
+    return largest
+
+
+def _balanced(update: LowRankUpdate) -> LowRankUpdate:
+    """The same update with orthogonal factors of equal size and no superfluous rank."""
+    left, right_factor = torch.linalg.qr(update.left.double())
+    right, left_factor = torch.linalg.qr(update.right.double().mT)
+    u, s, v = torch.linalg.svd(right_factor @ left_factor.mT, full_matrices=False)
+    kept = s > torch.finfo(s.dtype).eps * len(s) * s.max()
+    kept[0] = True
+    root = s[kept].sqrt()
+    return LowRankUpdate(left @ u[:, kept] * root, root[:, None] * (v[kept] @ right.mT))
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel | PeftModel, batch: TokenBatch) -> Tensor:
+    output: Tensor = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    return output[batch.attention_mask.bool()].float()
+
+
+@contextmanager
+def _written_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of ``folder`` when the context ends well."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,217 @@
+"""Facts to forget or keep, and how they are read from JSON Lines."""
+
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zu_lightning.errors import InputError
+
+
+@dataclass(frozen=True)
+class Query:
+    """A prompt and the answer that a model that knows would give.
+
+    Attributes:
+        prompt: Text without trailing space.
+        target: The answer, without the space that joins it to the prompt.
+    """
+
+    prompt: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One fact, and what tells whether it is forgotten and nothing else is.
+
+    Attributes:
+        id: Unique name.
+        prompt: Text without trailing space, the subject filled in.
+        target: The answer.
+        subject: Whom or what the fact is about; ``None`` if not given.
+        subject_end: Where the subject ends in ``prompt``, in characters; the prompt's end without a subject. The
+            token that holds the character before is the fact's *lookup token*.
+        paraphrases: Other prompts for the same target, for Generalization.
+        neighbors: What must stay, for Specificity.
+    """
+
+    id: str
+    prompt: str
+    target: str
+    subject: str | None
+    subject_end: int
+    paraphrases: tuple[str, ...] = ()
+    neighbors: tuple[Query, ...] = ()
+
+    @property
+    def query(self) -> Query:
+        """The prompt with its answer."""
+        return Query(self.prompt, self.target)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], where: str, default_id: str) -> "Fact":
+        """Check a record of the JSON Lines format and build the fact.
+
+        Args:
+            record: ``{"subject", "prompt", "target", "paraphrases", "neighbors", "id"}``; only ``prompt`` and
+                ``target`` are required. ``{}`` in the prompt stands for the subject.
+            where: File and line, for messages.
+            default_id: The id where the record has none.
+
+        Raises:
+            InputError: A field is missing, empty or of the wrong type, or the subject is not in the prompt.
+        """
+        if not isinstance(record, Mapping):
+            raise InputError(f"{where}: a fact must be a JSON object, but is {record!r:.80}.")
+        template = _text(record, "prompt", where)
+        target = _text(record, "target", where)
+        subject = _text(record, "subject", where) if record.get("subject") is not None else None
+        if "{}" in template:
+            if subject is None:
+                raise InputError(f"{where}: `prompt` holds {{}} for the subject, but `subject` is missing: add it.")
+            prompt = template.replace("{}", subject)
+            subject_end = template.index("{}") + len(subject)
+        elif subject is None:
+            prompt, subject_end = template, len(template)
+        else:
+            start = template.rfind(subject)
+            if start < 0:
+                raise InputError(
+                    f"{where}: `subject` {subject!r} does not occur in `prompt` {template!r}: write it as in the "
+                    "prompt, put {} in its place, or leave `subject` out."
+                )
+            prompt, subject_end = template, start + len(subject)
+        neighbors = [
+            Query(_text(item, "prompt", f"{where}, neighbors[{i}]"), _text(item, "target", f"{where}, neighbors[{i}]"))
+            for i, item in enumerate(_items(record, "neighbors", where, dict))
+        ]
+        paraphrases = [
+            text.replace("{}", subject or "{}").rstrip() for text in _items(record, "paraphrases", where, str)
+        ]
+        return cls(
+            id=str(record.get("id", default_id)),
+            prompt=prompt,
+            target=target,
+            subject=subject,
+            subject_end=subject_end,
+            paraphrases=tuple(paraphrases),
+            neighbors=tuple(neighbors),
+        )
+
+
+def read_facts(path: str | Path) -> list[Fact]:
+    """Read facts from a JSON Lines file, one object a line; empty lines are skipped.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The facts in the order of the file; a fact without ``id`` is named by its line number.
+
+    Raises:
+        InputError: The file is missing, holds no fact, a malformed one, or the same fact or id twice.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read facts from data.path {str(path)!r}: {error}.") from error
+    facts = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number}: not valid JSON ({error}).") from error
+        facts.append(Fact.from_record(record, f"{path}, line {number}", str(number)))
+    if not facts:
+        raise InputError(f"{path} holds no facts: give one JSON object a line, with `prompt` and `target`.")
+    _refuse_duplicates(facts, str(path))
+    return facts
+
+
+def split_facts(
+    facts: Sequence[Fact],
+    forget_num: int,
+    retain_num: int,
+    seed: int,
+    forget_ids: Sequence[str] | None = None,
+    retain_ids: Sequence[str] | None = None,
+) -> tuple[list[Fact], list[Fact]]:
+    """Split facts into those to forget and those to keep, by id lists or by seed and count.
+
+    Args:
+        facts: All facts.
+        forget_num: How many to forget; ignored where ``forget_ids`` is given.
+        retain_num: How many others to watch; ignored where ``retain_ids`` is given.
+        seed: Seed of the draw. The forget set does not depend on ``retain_num``.
+        forget_ids: Ids of the facts to forget.
+        retain_ids: Ids of the facts to watch.
+
+    Returns:
+        Forget set and retain set.
+
+    Raises:
+        InputError: Too few facts, an id that does not exist, or one that is in both lists.
+    """
+    by_id = {fact.id: fact for fact in facts}
+    both = sorted(set(forget_ids or ()) & set(retain_ids or ()))
+    if both:
+        raise InputError(f"facts {both} are in both data.forget_ids and data.retain_ids: take them out of one.")
+    shuffled = random.Random(seed).sample(list(facts), len(facts))
+    taken = {*(forget_ids or ()), *(retain_ids or ())}
+    free = [fact for fact in shuffled if fact.id not in taken]
+
+    def choose(ids: Sequence[str] | None, count: int, field: str) -> list[Fact]:
+        if ids is not None:
+            missing = [name for name in ids if name not in by_id]
+            if missing:
+                raise InputError(f"data.{field}_ids {missing[:5]} are not ids of the {len(facts)} facts in data.path.")
+            return [by_id[name] for name in dict.fromkeys(ids)]
+        if not 0 <= count <= len(free):
+            raise InputError(
+                f"data.{field}_num is {count}, but {len(free)} facts are left to choose from: ask for fewer."
+            )
+        chosen = free[:count]
+        del free[:count]
+        return chosen
+
+    forget = choose(forget_ids, forget_num, "forget")
+    if not forget:
+        raise InputError("there are no facts to forget: data.forget_num or data.forget_ids must name at least one.")
+    return forget, choose(retain_ids, retain_num, "retain")
+
+
+def _refuse_duplicates(facts: Iterable[Fact], where: str) -> None:
+    ids: set[str] = set()
+    queries: dict[Query, str] = {}
+    for fact in facts:
+        if fact.id in ids:
+            raise InputError(f"{where}: id {fact.id!r} occurs twice: ids must be unique.")
+        ids.add(fact.id)
+        if fact.query in queries:
+            raise InputError(
+                f"{where}: facts {queries[fact.query]!r} and {fact.id!r} are the same ({fact.prompt!r} -> "
+                f"{fact.target!r}): remove one."
+            )
+        queries[fact.query] = fact.id
+
+
+def _text(record: Mapping[str, Any], field: str, where: str) -> str:
+    if not isinstance(record, Mapping) or field not in record:
+        raise InputError(f"{where}: `{field}` is missing: add it.")
+    value = record[field]
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{where}: `{field}` must be a text that is not empty, but is {value!r:.80}.")
+    return value.strip()
+
+
+def _items(record: Mapping[str, Any], field: str, where: str, kind: type) -> list[Any]:
+    items = record.get(field) or []
+    if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
+        raise InputError(f"{where}: `{field}` must be a list of {kind.__name__}, but is {items!r:.80}.")
+    return items

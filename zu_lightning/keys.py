@@ -1,0 +1,149 @@
+"""Keys at the lookup token, the problem of one layer, and second moments of retain keys."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from zu_lightning.errors import InputError
+from zu_lightning.facts import Fact
+from zu_lightning.lm import EditableLM
+from zu_lightning.tokens import TokenizedText, collate, tokenize, tokenize_fact
+
+
+@dataclass(frozen=True)
+class LayerProblem:
+    """What a rule is given to solve at one layer; facts are columns.
+
+    Attributes:
+        layer: Index of the layer.
+        keys: K, d_in x n: inputs of the projection at the lookup token, averaged over contexts (the bare prompt weighs
+            1/2, the prefixed ones 1/2 together).
+        residuals: R, d_out x n: this layer's share of what is missing to the neutral targets.
+        values: V, d_out x n: original-knowledge values.
+        second_moment: C, d_in x d_in: uncentred mean of k k^T over retain tokens.
+    """
+
+    layer: int
+    keys: Tensor
+    residuals: Tensor
+    values: Tensor
+    second_moment: Tensor
+
+    def scale_free(self) -> "LayerProblem":
+        """The same problem in units that do not depend on the model.
+
+        Keys have norm 1, values and residuals are divided by the norm of their fact's key (an update solves both
+        problems alike), and the second moment is divided by its mean eigenvalue. A weight or a threshold then means
+        the same in every model and layer.
+        """
+        norms = self.keys.norm(dim=0).clamp(min=torch.finfo(self.keys.dtype).tiny)
+        return replace(
+            self,
+            keys=self.keys / norms,
+            residuals=self.residuals / norms,
+            values=self.values / norms,
+            second_moment=self.second_moment / self.second_moment.diagonal().mean(),
+        )
+
+
+def batches(texts: Sequence[TokenizedText], max_tokens: int) -> Iterator[list[int]]:
+    """Indices of texts of similar length, at most ``max_tokens`` tokens a batch after padding (one text at least)."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))
+    batch: list[int] = []
+    for i in order:
+        if batch and len(texts[i].ids) * (len(batch) + 1) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def lookup_keys(
+    lm: EditableLM, facts: Sequence[Fact], layer: int, contexts: Sequence[str], *, max_tokens: int = 8192
+) -> Tensor:
+    """Keys of the facts at one layer, d_in x n, float64, averaged over contexts; the first context weighs half.
+
+    Args:
+        lm: The model, with the edits below ``layer`` already applied.
+        facts: n facts.
+        layer: Index of the layer.
+        contexts: Texts put before the prompt, the first one empty.
+        max_tokens: Most tokens a batch, padding included.
+
+    Returns:
+        K, d_in x n.
+    """
+    texts = [tokenize_fact(lm.tokenizer, fact, context=context) for context in contexts for fact in facts]
+    rest = 0.5 / max(1, len(contexts) - 1)
+    shares = [1.0 if len(contexts) == 1 else 0.5] + [rest] * (len(contexts) - 1)
+    keys = torch.zeros(len(facts), lm.weight(layer).shape[1], dtype=torch.float64, device=lm.device)
+    for indices in batches(texts, max_tokens):
+        batch = lm.to_device(collate([texts[i] for i in indices], lm.tokenizer))
+        (record,) = lm.record(batch, [lm.projections[layer]])
+        found = record.input[range(len(indices)), batch.lookup].double()
+        for row, i in zip(found, indices, strict=True):
+            keys[i % len(facts)] += shares[i // len(facts)] * row
+    return keys.mT
+
+
+def layer_outputs(lm: EditableLM, facts: Sequence[Fact], layer: int, *, max_tokens: int = 8192) -> Tensor:
+    """Hidden states after a layer at the lookup tokens of the bare prompts, d_out x n, float64."""
+    texts = [tokenize_fact(lm.tokenizer, fact) for fact in facts]
+    outputs = torch.zeros(len(facts), lm.weight(layer).shape[0], dtype=torch.float64, device=lm.device)
+    for indices in batches(texts, max_tokens):
+        batch = lm.to_device(collate([texts[i] for i in indices], lm.tokenizer))
+        (record,) = lm.record(batch, [lm.layers[layer]])
+        outputs[indices] = record.output[range(len(indices)), batch.lookup].double()
+    return outputs.mT
+
+
+def second_moments(
+    lm: EditableLM,
+    texts: Iterable[str],
+    layers: Sequence[int],
+    *,
+    max_length: int = 512,
+    max_tokens: int = 8192,
+    progress: bool = False,
+) -> dict[int, Tensor]:
+    """Uncentred second moments of the keys of several layers, in one pass that ends at the highest of them.
+
+    Args:
+        lm: The model.
+        texts: Retain text, one document each.
+        layers: Indices of the layers.
+        max_length: Tokens of a document that are read; never more than the model's context.
+        max_tokens: Most tokens a batch, padding included.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        For each layer C, d_in x d_in, float64: the mean of k k^T over all tokens of the texts.
+
+    Raises:
+        InputError: There is no text.
+    """
+    max_length = min(max_length, lm.context_length)
+    documents = []
+    for text in texts:
+        ids = tokenize(lm.tokenizer, text).ids[:max_length]
+        documents.append(TokenizedText(ids, lookup=len(ids) - 1, answer=len(ids)))
+    if not documents:
+        raise InputError("there is no retain text: data.corpus must hold at least one line that names no forgotten one.")
+    sums: dict[int, Tensor] = {}
+    count = 0
+    total = sum(len(document.ids) for document in documents)
+    with tqdm(total=total, desc="Retain keys", unit=" tokens", disable=not progress, leave=False) as bar:
+        for indices in batches(documents, max_tokens):
+            batch = lm.to_device(collate([documents[i] for i in indices], lm.tokenizer))
+            real = batch.attention_mask.bool()
+            for layer, record in zip(layers, lm.record(batch, [lm.projections[i] for i in layers]), strict=True):
+                keys = record.input[real].float()
+                update = (keys.mT @ keys).double()
+                sums[layer] = sums[layer] + update if layer in sums else update
+            count += int(real.sum())
+            bar.update(int(real.sum()))
+    return {layer: total / count for layer, total in sums.items()}

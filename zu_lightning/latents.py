@@ -1,0 +1,247 @@
+"""Latent optimisation: which vector at a fact's lookup token makes the model emit a given answer?
+
+The neutral targets ``z*`` and the optimised values ``V`` are the same small problem with another answer and another
+place; one routine serves both, many facts at a time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div, log_softmax
+from tqdm.auto import tqdm
+
+from zu_lightning.facts import Fact
+from zu_lightning.lm import EditableLM
+from zu_lightning.metrics.functional import answer_scores
+from zu_lightning.tokens import collate, tokenize, tokenize_fact
+
+ESSENCE_PROMPT = "{} is a"
+"""Continuations of this prompt should stay as they are: what the subject is must survive."""
+
+
+@dataclass(frozen=True)
+class LatentOptions:
+    """How latent vectors are optimised. The defaults are the paper's, which are MEMIT's."""
+
+    steps: int = 25
+    """Evaluations of the loss; Adam moves between them."""
+    learning_rate: float = 0.1
+    """Adam's step size, in units of a hidden state's entries."""
+    kl_weight: float = 0.0625
+    """Weight of KL(new || original) of the next token after "{subject} is a", in nats."""
+    weight_decay: float = 0.5
+    """Weight of ||delta|| / ||start||^2."""
+    clamp: float = 0.75
+    """Largest ||delta|| / ||start||."""
+    tolerance: float = 0.05
+    """A fact whose loss is below this is done, in nats."""
+    facts_per_batch: int = 64
+    """Facts optimised at a time: memory, not results, depends on it."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no optimisation can run with."""
+        for name in ("steps", "learning_rate", "clamp", "facts_per_batch"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"latents.{name} must be positive, but is {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Optimised vectors, facts as columns.
+
+    Attributes:
+        start: What the model computed at the place, d_out x n.
+        optimum: What makes it emit the answer, d_out x n.
+        probability: Probability of the answer to the bare prompt with the optimum in place, n.
+        original_lost: Whether greedy decoding, with the optimum in place, no longer gives the fact's own target, n.
+            For neutral targets the share of these facts is the ceiling of every rule.
+    """
+
+    start: Tensor
+    optimum: Tensor
+    probability: Tensor
+    original_lost: Tensor
+
+
+def neutral_targets(
+    lm: EditableLM,
+    facts: Sequence[Fact],
+    layer: int,
+    neutral: str,
+    contexts: Sequence[str],
+    options: LatentOptions,
+    *,
+    progress: bool = False,
+) -> Latents:
+    """z*: hidden states after ``layer`` at the lookup tokens that make the model emit the neutral answer."""
+    return _optimise(lm, facts, [neutral] * len(facts), layer, contexts, options, at_projection=False, progress=progress)
+
+
+def original_values(
+    lm: EditableLM,
+    facts: Sequence[Fact],
+    layer: int,
+    contexts: Sequence[str],
+    options: LatentOptions,
+    *,
+    progress: bool = False,
+) -> Latents:
+    """V: outputs of the projection of ``layer`` at the lookup tokens that make the model emit the true answers."""
+    targets = [fact.target for fact in facts]
+    return _optimise(lm, facts, targets, layer, contexts, options, at_projection=True, progress=progress)
+
+
+def _optimise(
+    lm: EditableLM,
+    facts: Sequence[Fact],
+    answers: Sequence[str],
+    layer: int,
+    contexts: Sequence[str],
+    options: LatentOptions,
+    *,
+    at_projection: bool,
+    progress: bool,
+) -> Latents:
+    parts = []
+    size = options.facts_per_batch
+    starts = range(0, len(facts), size)
+    name = "Original values" if at_projection else "Neutral targets"
+    with tqdm(total=len(starts) * options.steps, desc=name, disable=not progress, leave=False) as bar:
+        for start in starts:
+            problem = _LatentProblem(
+                lm, facts[start : start + size], answers[start : start + size], layer, contexts, options, at_projection
+            )
+            parts.append(problem.solve(bar))
+    return Latents(
+        start=torch.cat([part.start for part in parts], 1),
+        optimum=torch.cat([part.optimum for part in parts], 1),
+        probability=torch.cat([part.probability for part in parts]),
+        original_lost=torch.cat([part.original_lost for part in parts]),
+    )
+
+
+class _LatentProblem:
+    """The joint problem of a few facts; facts do not influence each other.
+
+    Rows of the batch: every fact behind every context, contexts outermost, then one essence prompt for each fact with
+    a subject.
+    """
+
+    def __init__(
+        self,
+        lm: EditableLM,
+        facts: Sequence[Fact],
+        answers: Sequence[str],
+        layer: int,
+        contexts: Sequence[str],
+        options: LatentOptions,
+        at_projection: bool,
+    ) -> None:
+        self.lm, self.facts, self.layer, self.options = lm, facts, layer, options
+        self.site = lm.projections[layer] if at_projection else lm.layers[layer]
+        n = len(facts)
+        texts = [
+            tokenize_fact(lm.tokenizer, fact, context=context, answer=answer)
+            for context in contexts
+            for fact, answer in zip(facts, answers, strict=True)
+        ]
+        self.prompt_rows = len(texts)
+        with_subject = [i for i, fact in enumerate(facts) if fact.subject]
+        texts += [
+            tokenize(lm.tokenizer, ESSENCE_PROMPT.format(facts[i].subject), lookup_end=len(facts[i].subject or ""))
+            for i in with_subject
+        ]
+        self.batch = lm.to_device(collate(texts, lm.tokenizer))
+        self.fact_of_row = torch.tensor([i % n for i in range(self.prompt_rows)] + with_subject, device=lm.device)
+        at_layer, at_site = lm.record(self.batch, [lm.layers[layer], self.site])
+        self.layer_input = at_layer.input
+        self.start = at_site.output[range(n), self.batch.lookup[:n]].float()
+        self.delta = torch.zeros_like(self.start, requires_grad=True)
+
+    def solve(self, bar: "tqdm[None]") -> Latents:
+        """Run Adam on all facts at once; a fact that is done is frozen."""
+        optimizer = torch.optim.Adam([self.delta], lr=self.options.learning_rate)
+        limit = self.options.clamp * self.start.norm(dim=1, keepdim=True)
+        original_essence = self._essence_distribution().detach()
+        active = torch.ones(len(self.facts), dtype=torch.bool, device=self.lm.device)
+        for step in range(self.options.steps):
+            losses = self._losses(original_essence)
+            active &= losses.detach() >= self.options.tolerance
+            bar.update()
+            if step == self.options.steps - 1 or not active.any():
+                bar.update(self.options.steps - 1 - step)
+                break
+            optimizer.zero_grad()
+            losses[active].sum().backward()
+            before = self.delta.detach().clone()
+            optimizer.step()
+            with torch.no_grad():
+                norm = self.delta.norm(dim=1, keepdim=True)
+                self.delta.mul_((limit / norm.clamp(min=1e-12)).clamp(max=1.0))
+                # Adam's momentum would move a finished fact on.
+                self.delta[~active] = before[~active]
+        with torch.no_grad():
+            return Latents(
+                start=self.start.mT.double(),
+                optimum=(self.start + self.delta).mT.double(),
+                probability=self._bare_probability(),
+                original_lost=self._original_lost(),
+            )
+
+    def _losses(self, original_essence: Tensor) -> Tensor:
+        rows, positions, tokens = self.batch.answer_positions()
+        essence_rows = torch.arange(self.prompt_rows, len(self.fact_of_row), device=self.lm.device)
+        log_probability = log_softmax(
+            self._logits(
+                torch.cat([rows, essence_rows]), torch.cat([positions, self.batch.lengths[essence_rows] - 1])
+            ),
+            -1,
+        )
+        per_token = -log_probability[range(len(rows)), tokens]
+        # Mean over an answer's tokens, then over contexts.
+        weight = 1.0 / (self.batch.lengths - self.batch.answer).clamp(min=1).float()
+        contexts = self.prompt_rows // len(self.facts)
+        losses = torch.zeros(len(self.facts), device=self.lm.device)
+        losses = losses.index_add(0, self.fact_of_row[rows], per_token * weight[rows] / contexts)
+        divergence = kl_div(original_essence, log_probability[len(rows) :], log_target=True, reduction="none").sum(1)
+        losses = losses.index_add(0, self.fact_of_row[essence_rows], self.options.kl_weight * divergence)
+        # The norm has no gradient at zero, where every fact starts.
+        size = (self.delta.square().sum(1) + 1e-24).sqrt()
+        return losses + self.options.weight_decay * size / self.start.square().sum(1)
+
+    def _essence_distribution(self) -> Tensor:
+        rows = torch.arange(self.prompt_rows, len(self.fact_of_row), device=self.lm.device)
+        return log_softmax(self._logits(rows, self.batch.lengths[rows] - 1), -1)
+
+    def _bare_probability(self) -> Tensor:
+        rows, positions, tokens = self.batch.answer_positions()
+        bare = rows < len(self.facts)
+        logits = self._logits(rows[bare], positions[bare])
+        return answer_scores(logits, tokens[bare], rows[bare], len(self.facts)).probability
+
+    def _original_lost(self) -> Tensor:
+        """Whether the facts' own targets are gone when the bare prompts are decoded with the optimum in place."""
+        texts = [tokenize_fact(self.lm.tokenizer, fact, answer=fact.target) for fact in self.facts]
+        batch = self.lm.to_device(collate(texts, self.lm.tokenizer))
+        rows, positions, tokens = batch.answer_positions()
+        with self.lm.shifted(self.site, lambda hidden: _added(hidden, batch.lookup, self.delta)):
+            logits = self.lm.logits(batch, rows, positions)
+        return ~answer_scores(logits, tokens, rows, len(texts)).exact
+
+    def _logits(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """Logits with delta in place, computed from the edited layer's cached input on: nothing below it changes."""
+        delta = self.delta[self.fact_of_row]
+        with (
+            self.lm.resumed(self.layer, self.layer_input),
+            self.lm.shifted(self.site, lambda hidden: _added(hidden, self.batch.lookup, delta)),
+        ):
+            return self.lm.logits(self.batch, rows, positions)
+
+
+def _added(hidden: Tensor, lookup: Tensor, delta: Tensor) -> Tensor:
+    """``hidden`` (rows x length x width) with ``delta`` (rows x width) added at each row's lookup token."""
+    rows = torch.arange(len(hidden), device=hidden.device)
+    return hidden.index_put((rows, lookup), delta.to(hidden.dtype), accumulate=True)
+

@@ -1,0 +1,339 @@
+"""A causal language model whose MLP output projections can be read and edited.
+
+The only module that knows how decoders are built. Everything else speaks of layers, lookup tokens, keys and values.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from zu_lightning.errors import InputError
+from zu_lightning.solvers import LowRankUpdate
+from zu_lightning.tokens import TokenBatch
+
+PROJECTION_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out")
+"""What decoders call an MLP's output projection: Llama, Qwen, Mistral, Gemma, Phi-3; GPT-2; GPT-NeoX; OPT; GPT-J."""
+
+
+@dataclass(frozen=True)
+class EditReport:
+    """What writing an update into a weight did.
+
+    Attributes:
+        relative_norm: Frobenius norm of the update divided by that of the weight before it.
+        rank: Rank of the update (an upper bound: the width of its factors).
+        stored_error: Norm of (change of the stored weight - update) divided by the norm of the update: what rounding
+            to the weight's dtype took away.
+    """
+
+    relative_norm: float
+    rank: int
+    stored_error: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a module received and returned in one forward pass (each: rows x length x width)."""
+
+    input: Tensor
+    output: Tensor
+
+
+class _StopForward(Exception):
+    """Raised by a hook when everything asked for has been seen."""
+
+
+class EditableLM:
+    """A Hugging Face causal language model with access to its MLP output projections.
+
+    Args:
+        model: Any causal LM whose decoder layers have a dense MLP with one output projection.
+        tokenizer: Its fast tokenizer.
+
+    Attributes:
+        updates: For each edited layer, the sum of the updates applied so far.
+
+    Raises:
+        InputError: The decoder layers or their output projections cannot be found, or the tokenizer is not a fast one.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not tokenizer.is_fast:
+            raise InputError(
+                f"the tokenizer {type(tokenizer).__name__} gives no character offsets, by which the subject is found: "
+                "load a fast tokenizer."
+            )
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.layers = _decoder_layers(model)
+        self.projections = [_output_projection(layer, model) for layer in self.layers]
+        self.updates: dict[int, LowRankUpdate] = {}
+        self._layers_return_tuples = False
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, *, dtype: str = "auto", **kwargs: Any) -> "EditableLM":
+        """Load model and tokenizer from the hub or a directory.
+
+        Args:
+            name_or_path: Hub id, or a directory written by ``save_pretrained``.
+            dtype: ``auto`` (what the model says of itself), ``float32``, ``bfloat16`` or ``float16``.
+            kwargs: More arguments of ``AutoModelForCausalLM.from_pretrained``.
+
+        Raises:
+            InputError: The model is missing or is no causal language model.
+        """
+        check_model(name_or_path)
+        model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **kwargs)
+        return cls(model, AutoTokenizer.from_pretrained(name_or_path))
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids must be."""
+        return self.model.device
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens the model can read."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Refuse layers that do not exist, are named twice or are out of order (the lowest is edited first).
+
+        Raises:
+            InputError: See above.
+        """
+        check_layers(layers, len(self.layers))
+
+    def weight(self, layer: int) -> Tensor:
+        """W of a layer's output projection, d_out x d_in, whichever way the module stores it; a view."""
+        projection = self.projections[layer]
+        return projection.weight.mT if isinstance(projection, Conv1D) else projection.weight
+
+    def weight_name(self, layer: int) -> str:
+        """Name of the module that holds ``weight(layer)``, as in ``model.named_modules()``."""
+        return next(name for name, module in self.model.named_modules() if module is self.projections[layer])
+
+    def apply(self, layer: int, update: LowRankUpdate) -> EditReport:
+        """Add an update to a layer's projection: computed in float64, rounded to the weight's dtype once.
+
+        Args:
+            layer: Index of the layer, from 0.
+            update: Factors of the update.
+
+        Returns:
+            What was stored, compared with what was asked for.
+
+        Raises:
+            ValueError: The update holds NaN or infinite entries; the weight is then untouched.
+        """
+        weight = self.weight(layer)
+        before = weight.detach().double()
+        change = update.dense().detach().to(before)
+        if not torch.isfinite(change).all():
+            raise ValueError(f"the update of layer {layer} holds NaN or infinite entries: the weight is unchanged.")
+        with torch.no_grad():
+            weight.copy_(before + change)
+        update = LowRankUpdate(update.left.detach().clone(), update.right.detach().clone())
+        error = (weight.detach().double() - before - change).norm()
+        known = self.updates.get(layer)
+        self.updates[layer] = (
+            LowRankUpdate(torch.cat([known.left, update.left], 1), torch.cat([known.right, update.right]))
+            if known
+            else update
+        )
+        size = change.norm()
+        return EditReport(
+            relative_norm=(size / before.norm()).item(),
+            rank=update.rank,
+            stored_error=(error / size).item() if size > 0 else 0.0,
+        )
+
+    def record(self, batch: TokenBatch, modules: Sequence[nn.Module]) -> list[Record]:
+        """Run the model and keep what ``modules`` receive and return; nothing above the last of them is computed.
+
+        Args:
+            batch: Texts.
+            modules: Decoder layers or projections.
+
+        Returns:
+            One record for each module.
+        """
+        seen: dict[int, Record] = {}
+
+        def keep(i: int) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+                received = args[0] if args else kwargs["hidden_states"]
+                seen[i] = Record(received.detach(), _hidden(output).detach())
+                # Decoder layers return a tuple in transformers 4 and a tensor in 5; projections always a tensor.
+                self._layers_return_tuples |= isinstance(output, tuple)
+                if len(seen) == len(modules):
+                    raise _StopForward
+
+            return hook
+
+        with ExitStack() as stack:
+            for i, module in enumerate(modules):
+                stack.enter_context(_hooked(module.register_forward_hook(keep(i), with_kwargs=True)))
+            stack.enter_context(torch.no_grad())
+            try:
+                self._forward(batch)
+            except _StopForward:
+                pass
+        return [seen[i] for i in range(len(modules))]
+
+    def logits(self, batch: TokenBatch, rows: Tensor, positions: Tensor) -> Tensor:
+        """Next-token logits at the given places only: the vocabulary is large, the answers are short.
+
+        Args:
+            batch: Texts.
+            rows: Row of each place.
+            positions: Position of each place in its row.
+
+        Returns:
+            places x vocabulary, float32.
+        """
+
+        def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (args[0][rows.to(args[0].device), positions.to(args[0].device)],)
+
+        head = self.model.get_output_embeddings()
+        with _hooked(head.register_forward_pre_hook(select)):
+            logits: Tensor = self._forward(batch).logits
+        return logits.float()
+
+    @contextmanager
+    def resumed(self, layer: int, hidden: Tensor) -> Iterator[None]:
+        """Within this context the model starts at ``layer`` from its cached input; the layers below are not computed.
+
+        Args:
+            layer: Index of the layer that comes next.
+            hidden: Its input, rows x length x width, as recorded for the same batch.
+        """
+
+        def skip(*args: Any, **kwargs: Any) -> Any:
+            return (hidden,) if self._layers_return_tuples else hidden
+
+        with ExitStack() as stack:
+            for below in self.layers[:layer]:
+                stack.enter_context(_replaced_forward(below, skip))
+            yield
+
+    @contextmanager
+    def shifted(self, module: nn.Module, shift: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Within this context the output of ``module`` (rows x length x width) is replaced by ``shift`` of it."""
+
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            shifted = shift(_hidden(output))
+            return (shifted, *output[1:]) if isinstance(output, tuple) else shifted
+
+        with _hooked(module.register_forward_hook(hook)):
+            yield
+
+    def to_device(self, batch: TokenBatch) -> TokenBatch:
+        """The batch on the model's device."""
+        return TokenBatch(**{field.name: getattr(batch, field.name).to(self.device) for field in fields(batch)})
+
+    def _forward(self, batch: TokenBatch) -> Any:
+        return self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+
+
+def check_model(name_or_path: str | Path) -> int:
+    """Check that there is a causal language model behind a name, without loading its weights.
+
+    Args:
+        name_or_path: Hub id or directory.
+
+    Returns:
+        The number of its decoder layers.
+
+    Raises:
+        InputError: It is missing, or is no causal language model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"model.model_name_or_path {str(name_or_path)!r} is neither a model directory (with a config.json) nor a "
+            f"model that the hub gives us ({reason})"
+        ) from error
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise InputError(
+            f"model.model_name_or_path {str(name_or_path)!r} is a {config.model_type!r} model, which is no causal "
+            "language model: name a decoder such as Llama, Qwen, Mistral, Gemma, Phi, GPT-2, GPT-NeoX or OPT."
+        )
+    return int(config.get_text_config().num_hidden_layers)
+
+
+def check_layers(layers: Sequence[int], count: int) -> None:
+    """Refuse layers that do not exist, are named twice or are out of order (the lowest is edited first).
+
+    Args:
+        layers: Indices from 0.
+        count: Number of layers that the model has.
+
+    Raises:
+        InputError: See above.
+    """
+    missing = [layer for layer in layers if not 0 <= layer < count]
+    if missing or not layers:
+        raise InputError(f"model.layers {list(layers)}: layers {missing} do not exist, the model has 0..{count - 1}.")
+    if list(layers) != sorted(set(layers)):
+        raise InputError(f"model.layers {list(layers)} must be in increasing order, each layer once.")
+
+
+def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    count = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise InputError(f"no list of {count} decoder layers was found in a {type(model).__name__}.")
+
+
+def _output_projection(layer: nn.Module, model: PreTrainedModel) -> nn.Module:
+    width = model.config.get_text_config().hidden_size
+    for name, module in reversed(list(layer.named_modules())):
+        if name.split(".")[-1] not in PROJECTION_NAMES or "attn" in name or "attention" in name or "expert" in name:
+            continue
+        outputs = module.nf if isinstance(module, Conv1D) else getattr(module, "out_features", None)
+        if outputs == width:
+            return module
+    raise InputError(
+        f"a {type(model).__name__} has decoder layers without a dense MLP output projection (looked for "
+        f"{', '.join(PROJECTION_NAMES)} with {width} outputs; experts of a mixture are not edited)."
+    )
+
+
+def _hidden(output: Any) -> Tensor:
+    """The hidden states in what a decoder layer returns: a tensor in transformers 5, a tuple before."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+@contextmanager
+def _hooked(handle: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    own = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+

@@ -1,0 +1,73 @@
+"""Whether the model still gives an answer: Efficacy, Generalization, Specificity and Retain."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from zu_lightning.metrics.functional import answer_scores
+
+
+class AnswerMetric(Metric):
+    """Share of answers that greedy decoding gives in full, and their mean probability.
+
+    States are sums over answers, so that any number of processes and any batching give the same figures.
+
+    ``compute`` returns ``{name: percent, name_probability: 0..1}``, NaN where no answer was seen.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    name: ClassVar[str]
+
+    exact: Tensor
+    probability: Tensor
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for state in ("exact", "probability", "total"):
+            self.add_state(state, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, tokens: Tensor, answer: Tensor, count: int) -> None:
+        """Add a batch of answers: the arguments of :func:`zu_lightning.metrics.functional.answer_scores`."""
+        scores = answer_scores(logits, tokens, answer, count)
+        self.exact += scores.exact.sum()
+        self.probability += scores.probability.sum()
+        self.total += count
+
+    def compute(self) -> dict[str, Tensor]:
+        """Percent of exact matches and mean probability of all answers seen."""
+        return {
+            self.name: 100 * self.exact / self.total,
+            f"{self.name}_probability": self.probability / self.total,
+        }
+
+
+class Efficacy(AnswerMetric):
+    """Forgotten facts that the model still answers, on their own prompts: low is good after unlearning."""
+
+    higher_is_better = False
+    name = "efficacy"
+
+
+class Generalization(AnswerMetric):
+    """Forgotten facts that the model still answers, on paraphrases: low is good after unlearning."""
+
+    higher_is_better = False
+    name = "generalization"
+
+
+class Specificity(AnswerMetric):
+    """Neighbours of forgotten facts (same relation and object, other subject) that the model still answers."""
+
+    higher_is_better = True
+    name = "specificity"
+
+
+class Retain(AnswerMetric):
+    """Facts of the retain set that the model still answers."""
+
+    higher_is_better = True
+    name = "retain"

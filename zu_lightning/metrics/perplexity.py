@@ -1,0 +1,36 @@
+"""Perplexity of held-out text."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from zu_lightning.metrics.functional import negative_log_likelihood
+
+
+class Perplexity(Metric):
+    """exp of the mean negative log-likelihood of a token, every text's first token excepted.
+
+    Unlike ``torchmetrics.text.Perplexity`` it takes logits at the places that count only, and stays finite where a
+    probability underflows, as may happen to a model that was made to forget.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+
+    nll: Tensor
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for state in ("nll", "total"):
+            self.add_state(state, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, tokens: Tensor) -> None:
+        """Add tokens: ``logits`` (tokens x vocabulary) at the place before each of ``tokens`` (ids)."""
+        self.nll += negative_log_likelihood(logits, tokens)
+        self.total += tokens.numel()
+
+    def compute(self) -> Tensor:
+        """Perplexity of all tokens seen, NaN without any."""
+        return (self.nll / self.total).exp()

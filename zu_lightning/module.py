@@ -1,0 +1,200 @@
+"""The LightningModule: a frozen language model, a trainable Delta for one layer at a time, and its evaluation."""
+
+import logging
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from zu_lightning import solvers
+from zu_lightning.evaluation import EvaluationBatch, compute_metrics, evaluation_metrics, update_metric
+from zu_lightning.keys import LayerProblem
+from zu_lightning.latents import LatentOptions
+from zu_lightning.lm import EditableLM, check_layers, check_model
+from zu_lightning.objective import Objective, WhitenedDelta, step_size
+from zu_lightning.solvers import LowRankUpdate
+from zu_lightning.timing import timed
+
+log = logging.getLogger(__name__)
+
+
+class UnlearnModule(LightningModule):
+    """ZeroUnlearn-GD on one layer after the other; an epoch is a layer.
+
+    The data module yields the layer's :class:`LayerProblem`. Each step descends on the objective of
+    arXiv 2605.18879, Eq. 10; after the last step of an epoch the update is written into the weight, before validation
+    looks at it. The ``ClosedForm`` callback replaces the descent: it sets ``update``, and the one step that follows
+    only measures it.
+
+    Args:
+        model_name_or_path: Hub id or directory of a causal language model.
+        layers: Layers to edit, lowest first, from 0.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``: how the weights are kept. Edits are solved in float64.
+        neutral_target: What the model should answer instead.
+        optimise_values: Whether the original-knowledge values V are optimised for the true answers (the paper) or
+            observed at the layer (cheaper, and much the same).
+        latents: Options of the latent optimisation.
+        scale_free: Whether weights and the threshold are in units that carry from model to model.
+        threshold: Eigenvalues of the retain keys' second moment up to here belong to the null space.
+        zero_weight: Weight of the zero term.
+        forget_weight: Weight of the distance to the neutral targets.
+        ridge: Weight of the size of the update.
+        steps: Gradient steps a layer.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str = "data/demo/model",
+        layers: list[int] = [0],  # noqa: B006 (read only, and what --print_config should show)
+        dtype: str = "auto",
+        neutral_target: str = "unknown",
+        optimise_values: bool = True,
+        latents: LatentOptions = LatentOptions(),  # noqa: B008 (frozen)
+        scale_free: bool = True,
+        threshold: float = 0.1,
+        zero_weight: float = 1.0,
+        forget_weight: float = 100.0,
+        ridge: float = 0.1,
+        steps: int = 20,
+    ) -> None:
+        super().__init__()
+        self.model_name_or_path, self.layers, self.dtype_name = model_name_or_path, layers, dtype
+        self.neutral_target, self.optimise_values, self.latents = neutral_target, optimise_values, latents
+        self.scale_free, self.threshold, self.steps = scale_free, threshold, steps
+        self.zero_weight, self.forget_weight, self.ridge = zero_weight, forget_weight, ridge
+        self.metrics = evaluation_metrics()
+        self.figures: dict[str, float] = {}
+        """Figures of the latest evaluation."""
+        self.layer_figures: dict[int, dict[str, float]] = {}
+        """For each edited layer, size, rank and effect of its update."""
+        self.seconds: dict[str, float] = {}
+        """Seconds by phase."""
+        self.update: LowRankUpdate | None = None
+        """The closed-form solution of the present layer, if a callback has set one."""
+
+    def setup(self, stage: str) -> None:
+        """Check what can be checked before weights are loaded; make the fit as long as there are layers."""
+        check_layers(self.layers, check_model(self.model_name_or_path))
+        if stage == "fit" and not self.trainer.fast_dev_run:
+            self.trainer.fit_loop.max_epochs = len(self.layers)
+
+    def configure_model(self) -> None:
+        """Load the language model. It is no submodule: neither checkpoints nor DDP need to know its weights."""
+        if hasattr(self, "lm"):
+            return
+        with timed(self.seconds, "load"):
+            self.lm = EditableLM.from_pretrained(self.model_name_or_path, dtype=self.dtype_name)
+            self.lm.model.to(self.trainer.strategy.root_device)
+        self.lm.check_layers(self.layers)
+        facts = len(self.trainer.datamodule.forget)  # type: ignore[attr-defined]
+        self.delta = WhitenedDelta(self.lm.weight(self.layers[0]).shape[0], facts)
+
+    def on_train_batch_start(self, batch: LayerProblem, batch_idx: int) -> None:
+        """Take up a layer with its first batch; by now a callback may have set its solution."""
+        if batch_idx > 0:
+            return
+        problem = batch.scale_free() if self.scale_free else batch
+        self.weight = self.lm.weight(problem.layer)
+        tensors = (self.weight, problem.keys, problem.residuals, problem.values)
+        weights = {"zero_weight": self.zero_weight, "forget_weight": self.forget_weight, "ridge": self.ridge}
+        self.objective = Objective(*tensors, **weights)
+        self.exact_loss = None
+        if self.update is None:
+            with timed(self.seconds, "null_space"):
+                projector = solvers.null_space(problem.second_moment, self.threshold)
+            self.delta.begin(problem.keys, projector, forget_weight=self.forget_weight, ridge=self.ridge)
+            exact = solvers.zero_unlearn_gd(*tensors, projector, **weights)
+            self.exact_loss = self.objective.terms(exact).total
+
+    def training_step(self, batch: LayerProblem, batch_idx: int) -> Tensor:
+        """The objective at the present update; with a closed form it is measured and has no gradient."""
+        terms = self.objective.terms(self.update or self.delta())
+        figures = {"zero": terms.zero, "forget": terms.forget, "ridge": terms.ridge}
+        if self.exact_loss is not None:
+            figures["gap"] = (terms.total - self.exact_loss) / self.exact_loss
+        self.log_dict({f"train/{name}": value.detach() for name, value in figures.items()}, batch_size=1)
+        return terms.total + 0.0 * self.delta.coordinates.sum()
+
+    def on_train_batch_end(self, outputs: Any, batch: LayerProblem, batch_idx: int) -> None:
+        """After the last step write the update into the weight: validation comes next and must see it."""
+        if not self.trainer.is_last_batch:
+            return
+        with torch.no_grad(), timed(self.seconds, "apply"):
+            update = self.update or self.delta()
+            figures = _effect(self.weight, batch, update)
+            figures |= vars(self.lm.apply(batch.layer, update))
+        self.update = None
+        self.layer_figures[batch.layer] = figures
+        self.log_dict({f"layer/{name}": value for name, value in figures.items()}, batch_size=1)
+        log.info(
+            "layer %d: update of %.3g of the weight's norm, rank %d; residual %.3g -> %.3g, zero term %.3g -> %.3g",
+            batch.layer, figures["relative_norm"], figures["rank"], figures["residual_before"],
+            figures["residual_after"], figures["zero_term_before"], figures["zero_term_after"],
+        )  # fmt: skip
+
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        """Add a batch of queries or text to its metric."""
+        with timed(self.seconds, "evaluation"):
+            update_metric(self.lm, self.metrics, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures of the whole evaluation."""
+        self._log_figures("val")
+
+    def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        """The same as validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the figures of the whole evaluation."""
+        self._log_figures("test")
+
+    def predict_step(self, batch: list[str], batch_idx: int) -> list[dict[str, str]]:
+        """Greedy completions of prompts."""
+        return [
+            {"prompt": prompt, "completion": completion}
+            for prompt, completion in zip(batch, complete(self.lm, batch), strict=True)
+        ]
+
+    def configure_optimizers(self) -> Optimizer:
+        """Plain gradient descent with a step that cannot overshoot in whitened coordinates."""
+        return SGD(self.delta.parameters(), lr=step_size(self.zero_weight, self.forget_weight))
+
+    def _log_figures(self, prefix: str) -> None:
+        self.figures = compute_metrics(self.metrics)
+        self.log_dict({f"{prefix}/{name}": value for name, value in self.figures.items()})
+        for metric in self.metrics.values():
+            metric.reset()
+
+
+def complete(lm: EditableLM, prompts: list[str], max_new_tokens: int = 12) -> list[str]:
+    """Greedy completions of prompts, one at a time so that padding plays no part."""
+    completions = []
+    for prompt in prompts:
+        encoded = lm.tokenizer(prompt, return_tensors="pt").to(lm.device)
+        tokens = lm.model.generate(
+            input_ids=encoded["input_ids"],
+            attention_mask=encoded["attention_mask"],
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=lm.tokenizer.pad_token_id or 0,
+        )
+        new = tokens[0, encoded["input_ids"].shape[1] :]
+        completions.append(str(lm.tokenizer.decode(new, skip_special_tokens=True)).strip())
+    return completions
+
+
+def _effect(weight: Tensor, problem: LayerProblem, update: LowRankUpdate) -> dict[str, float]:
+    """Norms of residual and zero term, averaged over facts (root mean square), before and after an update."""
+    facts = problem.keys.shape[1] ** 0.5
+    basis = solvers.orthonormal_basis(problem.values)
+    outputs = weight.double() @ problem.keys
+    change = update.left @ (update.right @ problem.keys)
+    return {
+        "residual_before": problem.residuals.norm().item() / facts,
+        "residual_after": (problem.residuals - change).norm().item() / facts,
+        "zero_term_before": (basis.mT @ outputs).norm().item() / facts,
+        "zero_term_after": (basis.mT @ (outputs + change)).norm().item() / facts,
+    }

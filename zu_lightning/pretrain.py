@@ -1,0 +1,104 @@
+"""Train a small Llama from scratch: how the demo model was made."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from torch.nn.functional import dropout
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+
+class PretrainModule(LightningModule):
+    """Next-token training of a randomly initialised Llama.
+
+    Args:
+        vocab_size: Size of the vocabulary.
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the MLP's hidden layer, the ``d_in`` of the projections that unlearning edits.
+        num_layers: Number of decoder layers.
+        num_heads: Attention heads.
+        num_key_value_heads: Heads of the attention's keys and values.
+        context_length: Longest sequence in tokens.
+        learning_rate: Peak of the schedule: linear warm-up, then cosine to a tenth.
+        warmup_steps: Steps until the peak.
+        weight_decay: AdamW's decoupled weight decay.
+        mlp_dropout: Share of every MLP's outputs that training drops: what is known spreads over more directions.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = 1408,
+        hidden_size: int = 384,
+        intermediate_size: int = 896,
+        num_layers: int = 3,
+        num_heads: int = 6,
+        num_key_value_heads: int = 2,
+        context_length: int = 256,
+        learning_rate: float = 2e-3,
+        warmup_steps: int = 200,
+        weight_decay: float = 0.01,
+        mlp_dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.learning_rate, self.warmup_steps, self.weight_decay = learning_rate, warmup_steps, weight_decay
+        self.language_model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=vocab_size,
+                hidden_size=hidden_size,
+                intermediate_size=intermediate_size,
+                num_hidden_layers=num_layers,
+                num_attention_heads=num_heads,
+                num_key_value_heads=num_key_value_heads,
+                max_position_embeddings=context_length,
+                tie_word_embeddings=True,
+                bos_token_id=0,
+                eos_token_id=1,
+                pad_token_id=2,
+            )
+        )
+        for layer in self.language_model.model.layers:
+            layer.mlp.register_forward_hook(lambda mlp, _, output: dropout(output, mlp_dropout, mlp.training))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Mean next-token cross-entropy in nats of ``tokens`` (batch x length)."""
+        loss: Tensor = self.language_model(input_ids=tokens, labels=tokens).loss
+        return loss
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """Loss of one batch of token blocks."""
+        loss: Tensor = self(batch)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Log the loss of a batch of unseen text."""
+        self.log("val/loss", self(batch), prog_bar=True, sync_dist=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with warm-up and cosine decay over the trainer's steps."""
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=self.learning_rate, betas=(0.9, 0.98), weight_decay=self.weight_decay
+        )
+        total = self.trainer.estimated_stepping_batches
+
+        def factor(step: int) -> float:
+            warmup = min(1.0, (step + 1) / self.warmup_steps)
+            return warmup * (0.55 + 0.45 * math.cos(math.pi * min(1.0, step / total)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def save_half(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Write model and tokenizer as a directory of float16 weights whose configuration says float32."""
+        halves: dict[int, Tensor] = {}
+        state = {
+            # Tied weights stay one tensor, so that they are written once.
+            name: halves.setdefault(tensor.data_ptr(), tensor.detach().half().cpu())
+            for name, tensor in self.language_model.state_dict().items()
+        }
+        self.language_model.save_pretrained(folder, state_dict=state)
+        tokenizer.save_pretrained(folder)

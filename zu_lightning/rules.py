@@ -1,0 +1,126 @@
+"""Rules: ready-made choices of a solver and its weights, all a pure function of a weight and a layer's problem.
+
+``scale_free`` (the default) states weights and thresholds in units that carry from model to model, see
+:meth:`zu_lightning.keys.LayerProblem.scale_free`; without it they are in the paper's units, made for 3 to 8 B models.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zu_lightning import solvers
+from zu_lightning.keys import LayerProblem
+from zu_lightning.solvers import LowRankUpdate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(ABC):
+    """A closed form that turns a layer's problem into an update of its weight."""
+
+    scale_free: bool = True
+    """Whether keys have norm 1 and the second moment has mean eigenvalue 1 for this rule."""
+
+    def __call__(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
+        """The update of ``weight`` (d_out x d_in) that solves ``problem``, in float64 factors."""
+        return self.solve(weight, problem.scale_free() if self.scale_free else problem)
+
+    @abstractmethod
+    def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
+        """The update, for a problem in this rule's units."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroUnlearn(Rule):
+    """:func:`zu_lightning.solvers.zero_unlearn`: multiplicative, few facts."""
+
+    retain_weight: float = 0.1
+    forget_weight: float = 1.0
+    ridge: float = 0.001
+    slack: float = 0.0
+
+    def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
+        """See :func:`zu_lightning.solvers.zero_unlearn`."""
+        return solvers.zero_unlearn(
+            weight, problem.keys, problem.residuals, problem.values, problem.second_moment,
+            retain_weight=self.retain_weight, forget_weight=self.forget_weight, ridge=self.ridge, slack=self.slack,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroUnlearnGD(Rule):
+    """:func:`zu_lightning.solvers.zero_unlearn_gd`: the exact optimum in the null space, many facts."""
+
+    threshold: float = 0.1
+    zero_weight: float = 1.0
+    forget_weight: float = 100.0
+    ridge: float = 0.1
+
+    def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
+        """See :func:`zu_lightning.solvers.zero_unlearn_gd`."""
+        return solvers.zero_unlearn_gd(
+            weight, problem.keys, problem.residuals, problem.values,
+            solvers.null_space(problem.second_moment, self.threshold),
+            zero_weight=self.zero_weight, forget_weight=self.forget_weight, ridge=self.ridge,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroUnlearnSoft(Rule):
+    """:func:`zu_lightning.solvers.zero_unlearn_soft`: additive, with the retain term in place of the projector."""
+
+    zero_weight: float = 1.0
+    forget_weight: float = 1.0
+    retain_weight: float = 0.1
+    ridge: float = 0.001
+
+    def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
+        """See :func:`zu_lightning.solvers.zero_unlearn_soft`."""
+        return solvers.zero_unlearn_soft(
+            weight, problem.keys, problem.residuals, problem.values, problem.second_moment,
+            zero_weight=self.zero_weight, forget_weight=self.forget_weight,
+            retain_weight=self.retain_weight, ridge=self.ridge,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memit(Rule):
+    """:func:`zu_lightning.solvers.memit`."""
+
+    retain_weight: float = 0.1
+
+    def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
+        """See :func:`zu_lightning.solvers.memit`."""
+        return solvers.memit(
+            weight, problem.keys, problem.residuals, problem.second_moment, retain_weight=self.retain_weight
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaEdit(Rule):
+    """:func:`zu_lightning.solvers.alphaedit`."""
+
+    threshold: float = 0.1
+    ridge: float = 0.01
+
+    def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
+        """See :func:`zu_lightning.solvers.alphaedit`."""
+        basis = solvers.null_space(problem.second_moment, self.threshold)
+        return solvers.alphaedit(weight, problem.keys, problem.residuals, basis, ridge=self.ridge)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rome(Rule):
+    """:func:`zu_lightning.solvers.rome`, one fact after the other; each sees the edits before it."""
+
+    def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
+        """See :func:`zu_lightning.solvers.rome`."""
+        keys, targets = problem.keys.double(), problem.residuals.double()
+        left = weight.new_zeros(len(weight), 0, dtype=torch.float64)
+        right = weight.new_zeros(0, weight.shape[1], dtype=torch.float64)
+        for i in range(keys.shape[1]):
+            residual = targets[:, i] - left @ (right @ keys[:, i])
+            update = solvers.rome(weight, keys[:, i], residual, problem.second_moment)
+            left, right = torch.cat([left, update.left], 1), torch.cat([right, update.right])
+        return LowRankUpdate(left, right)

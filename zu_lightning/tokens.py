@@ -1,0 +1,127 @@
+"""From text to token ids: where the lookup token is, where the answer starts, and padding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from zu_lightning.errors import InputError
+from zu_lightning.facts import Fact, Query
+
+DEFAULT_CONTEXTS = ("",)
+"""The bare prompt alone."""
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """A text as token ids.
+
+    Attributes:
+        ids: Token ids, special tokens in front included.
+        lookup: Index of the lookup token.
+        answer: Index of the first token of the answer; ``len(ids)`` without one.
+    """
+
+    ids: list[int]
+    lookup: int
+    answer: int
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Texts padded on the right, where padding cannot change what a causal model computes.
+
+    Attributes:
+        input_ids: rows x length.
+        attention_mask: rows x length, 1 for tokens and 0 for padding.
+        lookup: rows, index of each row's lookup token.
+        answer: rows, index of the first token of each row's answer.
+        lengths: rows, number of tokens.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    lookup: Tensor
+    answer: Tensor
+    lengths: Tensor
+
+    def answer_positions(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Row and position of every logit that predicts an answer token, and that token's id (each: answer tokens)."""
+        index = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+        predicts = (index >= self.answer[:, None] - 1) & (index < self.lengths[:, None] - 1)
+        rows, positions = predicts.nonzero(as_tuple=True)
+        return rows, positions, self.input_ids[rows, positions + 1]
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, *, answer: str = "", lookup_end: int | None = None
+) -> TokenizedText:
+    """Tokenize a prompt and its answer as one text, so that no token is split or spaced differently.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        prompt: Text without trailing space.
+        answer: Joined to the prompt by one space; may be empty.
+        lookup_end: The lookup token is the one that holds the character before this one; the prompt's last token by
+            default.
+
+    Returns:
+        The token ids with the places of the lookup token and the answer.
+    """
+    text = f"{prompt} {answer}" if answer else prompt
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+    while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and offsets[-1][0] == offsets[-1][1]:
+        # Some tokenizers close every text: the model would be asked to go on after its end.
+        ids.pop()
+        offsets.pop()
+    lookup_end = len(prompt) if lookup_end is None else lookup_end
+    # Byte-level tokenizers give the bytes of one character to several tokens: the last of them ends the subject.
+    lookup = max((i for i, (start, end) in enumerate(offsets) if start < lookup_end <= end), default=len(ids) - 1)
+    first = next((i for i, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))
+    return TokenizedText(ids, lookup, first)
+
+
+def tokenize_fact(
+    tokenizer: PreTrainedTokenizerBase, fact: Fact, *, context: str = "", answer: str = ""
+) -> TokenizedText:
+    """Tokenize a fact's prompt behind a context, with the lookup token at the end of its subject."""
+    prefix = f"{context} " if context else ""
+    return tokenize(tokenizer, prefix + fact.prompt, answer=answer, lookup_end=len(prefix) + fact.subject_end)
+
+
+def tokenize_query(tokenizer: PreTrainedTokenizerBase, query: Query) -> TokenizedText:
+    """Tokenize a prompt with its answer."""
+    return tokenize(tokenizer, query.prompt, answer=query.target)
+
+
+def collate(texts: Sequence[TokenizedText], tokenizer: PreTrainedTokenizerBase) -> TokenBatch:
+    """Pad texts on the right into one batch; a tokenizer without a padding token is fine, since padding is masked."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    lengths = torch.tensor([len(text.ids) for text in texts])
+    length = int(lengths.max())
+    return TokenBatch(
+        input_ids=torch.tensor([text.ids + [pad] * (length - len(text.ids)) for text in texts]),
+        attention_mask=(torch.arange(length) < lengths[:, None]).long(),
+        lookup=torch.tensor([text.lookup for text in texts]),
+        answer=torch.tensor([text.answer for text in texts]),
+        lengths=lengths,
+    )
+
+
+def check_lengths(texts: Sequence[TokenizedText], names: Sequence[str], limit: int) -> None:
+    """Refuse texts that the model cannot read.
+
+    Args:
+        texts: What will be given to the model.
+        names: What to call each text in the message.
+        limit: The model's context in tokens.
+
+    Raises:
+        InputError: A text has more tokens than ``limit``.
+    """
+    for text, name in zip(texts, names, strict=True):
+        if len(text.ids) > limit:
+            raise InputError(f"{name} has {len(text.ids)} tokens, but the model's context holds {limit}: shorten it.")
