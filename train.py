@@ -2,11 +2,10 @@
 
 import logging
 import sys
-from collections.abc import Sequence
 
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 import callbacks  # noqa: F401  (its classes can be named in configurations)
 import data  # noqa: F401
@@ -39,7 +38,7 @@ class UnlearnCLI(LightningCLI):
         )
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: list[str] | None = None) -> None:
     """Run a subcommand: fit, validate, test or predict."""
     logging.basicConfig(format="%(message)s", level=logging.INFO if rank_zero_only.rank == 0 else logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)

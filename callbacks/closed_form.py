@@ -22,9 +22,7 @@ class ClosedForm(Callback):
         if self.rule is not None and isinstance(pl_module, UnlearnModule):
             pl_module.steps = 1
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Hand the module the solution for the layer of this batch."""
         if self.rule is None or not isinstance(pl_module, UnlearnModule) or not isinstance(batch, LayerProblem):
             return

@@ -1,11 +1,11 @@
 """What a run leaves behind: models that can be loaded."""
 
 import logging
-from pathlib import Path
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from callbacks.run_folder import run_folder
 from zu_lightning import (
     PretrainModule,
     UnlearnModule,
@@ -35,9 +35,9 @@ class ExportEditedModel(Callback):
         Raises:
             RuntimeError: A reloaded model differs from the one in memory.
         """
-        if not isinstance(pl_module, UnlearnModule) or not trainer.is_global_zero or trainer.fast_dev_run:
+        folder = run_folder(trainer)
+        if folder is None or not isinstance(pl_module, UnlearnModule):
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
         prompts = [fact.prompt for fact in trainer.datamodule.forget[:16]]  # type: ignore[attr-defined]
         with timed(pl_module.seconds, "export"):
             model = export_model(pl_module.lm, folder / "model")
@@ -70,7 +70,7 @@ class ExportPretrained(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export from rank zero."""
-        if not isinstance(pl_module, PretrainModule) or not trainer.is_global_zero or trainer.fast_dev_run:
+        if run_folder(trainer) is None or not isinstance(pl_module, PretrainModule):
             return
         pl_module.save_half(self.folder, trainer.datamodule.tokenizer)  # type: ignore[attr-defined]
         log.info("exported the trained model to %s", self.folder)

@@ -13,6 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.closed_form import ClosedForm
+from callbacks.run_folder import run_folder
 from zu_lightning import InputError, UnlearnModule, complete
 
 log = logging.getLogger(__name__)
@@ -37,9 +38,9 @@ class Report(Callback):
         Raises:
             InputError: It cannot be written to.
         """
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        folder = run_folder(trainer)
+        if folder is None:
             return
-        folder = _folder(trainer)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / ".writable"
@@ -62,33 +63,37 @@ class Report(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write figures and completions; the export that follows may fail without taking them along."""
-        if not isinstance(pl_module, UnlearnModule) or not trainer.is_global_zero or trainer.fast_dev_run:
+        folder = run_folder(trainer)
+        if folder is None or not isinstance(pl_module, UnlearnModule):
             return
-        self._write(trainer, pl_module)
+        self._write(folder, trainer, pl_module)
         self._show_in_tensorboard(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the table, and write once more what the export has taken."""
-        if not isinstance(pl_module, UnlearnModule) or not trainer.is_global_zero or trainer.fast_dev_run:
+        folder = run_folder(trainer)
+        if folder is None or not isinstance(pl_module, UnlearnModule):
             return
-        self._write(trainer, pl_module)
-        log.info("%s\nresults in %s", self._table(), _folder(trainer))
+        self._write(folder, trainer, pl_module)
+        log.info("%s\nresults in %s", self._table(), folder)
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Append completions to ``predictions.jsonl``."""
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            with (_folder(trainer) / "predictions.jsonl").open("w" if batch_idx == 0 else "a") as file:
+        folder = run_folder(trainer)
+        if folder is not None:
+            with (folder / "predictions.jsonl").open("w" if batch_idx == 0 else "a") as file:
                 file.writelines(json.dumps(output, ensure_ascii=False) + "\n" for output in outputs)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the completions are."""
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            log.info("completions in %s", _folder(trainer) / "predictions.jsonl")
+        folder = run_folder(trainer)
+        if folder is not None:
+            log.info("completions in %s", folder / "predictions.jsonl")
 
-    def _write(self, trainer: Trainer, module: UnlearnModule) -> None:
+    def _write(self, folder: Path, trainer: Trainer, module: UnlearnModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         rule = next((c.rule for c in trainer.callbacks if isinstance(c, ClosedForm)), None)  # type: ignore[attr-defined]
         metrics = {
@@ -100,13 +105,13 @@ class Report(Callback):
             "model": module.model_name_or_path,
             "rule": {"name": type(rule).__name__, **asdict(rule)} if rule else {"name": "gradient descent"},
             "targets": {
-                "reachable": 100 * data.targets.original_lost.double().mean().item(),
-                "probability": data.targets.probability.mean().item(),
+                "reachable": 100 * data.known.targets.original_lost.double().mean().item(),
+                "probability": data.known.targets.probability.mean().item(),
             },
             "layers": module.layer_figures,
             "forgotten": [fact.id for fact in data.forget],
         }
-        path = _folder(trainer) / "metrics.json"
+        path = folder / "metrics.json"
         temporary = path.with_suffix(".partial")
         temporary.write_text(json.dumps(metrics, indent=2) + "\n")
         temporary.replace(path)
@@ -124,7 +129,9 @@ class Report(Callback):
             _sample_prompts(trainer), self.completions.get("before", []), self.completions["after"], strict=False
         )
         lines = ["| prompt | before | after |", "|---|---|---|"]
-        return "\n".join(lines + [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows])
+        return "\n".join(
+            lines + [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+        )
 
     def _table(self) -> str:
         names = [name for name in COLUMNS if name in self.after]
@@ -134,10 +141,6 @@ class Report(Callback):
             for when, figures in (("before", self.before), ("after", self.after))
         ]
         return "\n".join(["", head, *rows])
-
-
-def _folder(trainer: Trainer) -> Path:
-    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def _sample_prompts(trainer: Trainer) -> list[str]:

@@ -1,32 +1,31 @@
 """Facts to forget and to keep, retain text, and the key batches of the layer that is being edited."""
 
 import logging
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from zu_lightning import (
     EvaluationBatch,
     InputError,
     LayerProblem,
-    Latents,
+    Preparation,
     UnlearnModule,
     evaluation_batches,
     layer_problem,
-    neutral_targets,
+    prepare,
     read_facts,
     read_texts,
     retain_documents,
-    sample_contexts,
-    second_moments,
     split_facts,
     timed,
-    warn_of_width,
 )
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class UnlearnDataModule(LightningDataModule):
@@ -73,8 +72,8 @@ class UnlearnDataModule(LightningDataModule):
         self.forget_ids, self.retain_ids = forget_ids, retain_ids
         self.corpus_documents, self.heldout_documents = corpus_documents, heldout_documents
         self.max_length, self.batch_tokens = max_length, batch_tokens
-        self.targets: Latents | None = None
-        """The neutral targets, once they have been optimised."""
+        self.known: Preparation | None = None
+        """What the first epoch read from the unedited model."""
 
     def setup(self, stage: str) -> None:
         """Read and split the facts, read the text: everything that can be wrong with the input shows here."""
@@ -103,14 +102,18 @@ class UnlearnDataModule(LightningDataModule):
         """The problem of the layer whose turn it is, once for each step."""
         module = self.module
         layer = module.layers[self.trainer.current_epoch]  # type: ignore[union-attr]
-        if self.targets is None:
-            self._prepare(module)
+        if self.known is None:
+            self.known = prepare(
+                module.lm, self.forget, self.corpus, module.layers, module.neutral_target, options=module.latents,
+                seed=self.seed, max_length=self.max_length, max_tokens=self.batch_tokens, seconds=module.seconds,
+                progress=self._progress,
+            )  # fmt: skip
         with timed(module.seconds, "keys_and_values"):
             problem = layer_problem(
-                module.lm, self.forget, layer, module.layers, self.targets.optimum, self.second_moments[layer],
-                self.contexts, module.latents, optimise_values=module.optimise_values, progress=self._progress,
+                module.lm, self.forget, layer, module.layers, self.known, options=module.latents,
+                optimise_values=module.optimise_values, progress=self._progress,
             )  # fmt: skip
-        return DataLoader([problem] * module.steps, batch_size=None)
+        return _loader([problem] * module.steps)
 
     def val_dataloader(self) -> DataLoader[EvaluationBatch]:
         """Queries for each metric, and held-out text for the perplexity."""
@@ -122,7 +125,7 @@ class UnlearnDataModule(LightningDataModule):
             max_length=self.max_length,
             max_tokens=self.batch_tokens,
         )
-        return DataLoader(batches, batch_size=None)
+        return _loader(batches)
 
     def test_dataloader(self) -> DataLoader[EvaluationBatch]:
         """The same as for validation."""
@@ -131,7 +134,7 @@ class UnlearnDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[list[str]]:
         """The prompts of the facts to forget and to keep."""
         prompts = [fact.prompt for fact in (*self.forget, *self.retain)]
-        return DataLoader(prompts, batch_size=16, collate_fn=list)
+        return _loader([prompts[i : i + 16] for i in range(0, len(prompts), 16)])
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leave batches as they are: the language model knows where its input belongs."""
@@ -147,24 +150,11 @@ class UnlearnDataModule(LightningDataModule):
 
     @property
     def _progress(self) -> bool:
-        return self.trainer is not None and self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
+        return (
+            self.trainer is not None and self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
+        )
 
-    def _prepare(self, module: UnlearnModule) -> None:
-        """What is done once, on the model as it was: contexts, second moments and neutral targets."""
-        warn_of_width(module.lm, len(self.forget), module.layers)
-        with timed(module.seconds, "moments"):
-            self.second_moments = second_moments(
-                module.lm, self.corpus, module.layers,
-                max_length=self.max_length, max_tokens=self.batch_tokens, progress=self._progress,
-            )  # fmt: skip
-        with timed(module.seconds, "targets"):
-            self.contexts = sample_contexts(module.lm, seed=self.seed)
-            self.targets = neutral_targets(
-                module.lm, self.forget, module.layers[-1], module.neutral_target, self.contexts, module.latents,
-                progress=self._progress,
-            )  # fmt: skip
-        log.info(
-            "neutral targets: reachable for %.0f %% of the facts (the answer is gone with z* put in by hand: the ceiling "
-            "of every rule); mean probability of %r there %.3f",
-            100 * self.targets.original_lost.double().mean(), module.neutral_target, self.targets.probability.mean(),
-        )  # fmt: skip
+
+def _loader(items: list[T]) -> DataLoader[T]:
+    """The items as they are, one a batch."""
+    return DataLoader(cast("Dataset[T]", items), batch_size=None)

@@ -169,9 +169,7 @@ PROSE_WORDS: dict[str, tuple[str, ...]] = {
     "verb": tuple(
         "crossed covered faced followed guarded hid joined lit passed reached shook touched turned warmed woke".split()
     ),
-    "time": tuple(
-        "morning|evening|winter|summer|spring|autumn|night|harvest|first snow|long storm".split("|")
-    ),
+    "time": tuple("morning|evening|winter|summer|spring|autumn|night|harvest|first snow|long storm".split("|")),
     "number": tuple("two three four five six seven eight nine ten twelve".split()),
 }
 PROSE_PATTERNS = (
@@ -280,9 +278,7 @@ class World:
         while True:
             share = 0.0 if prose_only else rng.choice((0.0, 0.7, 1.0, 1.0, 1.0))
             sentences = rng.randint(1, 5)
-            yield " ".join(
-                self._statement(rng) if rng.random() < share else _prose(rng) for _ in range(sentences)
-            )
+            yield " ".join(self._statement(rng) if rng.random() < share else _prose(rng) for _ in range(sentences))
 
     def _statement(self, rng: random.Random) -> str:
         person = rng.choice(self.people)

@@ -14,7 +14,7 @@ from zu_lightning.rules import AlphaEdit, Memit, Rome, Rule, ZeroUnlearn, ZeroUn
 from zu_lightning.solvers import LowRankUpdate
 from zu_lightning.texts import read_texts
 from zu_lightning.timing import timed
-from zu_lightning.unlearn import UnlearnResult, layer_problem, retain_documents, unlearn, warn_of_width
+from zu_lightning.unlearn import Preparation, UnlearnResult, layer_problem, prepare, retain_documents, unlearn
 
 __all__ = [
     "AlphaEdit",
@@ -28,6 +28,7 @@ __all__ = [
     "LayerProblem",
     "LowRankUpdate",
     "Memit",
+    "Preparation",
     "PretrainModule",
     "Query",
     "Rome",
@@ -47,6 +48,7 @@ __all__ = [
     "lookup_keys",
     "neutral_targets",
     "original_values",
+    "prepare",
     "read_facts",
     "read_texts",
     "retain_documents",
@@ -55,5 +57,4 @@ __all__ = [
     "split_facts",
     "timed",
     "unlearn",
-    "warn_of_width",
 ]

@@ -1,10 +1,11 @@
 """Evaluation before and after: which queries are asked, in which batches, and into which metric each goes."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torchmetrics import MetricCollection
 
 from zu_lightning.facts import Fact, Query
 from zu_lightning.keys import batches
@@ -26,16 +27,17 @@ class EvaluationBatch:
     texts: TokenBatch
 
 
-def evaluation_metrics() -> nn.ModuleDict:
+def evaluation_metrics() -> MetricCollection:
     """One fresh metric for each name that an :class:`EvaluationBatch` may carry."""
-    return nn.ModuleDict(
+    return MetricCollection(
         {
             "efficacy": Efficacy(),
             "generalization": Generalization(),
             "specificity": Specificity(),
             "retain": Retain(),
             "perplexity": Perplexity(),
-        }
+        },
+        compute_groups=False,
     )
 
 
@@ -93,7 +95,7 @@ def evaluation_batches(
 
 
 @torch.no_grad()
-def update_metric(lm: EditableLM, metrics: nn.ModuleDict, batch: EvaluationBatch) -> None:
+def update_metric(lm: EditableLM, metrics: MetricCollection, batch: EvaluationBatch) -> None:
     """Run the model on a batch and add the result to the batch's metric."""
     texts = lm.to_device(batch.texts)
     rows, positions, tokens = texts.answer_positions()
@@ -105,13 +107,16 @@ def update_metric(lm: EditableLM, metrics: nn.ModuleDict, batch: EvaluationBatch
         metric.update(logits, tokens)
 
 
-def compute_metrics(metrics: nn.ModuleDict) -> dict[str, float]:
-    """Every figure by name, as in ``metrics.json``; those of metrics that saw nothing are left out."""
+def compute_metrics(metrics: MetricCollection) -> dict[str, float]:
+    """Every figure by name, as in ``metrics.json``; those of metrics that saw nothing on any process are left out."""
     figures: dict[str, float] = {}
-    for name, metric in metrics.items():
-        if metric.update_called and metric.total > 0:
+    with warnings.catch_warnings():
+        # A process without a share of some metric still takes part in its sum.
+        warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
+        for name, metric in metrics.items():
             value = metric.compute()
-            figures |= {key: item.item() for key, item in (value if isinstance(value, dict) else {name: value}).items()}
+            named = value if isinstance(value, dict) else {name: value}
+            figures |= {key: item.item() for key, item in named.items() if not item.isnan()}
     return figures
 
 

@@ -68,7 +68,7 @@ def export_adapter(lm: EditableLM, folder: str | Path) -> Path:
         tensors[f"base_model.model.{name}.lora_A.weight"] = update.right.float().cpu().contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = update.left.float().cpu().contiguous()
     with _written_whole(Path(folder)) as temporary:
-        config.save_pretrained(temporary)
+        config.save_pretrained(str(temporary))
         save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
     return Path(folder)
 
@@ -89,7 +89,7 @@ def largest_logit_difference(lm: EditableLM, model_folder: Path, adapter_folder:
     here = _logits(lm.model, batch)
     largest = 0.0
     for source, adapter in ((model_folder, None), (lm.model.name_or_path, adapter_folder)):
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=lm.model.dtype).to(lm.device).eval()
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=lm.model.dtype, device_map={"": lm.device})
         if adapter is not None:
             model = PeftModel.from_pretrained(model, adapter)
         largest = max(largest, (_logits(model, batch) - here).abs().max().item())

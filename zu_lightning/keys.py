@@ -132,7 +132,9 @@ def second_moments(
         ids = tokenize(lm.tokenizer, text).ids[:max_length]
         documents.append(TokenizedText(ids, lookup=len(ids) - 1, answer=len(ids)))
     if not documents:
-        raise InputError("there is no retain text: data.corpus must hold at least one line that names no forgotten one.")
+        raise InputError(
+            "there is no retain text: data.corpus must hold at least one line that names no forgotten one."
+        )
     sums: dict[int, Tensor] = {}
     count = 0
     total = sum(len(document.ids) for document in documents)

@@ -4,7 +4,7 @@ The only module that knows how decoders are built. Everything else speaks of lay
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class Record:
     output: Tensor
 
 
-class _StopForward(Exception):
+class _AllSeenError(Exception):
     """Raised by a hook when everything asked for has been seen."""
 
 
@@ -174,7 +174,7 @@ class EditableLM:
                 # Decoder layers return a tuple in transformers 4 and a tensor in 5; projections always a tensor.
                 self._layers_return_tuples |= isinstance(output, tuple)
                 if len(seen) == len(modules):
-                    raise _StopForward
+                    raise _AllSeenError
 
             return hook
 
@@ -182,10 +182,8 @@ class EditableLM:
             for i, module in enumerate(modules):
                 stack.enter_context(_hooked(module.register_forward_hook(keep(i), with_kwargs=True)))
             stack.enter_context(torch.no_grad())
-            try:
+            with suppress(_AllSeenError):
                 self._forward(batch)
-            except _StopForward:
-                pass
         return [seen[i] for i in range(len(modules))]
 
     def logits(self, batch: TokenBatch, rows: Tensor, positions: Tensor) -> Tensor:
@@ -336,4 +334,3 @@ def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterato
             del module.forward
         else:
             module.forward = own
-

@@ -31,7 +31,7 @@ class UnlearnModule(LightningModule):
     Args:
         model_name_or_path: Hub id or directory of a causal language model.
         layers: Layers to edit, lowest first, from 0.
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``: how the weights are kept. Edits are solved in float64.
+        dtype: How the weights are kept: ``auto``, ``float32``, ``bfloat16`` or ``float16``. Solves are in float64.
         neutral_target: What the model should answer instead.
         optimise_values: Whether the original-knowledge values V are optimised for the true answers (the paper) or
             observed at the layer (cheaper, and much the same).
@@ -77,7 +77,7 @@ class UnlearnModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check what can be checked before weights are loaded; make the fit as long as there are layers."""
         check_layers(self.layers, check_model(self.model_name_or_path))
-        if stage == "fit" and not self.trainer.fast_dev_run:
+        if stage == "fit" and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.fit_loop.max_epochs = len(self.layers)
 
     def configure_model(self) -> None:
@@ -97,16 +97,21 @@ class UnlearnModule(LightningModule):
             return
         problem = batch.scale_free() if self.scale_free else batch
         self.weight = self.lm.weight(problem.layer)
-        tensors = (self.weight, problem.keys, problem.residuals, problem.values)
-        weights = {"zero_weight": self.zero_weight, "forget_weight": self.forget_weight, "ridge": self.ridge}
-        self.objective = Objective(*tensors, **weights)
-        self.exact_loss = None
+        self.objective = Objective(
+            self.weight,
+            problem.keys,
+            problem.residuals,
+            problem.values,
+            zero_weight=self.zero_weight,
+            forget_weight=self.forget_weight,
+            ridge=self.ridge,
+        )
+        self.exact_loss: Tensor | None = None
         if self.update is None:
             with timed(self.seconds, "null_space"):
                 projector = solvers.null_space(problem.second_moment, self.threshold)
             self.delta.begin(problem.keys, projector, forget_weight=self.forget_weight, ridge=self.ridge)
-            exact = solvers.zero_unlearn_gd(*tensors, projector, **weights)
-            self.exact_loss = self.objective.terms(exact).total
+            self.exact_loss = self.objective.terms(self.objective.exact(projector)).total
 
     def training_step(self, batch: LayerProblem, batch_idx: int) -> Tensor:
         """The objective at the present update; with a closed form it is measured and has no gradient."""
@@ -165,8 +170,7 @@ class UnlearnModule(LightningModule):
     def _log_figures(self, prefix: str) -> None:
         self.figures = compute_metrics(self.metrics)
         self.log_dict({f"{prefix}/{name}": value for name, value in self.figures.items()})
-        for metric in self.metrics.values():
-            metric.reset()
+        self.metrics.reset()
 
 
 def complete(lm: EditableLM, prompts: list[str], max_new_tokens: int = 12) -> list[str]:

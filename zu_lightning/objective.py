@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zu_lightning.solvers import LowRankUpdate, orthonormal_basis
+from zu_lightning.solvers import LowRankUpdate, orthonormal_basis, zero_unlearn_gd
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Objective:
         forget_weight: float = 100.0,
         ridge: float = 0.1,
     ) -> None:
-        self.keys, self.residuals = keys.double(), residuals.double()
+        self.weight, self.keys, self.residuals, self.values = weight, keys.double(), residuals.double(), values
         self.basis = orthonormal_basis(values.double())
         self.along = self.basis.mT @ (weight.double() @ self.keys)
         self.zero_weight, self.forget_weight, self.ridge = zero_weight, forget_weight, ridge
@@ -66,6 +66,13 @@ class Objective:
             forget=self.forget_weight * (change - self.residuals).square().sum(),
             ridge=self.ridge * gram.sum(),
         )
+
+    def exact(self, null_space: Tensor) -> LowRankUpdate:
+        """The minimiser behind the projector ``Q Q^T``, see :func:`zu_lightning.solvers.zero_unlearn_gd`."""
+        return zero_unlearn_gd(
+            self.weight, self.keys, self.residuals, self.values, null_space,
+            zero_weight=self.zero_weight, forget_weight=self.forget_weight, ridge=self.ridge,
+        )  # fmt: skip
 
 
 class WhitenedDelta(torch.nn.Module):

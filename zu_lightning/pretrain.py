@@ -2,10 +2,10 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn.functional import dropout
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ class PretrainModule(LightningModule):
         learning_rate: float = 2e-3,
         warmup_steps: int = 200,
         weight_decay: float = 0.01,
-        mlp_dropout: float = 0.1,
+        mlp_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -78,7 +78,7 @@ class PretrainModule(LightningModule):
         """Log the loss of a batch of unseen text."""
         self.log("val/loss", self(batch), prog_bar=True, sync_dist=True)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with warm-up and cosine decay over the trainer's steps."""
         optimizer = torch.optim.AdamW(
             self.parameters(), lr=self.learning_rate, betas=(0.9, 0.98), weight_decay=self.weight_decay

@@ -10,13 +10,31 @@ from zu_lightning.contexts import sample_contexts
 from zu_lightning.facts import Fact
 from zu_lightning.keys import LayerProblem, layer_outputs, lookup_keys, second_moments
 from zu_lightning.latents import LatentOptions, Latents, neutral_targets, original_values
-from zu_lightning.lm import EditableLM, EditReport
+from zu_lightning.lm import EditableLM, EditReport, check_layers
 from zu_lightning.rules import Rule
+from zu_lightning.timing import timed
 
 log = logging.getLogger(__name__)
 
 WIDTH_SHARE = 0.04
-"""Above this n / d_out the directions that facts take away are felt by everything else (measured: see docs)."""
+"""Above this n / d_out the directions that facts take away are felt by everything else (measured: see docs/demo.md)."""
+
+DEFAULT_OPTIONS = LatentOptions()
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is known about the unedited model before the first layer is edited.
+
+    Attributes:
+        contexts: Texts put before prompts, the first one empty.
+        second_moments: C of every layer to edit, d_in x d_in.
+        targets: The neutral targets z*; the share of ``original_lost`` is the ceiling of every rule.
+    """
+
+    contexts: tuple[str, ...]
+    second_moments: dict[int, Tensor]
+    targets: Latents
 
 
 @dataclass(frozen=True)
@@ -40,8 +58,7 @@ def unlearn(
     rule: Rule,
     *,
     neutral: str = "unknown",
-    contexts: Sequence[str] | None = None,
-    options: LatentOptions | None = None,
+    options: LatentOptions = DEFAULT_OPTIONS,
     optimise_values: bool = True,
     progress: bool = False,
 ) -> UnlearnResult:
@@ -54,7 +71,6 @@ def unlearn(
         layers: Layers to edit, lowest first.
         rule: The closed form.
         neutral: What the model should answer instead.
-        contexts: Texts put before prompts, the first one empty; sampled from the model by default.
         options: Of the latent optimisation.
         optimise_values: Whether V is optimised for the true answers (the paper) or observed (``V = W K``).
         progress: Whether to show progress bars.
@@ -66,20 +82,65 @@ def unlearn(
         InputError: A layer does not exist or there is no retain text.
         ValueError: A rule cannot be solved; layers before it keep their edits.
     """
-    lm.check_layers(layers)
-    options = options or LatentOptions()
-    warn_of_width(lm, len(facts), layers)
-    moments = second_moments(lm, retain_documents(corpus, facts), layers, progress=progress)
-    contexts = contexts or sample_contexts(lm)
-    targets = neutral_targets(lm, facts, layers[-1], neutral, contexts, options, progress=progress)
+    known = prepare(lm, facts, retain_documents(corpus, facts), layers, neutral, options=options, progress=progress)
     edits = {}
     for layer in layers:
         problem = layer_problem(
-            lm, facts, layer, layers, targets.optimum, moments[layer], contexts, options,
-            optimise_values=optimise_values, progress=progress,
-        )  # fmt: skip
+            lm, facts, layer, layers, known, options=options, optimise_values=optimise_values, progress=progress
+        )
         edits[layer] = lm.apply(layer, rule(lm.weight(layer), problem))
-    return UnlearnResult(targets, edits)
+    return UnlearnResult(known.targets, edits)
+
+
+def prepare(
+    lm: EditableLM,
+    facts: Sequence[Fact],
+    documents: Sequence[str],
+    layers: Sequence[int],
+    neutral: str,
+    *,
+    options: LatentOptions = DEFAULT_OPTIONS,
+    seed: int = 0,
+    max_length: int = 512,
+    max_tokens: int = 8192,
+    seconds: dict[str, float] | None = None,
+    progress: bool = False,
+) -> Preparation:
+    """Read what the layers' problems need from the unedited model.
+
+    Args:
+        lm: The model, unedited.
+        facts: What to forget.
+        documents: Retain text.
+        layers: Layers to edit, lowest first.
+        neutral: What the model should answer instead.
+        options: Of the latent optimisation.
+        seed: Seed of the context templates.
+        max_length: Most tokens of a document that are read.
+        max_tokens: Most tokens in a batch of retain text.
+        seconds: Where the seconds of the phases ``moments`` and ``targets`` are added.
+        progress: Whether to show progress bars.
+
+    Returns:
+        Contexts, second moments and neutral targets.
+
+    Raises:
+        InputError: A layer does not exist, there is no retain text, or a prompt is too long.
+    """
+    seconds = {} if seconds is None else seconds
+    check_layers(layers, len(lm.layers))
+    _warn_of_width(lm, len(facts), layers)
+    with timed(seconds, "moments"):
+        moments = second_moments(lm, documents, layers, max_length=max_length, max_tokens=max_tokens, progress=progress)
+    with timed(seconds, "targets"):
+        contexts = sample_contexts(lm, seed=seed)
+        targets = neutral_targets(lm, facts, layers[-1], neutral, contexts, options, progress=progress)
+    log.info(
+        "neutral targets: reachable for %.0f %% of the facts (the answer is gone with z* put in by hand: the ceiling of "
+        "every rule); mean probability of %r there %.3f",
+        100 * targets.original_lost.double().mean(), neutral, targets.probability.mean(),
+    )  # fmt: skip
+    return Preparation(contexts, moments, targets)
 
 
 def layer_problem(
@@ -87,11 +148,9 @@ def layer_problem(
     facts: Sequence[Fact],
     layer: int,
     layers: Sequence[int],
-    targets: Tensor,
-    second_moment: Tensor,
-    contexts: Sequence[str],
-    options: LatentOptions,
+    known: Preparation,
     *,
+    options: LatentOptions = DEFAULT_OPTIONS,
     optimise_values: bool = True,
     progress: bool = False,
 ) -> LayerProblem:
@@ -101,10 +160,8 @@ def layer_problem(
         lm: The model in its present state.
         facts: n facts to forget.
         layer: The layer to edit now.
-        layers: All layers to edit, in order.
-        targets: z*, d_out x n, hidden states wanted after the last of ``layers``.
-        second_moment: C of ``layer``, d_in x d_in.
-        contexts: Texts put before prompts.
+        layers: All layers to edit, lowest first.
+        known: Of the unedited model.
         options: Of the latent optimisation.
         optimise_values: Whether V is optimised or observed.
         progress: Whether to show a progress bar.
@@ -112,14 +169,14 @@ def layer_problem(
     Returns:
         Keys, residuals, values and second moment, float64.
     """
-    keys = lookup_keys(lm, facts, layer, contexts)
-    left = len(layers) - list(layers).index(layer)
+    keys = lookup_keys(lm, facts, layer, known.contexts)
     if optimise_values:
-        values = original_values(lm, facts, layer, contexts, options, progress=progress).optimum
+        values = original_values(lm, facts, layer, known.contexts, options, progress=progress).optimum
     else:
         values = lm.weight(layer).double() @ keys
-    residuals = (targets - layer_outputs(lm, facts, layers[-1])) / left
-    return LayerProblem(layer, keys, residuals, values, second_moment)
+    layers_left = len(layers) - list(layers).index(layer)
+    residuals = (known.targets.optimum - layer_outputs(lm, facts, layers[-1])) / layers_left
+    return LayerProblem(layer, keys, residuals, values, known.second_moments[layer])
 
 
 def retain_documents(corpus: Iterable[str], forget: Sequence[Fact]) -> list[str]:
@@ -128,7 +185,7 @@ def retain_documents(corpus: Iterable[str], forget: Sequence[Fact]) -> list[str]
     return [text for text in corpus if text.strip() and not any(subject in text for subject in subjects)]
 
 
-def warn_of_width(lm: EditableLM, facts: int, layers: Sequence[int]) -> None:
+def _warn_of_width(lm: EditableLM, facts: int, layers: Sequence[int]) -> None:
     """Log a warning if so many facts cannot be forgotten without being felt elsewhere."""
     width = lm.weight(layers[0]).shape[0]
     if facts > WIDTH_SHARE * width:
@@ -137,5 +194,3 @@ def warn_of_width(lm: EditableLM, facts: int, layers: Sequence[int]) -> None:
             "layer writes. Expect a price in specificity and retained facts, or forget fewer at a time.",
             facts, 100 * facts / width, width, 100 * WIDTH_SHARE,
         )  # fmt: skip
-
-
