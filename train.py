@@ -40,7 +40,8 @@ class UnlearnCLI(LightningCLI):
 
 def main(args: list[str] | None = None) -> None:
     """Run a subcommand: fit, validate, test or predict."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO if rank_zero_only.rank == 0 else logging.WARNING)
+    rank = rank_zero_only.rank  # type: ignore[attr-defined]
+    logging.basicConfig(format="%(message)s", level=logging.INFO if rank == 0 else logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         UnlearnCLI(

@@ -87,14 +87,12 @@ def largest_logit_difference(lm: EditableLM, model_folder: Path, adapter_folder:
     """
     batch = lm.to_device(collate([tokenize(lm.tokenizer, text) for text in texts], lm.tokenizer))
     here = _logits(lm.model, batch)
-    largest = 0.0
+    differences = []
     for source, adapter in ((model_folder, None), (lm.model.name_or_path, adapter_folder)):
         model = AutoModelForCausalLM.from_pretrained(source, dtype=lm.model.dtype, device_map={"": lm.device})
-        if adapter is not None:
-            model = PeftModel.from_pretrained(model, adapter)
-        largest = max(largest, (_logits(model, batch) - here).abs().max().item())
-        del model
-    return largest
+        reloaded = PeftModel.from_pretrained(model, adapter) if adapter else model
+        differences.append((_logits(reloaded, batch) - here).abs().max().item())
+    return max(differences)
 
 
 def _balanced(update: LowRankUpdate) -> LowRankUpdate:

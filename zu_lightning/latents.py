@@ -6,6 +6,7 @@ place; one routine serves both, many facts at a time.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -172,7 +173,7 @@ class _LatentProblem:
         """The vectors added at the lookup tokens, facts x d_out."""
         return self.coordinates * self.unit
 
-    def solve(self, bar: "tqdm[None]") -> Latents:
+    def solve(self, bar: Any) -> Latents:
         """Run Adam on all facts at once; a fact that is done is frozen."""
         optimizer = torch.optim.Adam([self.coordinates], lr=self.options.learning_rate)
         limit = self.options.clamp * self.start.norm(dim=1, keepdim=True) / self.unit
@@ -186,7 +187,7 @@ class _LatentProblem:
                 bar.update(self.options.steps - 1 - step)
                 break
             optimizer.zero_grad()
-            losses[active].sum().backward()
+            torch.autograd.backward(losses[active].sum())
             before = self.coordinates.detach().clone()
             optimizer.step()
             with torch.no_grad():

@@ -70,7 +70,8 @@ class EditableLM:
                 f"the tokenizer {type(tokenizer).__name__} gives no character offsets, by which the subject is found: "
                 "load a fast tokenizer."
             )
-        self.model = model.eval().requires_grad_(False)
+        self.model = model
+        model.requires_grad_(False).train(False)
         self.tokenizer = tokenizer
         self.layers = _decoder_layers(model)
         self.projections = [_output_projection(layer, model) for layer in self.layers]
@@ -96,7 +97,7 @@ class EditableLM:
     @property
     def device(self) -> torch.device:
         """Where token ids must be."""
-        return self.model.device
+        return torch.device(self.model.device)
 
     @property
     def context_length(self) -> int:
@@ -114,11 +115,12 @@ class EditableLM:
     def weight(self, layer: int) -> Tensor:
         """W of a layer's output projection, d_out x d_in, whichever way the module stores it; a view."""
         projection = self.projections[layer]
-        return projection.weight.mT if isinstance(projection, Conv1D) else projection.weight
+        stored = projection.get_parameter("weight")
+        return stored.mT if isinstance(projection, Conv1D) else stored
 
     def weight_name(self, layer: int) -> str:
         """Name of the module that holds ``weight(layer)``, as in ``model.named_modules()``."""
-        return next(name for name, module in self.model.named_modules() if module is self.projections[layer])
+        return next(str(name) for name, module in self.model.named_modules() if module is self.projections[layer])
 
     def apply(self, layer: int, update: LowRankUpdate) -> EditReport:
         """Add an update to a layer's projection: computed in float64, rounded to the weight's dtype once.
@@ -297,6 +299,8 @@ def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 def _output_projection(layer: nn.Module, model: PreTrainedModel) -> nn.Module:
     width = model.config.get_text_config().hidden_size
+    name: str
+    module: nn.Module
     for name, module in reversed(list(layer.named_modules())):
         if name.split(".")[-1] not in PROJECTION_NAMES or "attn" in name or "attention" in name or "expert" in name:
             continue

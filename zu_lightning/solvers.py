@@ -278,7 +278,8 @@ def null_space(second_moment: Tensor, threshold: float) -> Tensor:
             f"the null space is empty: no eigenvalue of the second moment is <= threshold {threshold:g}; the spectrum "
             f"runs from {low:.3g} over {middle:.3g} (median) to {high:.3g}: raise the threshold."
         )
-    return eigenvectors[:, kept]
+    basis: Tensor = eigenvectors[:, kept]
+    return basis
 
 
 def _additive_optimum(
@@ -324,6 +325,7 @@ def _solve_positive_definite(matrix: Tensor, rhs: Tensor, name: str) -> Tensor:
 
 
 def _cholesky(matrix: Tensor, name: str) -> Tensor:
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
     if info.item():
         raise ValueError(

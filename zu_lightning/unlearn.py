@@ -136,8 +136,8 @@ def prepare(
         contexts = sample_contexts(lm, seed=seed)
         targets = neutral_targets(lm, facts, layers[-1], neutral, contexts, options, progress=progress)
     log.info(
-        "neutral targets: reachable for %.0f %% of the facts (the answer is gone with z* put in by hand: the ceiling of "
-        "every rule); mean probability of %r there %.3f",
+        "neutral targets: reachable for %.0f %% of the facts (the answer is gone with z* put in by hand: the ceiling "
+        "of every rule); mean probability of %r there %.3f",
         100 * targets.original_lost.double().mean(), neutral, targets.probability.mean(),
     )  # fmt: skip
     return Preparation(contexts, moments, targets)
