@@ -14,12 +14,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.closed_form import ClosedForm
 from callbacks.run_folder import run_folder
-from zu_lightning import InputError, UnlearnModule, complete
+from zu_lightning import InputError, UnlearnModule
 
 log = logging.getLogger(__name__)
 
 SAMPLES = 5
 """Forgotten and kept prompts, so many of each, whose completions are shown."""
+
+COMPLETION_TOKENS = 12
 
 COLUMNS = ("efficacy", "generalization", "specificity", "retain", "efficacy_probability", "perplexity")
 
@@ -59,7 +61,9 @@ class Report(Callback):
         when = "before" if trainer.sanity_checking else "after"
         setattr(self, when, dict(pl_module.figures))
         if trainer.is_global_zero:
-            self.completions[when] = complete(pl_module.lm, _sample_prompts(trainer))
+            self.completions[when] = [
+                pl_module.lm.generate(prompt, COMPLETION_TOKENS).strip() for prompt in _sample_prompts(trainer)
+            ]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write figures and completions; the export that follows may fail without taking them along."""

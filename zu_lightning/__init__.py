@@ -8,7 +8,7 @@ from zu_lightning.facts import Fact, Query, read_facts, split_facts
 from zu_lightning.keys import LayerProblem, lookup_keys, second_moments
 from zu_lightning.latents import LatentOptions, Latents, neutral_targets, original_values
 from zu_lightning.lm import EditableLM, EditReport
-from zu_lightning.module import UnlearnModule, complete
+from zu_lightning.module import UnlearnModule
 from zu_lightning.pretrain import PretrainModule
 from zu_lightning.rules import AlphaEdit, Memit, Rome, Rule, ZeroUnlearn, ZeroUnlearnGD, ZeroUnlearnSoft
 from zu_lightning.solvers import LowRankUpdate
@@ -38,7 +38,6 @@ __all__ = [
     "ZeroUnlearn",
     "ZeroUnlearnGD",
     "ZeroUnlearnSoft",
-    "complete",
     "evaluate",
     "evaluation_batches",
     "export_adapter",

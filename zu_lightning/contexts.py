@@ -27,15 +27,6 @@ def sample_contexts(
     with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for start in starts:
-            encoded = lm.tokenizer(start, return_tensors="pt").to(lm.device)
-            tokens = lm.model.generate(
-                input_ids=encoded["input_ids"],
-                attention_mask=encoded["attention_mask"],
-                do_sample=True,
-                top_k=5,
-                max_new_tokens=length,
-                pad_token_id=lm.tokenizer.pad_token_id or 0,
-            )
-            text = str(lm.tokenizer.decode(tokens[0], skip_special_tokens=True)).strip()
+            text = start + lm.generate(start, length, do_sample=True, top_k=5).rstrip()
             contexts.append(text if text.endswith(".") else f"{text}.")
     return tuple(contexts)

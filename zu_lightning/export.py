@@ -89,7 +89,7 @@ def largest_logit_difference(lm: EditableLM, model_folder: Path, adapter_folder:
     here = _logits(lm.model, batch)
     differences = []
     for source, adapter in ((model_folder, None), (lm.model.name_or_path, adapter_folder)):
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=lm.model.dtype, device_map={"": lm.device})
+        model = AutoModelForCausalLM.from_pretrained(str(source), dtype=lm.model.dtype, device_map={"": lm.device})
         reloaded = PeftModel.from_pretrained(model, adapter) if adapter else model
         differences.append((_logits(reloaded, batch) - here).abs().max().item())
     return max(differences)

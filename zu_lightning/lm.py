@@ -203,7 +203,7 @@ class EditableLM:
         def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (args[0][rows.to(args[0].device), positions.to(args[0].device)],)
 
-        head = self.model.get_output_embeddings()
+        head: nn.Module = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         with _hooked(head.register_forward_pre_hook(select)):
             logits: Tensor = self._forward(batch).logits
         return logits.float()
@@ -235,6 +235,33 @@ class EditableLM:
 
         with _hooked(module.register_forward_hook(hook)):
             yield
+
+    def generate(self, prompt: str, max_new_tokens: int, **sampling: Any) -> str:
+        """Go on from a prompt, greedily unless ``sampling`` (arguments of ``generate``) says otherwise.
+
+        Args:
+            prompt: One prompt: padding then plays no part.
+            max_new_tokens: Most tokens to add.
+            sampling: ``do_sample``, ``top_k``, ...
+
+        Returns:
+            What was added.
+        """
+        encoded = self.tokenizer(prompt, return_tensors="pt").to(self.device)
+        tokens = self.model.generate(  # type: ignore[operator]
+            input_ids=encoded["input_ids"],
+            attention_mask=encoded["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            pad_token_id=self.tokenizer.pad_token_id or 0,
+            **{"do_sample": False, **sampling},
+        )
+        added = tokens[0, encoded["input_ids"].shape[1] :]
+        return str(self.tokenizer.decode(added, skip_special_tokens=True))
+
+    def to(self, device: torch.device) -> "EditableLM":
+        """Move the model to a device."""
+        self.model.to(device)  # type: ignore[arg-type]
+        return self
 
     def to_device(self, batch: TokenBatch) -> TokenBatch:
         """The batch on the model's device."""

@@ -19,6 +19,9 @@ from zu_lightning.timing import timed
 
 log = logging.getLogger(__name__)
 
+COMPLETION_TOKENS = 12
+"""Tokens of a completion that people look at."""
+
 
 class UnlearnModule(LightningModule):
     """ZeroUnlearn-GD on one layer after the other; an epoch is a layer.
@@ -85,8 +88,8 @@ class UnlearnModule(LightningModule):
         if hasattr(self, "lm"):
             return
         with timed(self.seconds, "load"):
-            self.lm = EditableLM.from_pretrained(self.model_name_or_path, dtype=self.dtype_name)
-            self.lm.model.to(self.trainer.strategy.root_device)
+            lm = EditableLM.from_pretrained(self.model_name_or_path, dtype=self.dtype_name)
+            self.lm = lm.to(self.trainer.strategy.root_device)
         self.lm.check_layers(self.layers)
         facts = len(self.trainer.datamodule.forget)  # type: ignore[attr-defined]
         self.delta = WhitenedDelta(self.lm.weight(self.layers[0]).shape[0], facts)
@@ -158,10 +161,7 @@ class UnlearnModule(LightningModule):
 
     def predict_step(self, batch: list[str], batch_idx: int) -> list[dict[str, str]]:
         """Greedy completions of prompts."""
-        return [
-            {"prompt": prompt, "completion": completion}
-            for prompt, completion in zip(batch, complete(self.lm, batch), strict=True)
-        ]
+        return [{"prompt": prompt, "completion": self.lm.generate(prompt, COMPLETION_TOKENS)} for prompt in batch]
 
     def configure_optimizers(self) -> Optimizer:
         """Plain gradient descent with a step that cannot overshoot in whitened coordinates."""
@@ -171,23 +171,6 @@ class UnlearnModule(LightningModule):
         self.figures = compute_metrics(self.metrics)
         self.log_dict({f"{prefix}/{name}": value for name, value in self.figures.items()})
         self.metrics.reset()
-
-
-def complete(lm: EditableLM, prompts: list[str], max_new_tokens: int = 12) -> list[str]:
-    """Greedy completions of prompts, one at a time so that padding plays no part."""
-    completions = []
-    for prompt in prompts:
-        encoded = lm.tokenizer(prompt, return_tensors="pt").to(lm.device)
-        tokens = lm.model.generate(
-            input_ids=encoded["input_ids"],
-            attention_mask=encoded["attention_mask"],
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=lm.tokenizer.pad_token_id or 0,
-        )
-        new = tokens[0, encoded["input_ids"].shape[1] :]
-        completions.append(str(lm.tokenizer.decode(new, skip_special_tokens=True)).strip())
-    return completions
 
 
 def _effect(weight: Tensor, problem: LayerProblem, update: LowRankUpdate) -> dict[str, float]:
