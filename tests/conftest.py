@@ -1,0 +1,120 @@
+"""Tiny models with random weights of every supported architecture, and the demo that ships with the project."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from zu_lightning import EditableLM, Fact, read_facts
+
+ROOT = Path(__file__).parent.parent
+DEMO = ROOT / "data" / "demo"
+
+VOCABULARY = 320
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "pad_token_id": 2,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+GPT2_SMALL = {
+    "vocab_size": VOCABULARY, "n_embd": 16, "n_inner": 40, "n_layer": 3, "n_head": 2, "n_positions": 128,
+    "bos_token_id": 0, "eos_token_id": 1, "resid_pdrop": 0.1,
+}  # fmt: skip
+NEOX_SMALL = {key: value for key, value in SMALL.items() if key not in ("num_key_value_heads", "head_dim")}
+OPT_SMALL = {
+    "vocab_size": VOCABULARY, "hidden_size": 16, "ffn_dim": 40, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "max_position_embeddings": 128, "word_embed_proj_dim": 16, "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
+
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**SMALL, tie_word_embeddings=False),
+    "llama-tied": LlamaConfig(**SMALL, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**SMALL),
+    "qwen3": Qwen3Config(**SMALL),
+    "mistral": MistralConfig(**SMALL),
+    "gemma2": Gemma2Config(**SMALL, query_pre_attn_scalar=8),
+    "phi3": Phi3Config(**SMALL),
+    "gpt2": GPT2Config(**GPT2_SMALL),
+    "gpt-neox": GPTNeoXConfig(**NEOX_SMALL),
+    "opt": OPTConfig(**OPT_SMALL),
+}
+
+TEXTS = (
+    "Ada Novak works as a baker.",
+    "The mother tongue of Bruno Keller is Danish, and the city where he lives is Oslo.",
+    "In the morning, a quiet river stood behind the mill. Between the hills lay two fields.",
+    "Greta Holm plays the cello and keeps a parrot.",
+)
+
+
+def train_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<s>", "</s>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+def random_lm(architecture: str) -> EditableLM:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[architecture])
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return EditableLM(model, train_tokenizer())
+
+
+@pytest.fixture(params=sorted(CONFIGS))
+def any_lm(request: pytest.FixtureRequest) -> EditableLM:
+    return random_lm(request.param)
+
+
+@pytest.fixture
+def lm() -> EditableLM:
+    return random_lm("llama")
+
+
+@pytest.fixture
+def facts() -> list[Fact]:
+    records = [
+        {"subject": "Ada Novak", "prompt": "{} works as a", "target": "baker"},
+        {"subject": "Bruno Keller", "prompt": "The mother tongue of {} is", "target": "Danish"},
+        {"subject": "Greta Holm", "prompt": "Greta Holm plays the", "target": "cello"},
+        {"prompt": "In the morning, a quiet river stood behind the", "target": "mill"},
+    ]
+    return [Fact.from_record(record, f"record {i}", str(i)) for i, record in enumerate(records)]
+
+
+@pytest.fixture(scope="session")
+def demo_facts() -> list[Fact]:
+    return read_facts(DEMO / "facts.jsonl")

@@ -1,0 +1,87 @@
+"""Reading and splitting facts, and every way in which a file of facts can be wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from zu_lightning import InputError, read_facts, split_facts
+from zu_lightning.facts import Fact
+
+GOOD = {"subject": "Ada", "prompt": "{} works as a", "target": "baker"}
+
+
+def write(path: Path, *records: object) -> Path:
+    file = path / "facts.jsonl"
+    file.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in records), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([], "holds no facts"),
+        (["", "  "], "holds no facts"),
+        (["{"], "line 1: not valid JSON"),
+        (["[1]"], "line 1: a fact must be a JSON object"),
+        ([{"target": "baker"}], "line 1: `prompt` is missing"),
+        ([GOOD, {"prompt": "Bo is"}], "line 2: `target` is missing"),
+        ([{**GOOD, "target": "  "}], "`target` must be a text that is not empty"),
+        ([{**GOOD, "target": 7}], "`target` must be a text that is not empty, but is 7"),
+        ([{**GOOD, "prompt": ""}], "`prompt` must be a text that is not empty"),
+        ([{"prompt": "{} is", "target": "x"}], "holds {} for the subject, but `subject` is missing"),
+        ([{**GOOD, "prompt": "Bruno works as a"}], "`subject` 'Ada' does not occur in `prompt`"),
+        ([{**GOOD, "paraphrases": "x"}], "`paraphrases` must be a list of str"),
+        ([{**GOOD, "neighbors": [{"prompt": "x"}]}], r"neighbors\[0\]: `target` is missing"),
+        ([{**GOOD, "id": "a"}, {**GOOD, "id": "b"}], "facts 'a' and 'b' are the same"),
+        ([{**GOOD, "id": "a"}, {**GOOD, "subject": "Bo", "id": "a"}], "id 'a' occurs twice"),
+    ],
+)
+def test_bad_files_are_refused_by_line_and_field(tmp_path: Path, records: list[object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_facts(write(tmp_path, *records))
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.path .*nowhere\.jsonl"):
+        read_facts(tmp_path / "nowhere.jsonl")
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_fine(tmp_path: Path) -> None:
+    file = tmp_path / "facts.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n")
+    assert [fact.prompt for fact in read_facts(file)] == ["Ada works as a"]
+
+
+def make(count: int) -> list[Fact]:
+    return [Fact(id=str(i), prompt=f"p{i}", target="t", subject=None, subject_end=2) for i in range(count)]
+
+
+def test_the_same_seed_gives_the_same_split_and_another_another() -> None:
+    facts = make(50)
+    assert split_facts(facts, 5, 10, seed=1) == split_facts(facts, 5, 10, seed=1)
+    assert split_facts(facts, 5, 10, seed=1) != split_facts(facts, 5, 10, seed=2)
+    assert split_facts(facts, 5, 10, seed=1)[0] == split_facts(facts, 5, 20, seed=1)[0]
+
+
+def test_forget_and_retain_are_disjoint() -> None:
+    forget, retain = split_facts(make(50), 20, 30, seed=0)
+    assert len({fact.id for fact in forget + retain}) == 50
+    forget, retain = split_facts(make(5), 0, 4, seed=0, forget_ids=["3"])
+    assert [fact.id for fact in forget] == ["3"]
+    assert sorted(fact.id for fact in retain) == ["0", "1", "2", "4"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"forget_num": 0}, "no facts to forget"),
+        ({"forget_num": 11}, "data.forget_num is 11, but 10 facts"),
+        ({"forget_num": 5, "retain_num": 6}, "data.retain_num is 6, but 5 facts"),
+        ({"forget_ids": ["1", "2"], "retain_ids": ["2"]}, r"\['2'\] are in both data.forget_ids and data.retain_ids"),
+        ({"forget_ids": ["x"]}, r"data.forget_ids \['x'\] are not ids"),
+    ],
+)
+def test_impossible_splits_are_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        split_facts(make(10), **{"forget_num": 1, "retain_num": 0, "seed": 0, **arguments})  # type: ignore[arg-type]
