@@ -172,7 +172,7 @@ class EditableLM:
         def keep(i: int) -> Callable[..., None]:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
                 received = args[0] if args else kwargs["hidden_states"]
-                seen[i] = Record(received.detach(), _hidden(output).detach())
+                seen[i] = Record(self._by_row(received.detach()), self._by_row(_hidden(output).detach()))
                 # Decoder layers return a tuple in transformers 4 and a tensor in 5; projections always a tensor.
                 self._layers_return_tuples |= isinstance(output, tuple)
                 if len(seen) == len(modules):
@@ -230,7 +230,8 @@ class EditableLM:
         """Within this context the output of ``module`` (rows x length x width) is replaced by ``shift`` of it."""
 
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            shifted = shift(_hidden(output))
+            hidden = _hidden(output)
+            shifted = shift(self._by_row(hidden)).view_as(hidden)
             return (shifted, *output[1:]) if isinstance(output, tuple) else shifted
 
         with _hooked(module.register_forward_hook(hook)):
@@ -267,7 +268,12 @@ class EditableLM:
         """The batch on the model's device."""
         return TokenBatch(**{field.name: getattr(batch, field.name).to(self.device) for field in fields(batch)})
 
+    def _by_row(self, hidden: Tensor) -> Tensor:
+        """``hidden`` as rows x length x width: OPT's MLP flattens rows and positions into one dimension."""
+        return hidden.view(self._rows, -1, hidden.shape[-1])
+
     def _forward(self, batch: TokenBatch) -> Any:
+        self._rows = len(batch.input_ids)
         return self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
 
 

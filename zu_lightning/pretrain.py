@@ -54,6 +54,7 @@ class PretrainModule(LightningModule):
                 num_attention_heads=num_heads,
                 num_key_value_heads=num_key_value_heads,
                 max_position_embeddings=context_length,
+                initializer_range=hidden_size**-0.5,
                 tie_word_embeddings=True,
                 bos_token_id=0,
                 eos_token_id=1,

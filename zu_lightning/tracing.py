@@ -60,7 +60,9 @@ def causal_trace(lm: EditableLM, facts: Sequence[Fact], *, noise: float = 3.0, s
     """
     if any(fact.subject is None for fact in facts):
         raise ValueError("causal tracing needs facts with a subject: leave out those without.")
-    batch = lm.to_device(collate([tokenize_fact(lm.tokenizer, fact, answer=fact.target) for fact in facts], lm.tokenizer))
+    batch = lm.to_device(
+        collate([tokenize_fact(lm.tokenizer, fact, answer=fact.target) for fact in facts], lm.tokenizer)
+    )
     everyone = torch.arange(len(facts), device=lm.device)
     embeddings = lm.model.get_input_embeddings()
     clean = [record.output[everyone, batch.lookup] for record in lm.record(batch, list(lm.layers))]
