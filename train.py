@@ -4,6 +4,7 @@ import logging
 import sys
 
 from lightning import LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_only
 
@@ -21,6 +22,7 @@ TRAINER_DEFAULTS = {
     "enable_checkpointing": False,
     "enable_model_summary": False,
     "log_every_n_steps": 1,
+    "callbacks": [TQDMProgressBar()],  # next to the bars of longer steps, which are tqdm's too
 }
 
 

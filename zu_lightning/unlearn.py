@@ -13,6 +13,7 @@ from zu_lightning.latents import LatentOptions, Latents, neutral_targets, origin
 from zu_lightning.lm import EditableLM, EditReport, check_layers
 from zu_lightning.rules import Rule
 from zu_lightning.timing import timed
+from zu_lightning.tokens import check_lengths, tokenize_fact
 
 log = logging.getLogger(__name__)
 
@@ -130,10 +131,13 @@ def prepare(
     seconds = {} if seconds is None else seconds
     check_layers(layers, len(lm.layers))
     _warn_of_width(lm, len(facts), layers)
+    contexts = sample_contexts(lm, seed=seed)
+    longest = max(contexts, key=len)
+    prompts = [tokenize_fact(lm.tokenizer, fact, context=longest, answer=neutral) for fact in facts]
+    check_lengths(prompts, [f"fact {fact.id!r} behind a context" for fact in facts], lm.context_length)
     with timed(seconds, "moments"):
         moments = second_moments(lm, documents, layers, max_length=max_length, max_tokens=max_tokens, progress=progress)
     with timed(seconds, "targets"):
-        contexts = sample_contexts(lm, seed=seed)
         targets = neutral_targets(lm, facts, layers[-1], neutral, contexts, options, progress=progress)
     log.info(
         "neutral targets: reachable for %.0f %% of the facts (the answer is gone with z* put in by hand: the ceiling "

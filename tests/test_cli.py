@@ -1,0 +1,217 @@
+"""The command line, end to end, on the demo that ships with the project."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, BertConfig
+
+from tests.conftest import DEMO, ROOT
+from train import main
+
+CONFIGS = ROOT / "configs"
+UNLEARNING = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name != "demo_pretrain.yaml")
+
+
+@pytest.fixture(autouse=True)
+def from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def run(tmp_path: Path, command: str, *arguments: str) -> Path:
+    """Run the command line in this process; the folder of the run."""
+    main([command, "--config", str(CONFIGS / "demo.yaml"), "--trainer.default_root_dir", str(tmp_path), *arguments])
+    return tmp_path / "lightning_logs" / "version_0"
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return metrics
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The README's first command, once for the tests that look at what it leaves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return run(tmp_path_factory.mktemp("demo"), "fit")
+
+
+def test_the_demo_forgets_what_it_should_and_nothing_else(demo_run: Path) -> None:
+    metrics = metrics_of(demo_run)
+    before, after = metrics["before"], metrics["after"]
+    assert metrics["facts"] == 10
+    assert before["efficacy"] >= 95
+    assert after["efficacy"] <= 10
+    assert after["generalization"] <= 30
+    assert after["specificity"] >= before["specificity"] - 5
+    assert after["retain"] >= before["retain"] - 5
+    assert after["perplexity"] <= 1.1 * before["perplexity"]
+    assert after["efficacy_probability"] < 0.1 < before["efficacy_probability"]
+    assert set(metrics["seconds"]) >= {"load", "moments", "targets", "solve", "evaluation", "export"}
+
+
+def test_the_exports_are_the_same_model_and_the_adapter_comes_off(demo_run: Path) -> None:
+    tokens = torch.arange(3, 43).reshape(2, 20)
+    edited = AutoModelForCausalLM.from_pretrained(demo_run / "model")
+    base = AutoModelForCausalLM.from_pretrained(DEMO / "model")
+    with torch.no_grad():
+        expected, original = edited(tokens).logits, base(tokens).logits
+        adapted = PeftModel.from_pretrained(base, demo_run / "adapter")
+        assert (expected - original).abs().max() > 1e-2
+        assert (adapted(tokens).logits - expected).abs().max() < 1e-4
+        assert torch.equal(adapted.unload()(tokens).logits, original)
+
+
+def test_tensorboard_has_figures_before_and_after_and_completions(demo_run: Path) -> None:
+    events = EventAccumulator(str(demo_run)).Reload()
+    metrics = metrics_of(demo_run)
+    for name in ("efficacy", "generalization", "specificity", "retain", "perplexity"):
+        values = [event.value for event in events.Scalars(f"before_after/{name}")]
+        assert values == pytest.approx([metrics["before"][name], metrics["after"][name]])
+    layer = metrics["layers"]["0"]
+    assert layer.keys() >= {"relative_norm", "rank", "residual_before", "residual_after", "zero_term_after"}
+    for name, value in layer.items():
+        assert events.Scalars(f"layer/{name}")[0].value == pytest.approx(value, rel=1e-5)
+    assert "completions/text_summary" in events.Tags()["tensors"]
+
+
+def test_the_resolved_configuration_is_kept(demo_run: Path) -> None:
+    config = yaml.safe_load((demo_run / "config.yaml").read_text())
+    assert config["model"]["init_args"]["layers"] == [0]
+    assert config["data"]["init_args"]["forget_num"] == 10
+
+
+def test_the_same_seed_gives_the_same_weights_twice(tmp_path: Path, demo_run: Path) -> None:
+    again = run(tmp_path, "fit")
+    assert (again / "model" / "model.safetensors").read_bytes() == (
+        demo_run / "model" / "model.safetensors"
+    ).read_bytes()
+    assert metrics_of(again)["after"] == metrics_of(demo_run)["after"]
+
+
+def test_validation_of_the_edited_model_gives_the_figures_after(demo_run: Path, tmp_path: Path) -> None:
+    model = str(demo_run / "model")
+    run(tmp_path, "validate", "--model.model_name_or_path", model)
+    events = EventAccumulator(str(tmp_path / "lightning_logs" / "version_0")).Reload()
+    after = metrics_of(demo_run)["after"]
+    assert events.Scalars("val/efficacy")[0].value == pytest.approx(after["efficacy"])
+    assert events.Scalars("val/perplexity")[0].value == pytest.approx(after["perplexity"], rel=1e-4)
+
+
+def test_gradient_descent_arrives_at_the_exact_optimum(tmp_path: Path) -> None:
+    few = ("--data.forget_num", "3", "--data.retain_num", "5", "--data.corpus_documents", "300")
+    exact = run(tmp_path / "exact", "fit", "--config", str(CONFIGS / "zero_unlearn_gd.yaml"), *few)
+    descent = run(tmp_path / "descent", "fit", "--config", str(CONFIGS / "gradient_descent.yaml"), *few)
+    gaps = [event.value for event in EventAccumulator(str(descent)).Reload().Scalars("train/gap")]
+    assert len(gaps) == 20
+    assert gaps[0] > 1e-2
+    assert abs(gaps[-1]) < 1e-6
+    relative_norm = [metrics_of(folder)["layers"]["0"]["relative_norm"] for folder in (exact, descent)]
+    assert relative_norm[0] == pytest.approx(relative_norm[1], rel=1e-5)
+
+
+def test_layers_are_edited_one_after_the_other(tmp_path: Path) -> None:
+    few = ("--data.forget_num", "2", "--data.retain_num", "5", "--data.corpus_documents", "300")
+    folder = run(tmp_path, "fit", "--model.layers", "[0, 1]", *few)
+    assert list(metrics_of(folder)["layers"]) == ["0", "1"]
+    edited, base = (AutoModelForCausalLM.from_pretrained(path) for path in (folder / "model", DEMO / "model"))
+    original = base.state_dict()
+    changed = {name for name, value in edited.state_dict().items() if not torch.equal(value, original[name])}
+    assert changed == {f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1)}
+
+
+@pytest.mark.parametrize("name", UNLEARNING)
+def test_every_config_runs(name: str, tmp_path: Path) -> None:
+    run(tmp_path, "fit", "--config", str(CONFIGS / name), "--trainer.fast_dev_run", "true")
+
+
+def test_pretraining_runs(tmp_path: Path) -> None:
+    small = ("--model.hidden_size", "32", "--model.intermediate_size", "64", "--data.batch_size", "2")
+    config = ("--config", str(CONFIGS / "demo_pretrain.yaml"), "--trainer.default_root_dir", str(tmp_path))
+    short = ("--trainer.max_epochs", "1", "--data.steps_per_epoch", "3", "--trainer.precision", "32-true")
+    export = ("--trainer.callbacks", "callbacks.ExportPretrained")
+    main(["fit", *config, *small, *short, *export, "--trainer.callbacks.folder", str(tmp_path / "model")])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert model.dtype == torch.float32
+    assert model.config.hidden_size == 32
+
+
+def test_the_edited_model_can_be_evaluated_and_asked(tmp_path: Path) -> None:
+    few = ("--data.forget_num", "2", "--data.retain_num", "3")
+    run(tmp_path / "test", "test", *few)
+    folder = run(tmp_path / "predict", "predict", *few)
+    predictions = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert len(predictions) == 5
+    assert all(item["prompt"] and item["completion"] for item in predictions)
+
+
+def test_print_config(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", "configs/demo.yaml", "--print_config"])
+    assert stopped.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["layers"] == [0]
+
+
+def fact_file(path: Path, *records: dict[str, Any]) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+FACT = {"id": "a", "subject": "Ada Novak", "prompt": "{} works as a", "target": "baker"}
+
+
+def bad_input(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
+    """Arguments and the message they must get."""
+    BertConfig(num_hidden_layers=1).save_pretrained(tmp_path / "bert")
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "vit", "num_hidden_layers": 1}')
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    long = {**FACT, "prompt": "very " * 500 + "{} works as a"}
+
+    def facts(name: str, *records: dict[str, Any]) -> list[str]:
+        return ["--data.path", fact_file(tmp_path / name, *records), "--data.forget_num=1", "--data.retain_num=0"]
+
+    return {
+        "no facts": (facts("none"), "holds no facts"),
+        "no prompt": (facts("prompt", {"target": "x"}), "line 1: `prompt` is missing"),
+        "no target": (facts("target", {"prompt": "x"}), "line 1: `target` is missing"),
+        "subject not in prompt": (facts("subject", {**FACT, "prompt": "Bo is"}), "does not occur in `prompt`"),
+        "empty target": (facts("empty target", {**FACT, "target": ""}), "`target` must be a text that is not empty"),
+        "duplicates": (facts("twice", FACT, {**FACT, "id": "b"}), "are the same"),
+        "both sets": ([*facts("both", FACT), "--data.forget_ids=[a]", "--data.retain_ids=[a]"], "are in both"),
+        "prompt too long": (facts("long", long), "but the model's context holds 256"),
+        "no such layer": (["--model.layers=[0, 9]"], "layers [9] do not exist, the model has 0..2"),
+        "no such model": (["--model.model_name_or_path", str(tmp_path / "none")], "neither a model directory"),
+        "empty model": (["--model.model_name_or_path", str(tmp_path / "empty")], "neither a model directory"),
+        "no causal model": (["--model.model_name_or_path", str(tmp_path / "bert")], "no causal language model"),
+        "no corpus": (["--data.corpus", str(tmp_path / "nowhere.txt")], "cannot read text from data.corpus"),
+        "unwritable": (["--trainer.default_root_dir", str(tmp_path / "file")], "cannot be written to"),
+    }
+
+
+BAD_INPUT = sorted(bad_input(Path(__import__("tempfile").mkdtemp())))
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_stops_before_any_work(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, message = bad_input(tmp_path)[case]
+    monkeypatch.setattr("zu_lightning.keys.second_moments", lambda *_, **__: pytest.fail("expensive work was begun"))
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path / "run", "fit", *arguments)
+    assert message in str(stopped.value.code)
+
+
+def test_an_error_reaches_the_shell(tmp_path: Path) -> None:
+    command = [sys.executable, "train.py", "fit", "--config", "configs/demo.yaml", "--model.layers=[9]"]
+    result = subprocess.run([*command, f"--trainer.default_root_dir={tmp_path}"], capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "train.py: error: model.layers [9]" in result.stderr
+    assert "Traceback" not in result.stderr
