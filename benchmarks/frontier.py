@@ -15,8 +15,10 @@ from zu_lightning import (
     AlphaEdit,
     EditableLM,
     EvaluationBatch,
+    Fact,
     LatentOptions,
     Memit,
+    Preparation,
     Rome,
     Rule,
     ZeroUnlearn,
@@ -52,9 +54,9 @@ class Trial:
 
     lm: EditableLM
     layers: Sequence[int]
-    forget: list
+    forget: list[Fact]
     evaluation: list[EvaluationBatch]
-    known: object
+    known: Preparation
     options: LatentOptions = field(default_factory=LatentOptions)
 
     def figures(self, rule: Rule) -> dict[str, float]:
@@ -73,10 +75,12 @@ class Trial:
 
 
 def row(name: str, figures: dict[str, float]) -> str:
+    """One line of the table."""
     return f"| {name} | " + " | ".join(f"{figures.get(column, float('nan')):.4g}" for column in COLUMNS) + " |"
 
 
 def main() -> None:
+    """Prepare once, then try every rule."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="data/demo/model")
     parser.add_argument("--facts", default="data/demo/facts.jsonl")

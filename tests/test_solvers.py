@@ -187,7 +187,7 @@ def test_transposed_keys_are_refused_with_both_shapes() -> None:
 
 def test_a_singular_system_is_refused_with_a_remedy() -> None:
     p = Problem(1)
-    with pytest.raises(ValueError, match="not positive definite .* more retain text, or a larger ridge"):
+    with pytest.raises(ValueError, match=r"not positive definite .* more retain text, or a larger ridge"):
         solvers.rome(p.W, p.K, p.R, torch.zeros(D_IN, D_IN))
 
 

@@ -14,10 +14,12 @@ from zu_lightning.rules import AlphaEdit, Memit, Rome, Rule, ZeroUnlearn, ZeroUn
 from zu_lightning.solvers import LowRankUpdate
 from zu_lightning.texts import read_texts
 from zu_lightning.timing import timed
+from zu_lightning.tracing import CausalTrace, LayerTrace, causal_trace
 from zu_lightning.unlearn import Preparation, UnlearnResult, layer_problem, prepare, retain_documents, unlearn
 
 __all__ = [
     "AlphaEdit",
+    "CausalTrace",
     "EditReport",
     "EditableLM",
     "EvaluationBatch",
@@ -26,6 +28,7 @@ __all__ = [
     "LatentOptions",
     "Latents",
     "LayerProblem",
+    "LayerTrace",
     "LowRankUpdate",
     "Memit",
     "Preparation",
@@ -38,6 +41,7 @@ __all__ = [
     "ZeroUnlearn",
     "ZeroUnlearnGD",
     "ZeroUnlearnSoft",
+    "causal_trace",
     "evaluate",
     "evaluation_batches",
     "export_adapter",

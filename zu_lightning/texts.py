@@ -7,7 +7,7 @@ from pathlib import Path
 from zu_lightning.errors import InputError
 
 
-def read_texts(source: str, limit: int, field: str) -> list[str]:
+def read_texts(source: str, limit: int = 100_000, field: str = "source") -> list[str]:
     """Read documents.
 
     Args:
