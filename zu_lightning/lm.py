@@ -88,11 +88,18 @@ class EditableLM:
             kwargs: More arguments of ``AutoModelForCausalLM.from_pretrained``.
 
         Raises:
-            InputError: The model is missing or is no causal language model.
+            InputError: The model is missing, incomplete or no causal language model.
         """
         check_model(name_or_path)
-        model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **kwargs)
-        return cls(model, AutoTokenizer.from_pretrained(name_or_path))
+        try:
+            model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **kwargs)
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"model.model_name_or_path {str(name_or_path)!r} has a configuration, but weights or tokenizer cannot be "
+                f"loaded: {_first_line(error)}"
+            ) from error
+        return cls(model, tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -292,10 +299,9 @@ def check_model(name_or_path: str | Path) -> int:
     try:
         config = AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"model.model_name_or_path {str(name_or_path)!r} is neither a model directory (with a config.json) nor a "
-            f"model that the hub gives us ({reason})"
+            f"model that the hub gives us: {_first_line(error)}"
         ) from error
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise InputError(
@@ -320,6 +326,10 @@ def check_layers(layers: Sequence[int], count: int) -> None:
         raise InputError(f"model.layers {list(layers)}: layers {missing} do not exist, the model has 0..{count - 1}.")
     if list(layers) != sorted(set(layers)):
         raise InputError(f"model.layers {list(layers)} must be in increasing order, each layer once.")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList:

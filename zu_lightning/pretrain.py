@@ -7,7 +7,6 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.nn.functional import dropout
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 
@@ -25,7 +24,6 @@ class PretrainModule(LightningModule):
         learning_rate: Peak of the schedule: linear warm-up, then cosine to a tenth.
         warmup_steps: Steps until the peak.
         weight_decay: AdamW's decoupled weight decay.
-        mlp_dropout: Share of every MLP's outputs that training drops: what is known spreads over more directions.
     """
 
     def __init__(
@@ -40,7 +38,6 @@ class PretrainModule(LightningModule):
         learning_rate: float = 2e-3,
         warmup_steps: int = 200,
         weight_decay: float = 0.01,
-        mlp_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -54,6 +51,7 @@ class PretrainModule(LightningModule):
                 num_attention_heads=num_heads,
                 num_key_value_heads=num_key_value_heads,
                 max_position_embeddings=context_length,
+                # Llama's 0.02 is made for widths of thousands; here it makes few directions carry all that is known.
                 initializer_range=hidden_size**-0.5,
                 tie_word_embeddings=True,
                 bos_token_id=0,
@@ -61,8 +59,6 @@ class PretrainModule(LightningModule):
                 pad_token_id=2,
             )
         )
-        for layer in self.language_model.model.layers:
-            layer.mlp.register_forward_hook(lambda mlp, _, output: dropout(output, mlp_dropout, mlp.training))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Mean next-token cross-entropy in nats of ``tokens`` (batch x length)."""
