@@ -15,6 +15,7 @@ from zu_lightning import (
     UnlearnModule,
     evaluation_batches,
     layer_problem,
+    own_share,
     prepare,
     read_facts,
     read_texts,
@@ -125,7 +126,7 @@ class UnlearnDataModule(LightningDataModule):
             max_length=self.max_length,
             max_tokens=self.batch_tokens,
         )
-        return _loader(batches)
+        return _loader(list(own_share(batches)))
 
     def test_dataloader(self) -> DataLoader[EvaluationBatch]:
         """The same as for validation."""

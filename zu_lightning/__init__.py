@@ -1,6 +1,7 @@
 """zu-lightning: make a language model forget, exactly and measurably (ZeroUnlearn, arXiv 2605.18879)."""
 
 from zu_lightning.contexts import sample_contexts
+from zu_lightning.distributed import check_identical, own_share
 from zu_lightning.errors import InputError
 from zu_lightning.evaluation import EvaluationBatch, evaluate, evaluation_batches
 from zu_lightning.export import export_adapter, export_model, largest_logit_difference
@@ -42,6 +43,7 @@ __all__ = [
     "ZeroUnlearnGD",
     "ZeroUnlearnSoft",
     "causal_trace",
+    "check_identical",
     "evaluate",
     "evaluation_batches",
     "export_adapter",
@@ -51,6 +53,7 @@ __all__ = [
     "lookup_keys",
     "neutral_targets",
     "original_values",
+    "own_share",
     "prepare",
     "read_facts",
     "read_texts",

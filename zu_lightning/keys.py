@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from zu_lightning.distributed import own_share, summed
 from zu_lightning.errors import InputError
 from zu_lightning.facts import Fact
 from zu_lightning.lm import EditableLM
@@ -81,24 +82,24 @@ def lookup_keys(
     rest = 0.5 / max(1, len(contexts) - 1)
     shares = [1.0 if len(contexts) == 1 else 0.5] + [rest] * (len(contexts) - 1)
     keys = torch.zeros(len(facts), lm.weight(layer).shape[1], dtype=torch.float64, device=lm.device)
-    for indices in batches(texts, max_tokens):
+    for indices in own_share(batches(texts, max_tokens)):
         batch = lm.to_device(collate([texts[i] for i in indices], lm.tokenizer))
         (record,) = lm.record(batch, [lm.projections[layer]])
         found = record.input[range(len(indices)), batch.lookup].double()
         for row, i in zip(found, indices, strict=True):
             keys[i % len(facts)] += shares[i // len(facts)] * row
-    return keys.mT
+    return summed(keys)[0].mT
 
 
 def layer_outputs(lm: EditableLM, facts: Sequence[Fact], layer: int, *, max_tokens: int = 8192) -> Tensor:
     """Hidden states after a layer at the lookup tokens of the bare prompts, d_out x n, float64."""
     texts = [tokenize_fact(lm.tokenizer, fact) for fact in facts]
     outputs = torch.zeros(len(facts), lm.weight(layer).shape[0], dtype=torch.float64, device=lm.device)
-    for indices in batches(texts, max_tokens):
+    for indices in own_share(batches(texts, max_tokens)):
         batch = lm.to_device(collate([texts[i] for i in indices], lm.tokenizer))
         (record,) = lm.record(batch, [lm.layers[layer]])
         outputs[indices] = record.output[range(len(indices)), batch.lookup].double()
-    return outputs.mT
+    return summed(outputs)[0].mT
 
 
 def second_moments(
@@ -135,17 +136,18 @@ def second_moments(
         raise InputError(
             "there is no retain text: data.corpus must hold at least one line that names no forgotten one."
         )
-    sums: dict[int, Tensor] = {}
-    count = 0
-    total = sum(len(document.ids) for document in documents)
+    sizes = {layer: lm.weight(layer).shape[1] for layer in layers}
+    sums = {layer: torch.zeros(size, size, dtype=torch.float64, device=lm.device) for layer, size in sizes.items()}
+    shares = list(own_share(batches(documents, max_tokens)))
+    total = sum(len(documents[i].ids) for indices in shares for i in indices)
     with tqdm(total=total, desc="Retain keys", unit=" tokens", disable=not progress, leave=False) as bar:
-        for indices in batches(documents, max_tokens):
+        for indices in shares:
             batch = lm.to_device(collate([documents[i] for i in indices], lm.tokenizer))
             real = batch.attention_mask.bool()
             for layer, record in zip(layers, lm.record(batch, [lm.projections[i] for i in layers]), strict=True):
                 keys = record.input[real].float()
-                update = (keys.mT @ keys).double()
-                sums[layer] = sums[layer] + update if layer in sums else update
-            count += int(real.sum())
+                sums[layer] += keys.mT @ keys
             bar.update(int(real.sum()))
-    return {layer: total / count for layer, total in sums.items()}
+    summed(*sums.values())
+    count = sum(len(document.ids) for document in documents)
+    return {layer: moment / count for layer, moment in sums.items()}

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 from tqdm.auto import tqdm
 
+from zu_lightning.distributed import own_share, summed
 from zu_lightning.facts import Fact
 from zu_lightning.lm import EditableLM
 from zu_lightning.metrics.functional import answer_scores
@@ -41,8 +42,8 @@ class LatentOptions:
     """Largest ||delta|| / ||start||."""
     tolerance: float = 0.05
     """A fact whose loss is below this is done, in nats."""
-    facts_per_batch: int = 64
-    """Facts optimised at a time: memory, not results, depends on it."""
+    facts_per_batch: int = 16
+    """Facts optimised at a time, and the unit in which they are shared over processes."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no optimisation can run with."""
@@ -110,22 +111,20 @@ def _optimise(
     at_projection: bool,
     progress: bool,
 ) -> Latents:
-    parts = []
-    size = options.facts_per_batch
-    starts = range(0, len(facts), size)
+    n, d_out = len(facts), lm.weight(layer).shape[0]
+    start, optimum = torch.zeros(2, d_out, n, dtype=torch.float64, device=lm.device)
+    probability, original_lost = torch.zeros(2, n, dtype=torch.float64, device=lm.device)
+    batches = [slice(i, i + options.facts_per_batch) for i in range(0, n, options.facts_per_batch)]
+    shares = list(own_share(batches))
     name = "Original values" if at_projection else "Neutral targets"
-    with tqdm(total=len(starts) * options.steps, desc=name, disable=not progress, leave=False) as bar:
-        for start in starts:
-            problem = _LatentProblem(
-                lm, facts[start : start + size], answers[start : start + size], layer, contexts, options, at_projection
-            )
-            parts.append(problem.solve(bar))
-    return Latents(
-        start=torch.cat([part.start for part in parts], 1),
-        optimum=torch.cat([part.optimum for part in parts], 1),
-        probability=torch.cat([part.probability for part in parts]),
-        original_lost=torch.cat([part.original_lost for part in parts]),
-    )
+    with tqdm(total=len(shares) * options.steps, desc=name, disable=not progress, leave=False) as bar:
+        for share in shares:
+            problem = _LatentProblem(lm, facts[share], answers[share], layer, contexts, options, at_projection)
+            found = problem.solve(bar)
+            start[:, share], optimum[:, share] = found.start, found.optimum
+            probability[share], original_lost[share] = found.probability, found.original_lost.double()
+    summed(start, optimum, probability, original_lost)
+    return Latents(start, optimum, probability, original_lost.bool())
 
 
 class _LatentProblem:

@@ -96,8 +96,8 @@ class EditableLM:
             tokenizer = AutoTokenizer.from_pretrained(name_or_path)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"model.model_name_or_path {str(name_or_path)!r} has a configuration, but weights or tokenizer cannot be "
-                f"loaded: {_first_line(error)}"
+                f"model.model_name_or_path {str(name_or_path)!r} has a configuration, but weights or tokenizer cannot "
+                f"be loaded: {_first_line(error)}"
             ) from error
         return cls(model, tokenizer)
 

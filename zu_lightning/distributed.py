@@ -1,0 +1,55 @@
+"""Sharing work over processes so that any number of them gives one result.
+
+Work is cut into the same batches whatever the number of processes, each process takes every N-th batch, and what they
+found is summed. Nothing is padded with repeats; a process without a share adds zeros.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+T = TypeVar("T")
+
+
+def own_share(batches: Iterable[T]) -> Iterator[T]:
+    """This process's batches: every N-th of them."""
+    rank, count = _rank_and_count()
+    return islice(batches, rank, None, count)
+
+
+def summed(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors added up over all processes; the same bits on each of them."""
+    if _rank_and_count()[1] > 1:
+        for tensor in tensors:
+            distributed.all_reduce(tensor)
+    return tensors
+
+
+def check_identical(name: str, tensor: Tensor) -> None:
+    """Refuse to go on if processes disagree about a tensor.
+
+    Args:
+        name: What to call it.
+        tensor: Of the same shape on all processes.
+
+    Raises:
+        RuntimeError: It differs between processes, in a single bit.
+    """
+    count = _rank_and_count()[1]
+    if count == 1:
+        return
+    reference = tensor.detach().clone()
+    distributed.broadcast(reference, src=0)
+    differs = torch.tensor(0 if torch.equal(reference, tensor) else 1, device=tensor.device)
+    distributed.all_reduce(differs)
+    if differs.item():
+        raise RuntimeError(f"{name} differs between processes ({int(differs)} of {count} disagree with the first).")
+
+
+def _rank_and_count() -> tuple[int, int]:
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
