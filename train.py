@@ -1,7 +1,9 @@
 """Command line of zu-lightning: ``python train.py fit --config configs/demo.yaml``."""
 
 import logging
+import os
 import sys
+from typing import Any
 
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -24,6 +26,14 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 1,
     "callbacks": [TQDMProgressBar()],  # next to the bars of longer steps, which are tqdm's too
 }
+
+
+def launcher_arguments() -> dict[str, Any]:
+    """Trainer arguments that ``torchrun`` and ``accelerate launch`` have settled by starting these processes."""
+    if "LOCAL_WORLD_SIZE" not in os.environ:
+        return {}
+    devices, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    return {"devices": devices, "num_nodes": world // devices, "strategy": "ddp" if world > 1 else "auto"}
 
 
 class UnlearnCLI(LightningCLI):
@@ -51,7 +61,7 @@ def main(args: list[str] | None = None) -> None:
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            trainer_defaults=TRAINER_DEFAULTS,
+            trainer_defaults=TRAINER_DEFAULTS | launcher_arguments(),
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             args=args,

@@ -41,7 +41,7 @@ def check_identical(name: str, tensor: Tensor) -> None:
     count = _rank_and_count()[1]
     if count == 1:
         return
-    reference = tensor.detach().clone()
+    reference = tensor.detach().clone(memory_format=torch.contiguous_format)
     distributed.broadcast(reference, src=0)
     differs = torch.tensor(0 if torch.equal(reference, tensor) else 1, device=tensor.device)
     distributed.all_reduce(differs)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from zu_lightning import solvers
+from zu_lightning.distributed import check_identical
 from zu_lightning.evaluation import EvaluationBatch, compute_metrics, evaluation_metrics, update_metric
 from zu_lightning.keys import LayerProblem
 from zu_lightning.latents import LatentOptions
@@ -56,7 +57,7 @@ class UnlearnModule(LightningModule):
         optimise_values: bool = True,
         latents: LatentOptions = LatentOptions(),  # noqa: B008 (frozen)
         scale_free: bool = True,
-        threshold: float = 0.1,
+        threshold: float = 0.15,
         zero_weight: float = 1.0,
         forget_weight: float = 100.0,
         ridge: float = 0.1,
@@ -133,6 +134,7 @@ class UnlearnModule(LightningModule):
             update = self.update or self.delta()
             figures = _effect(self.weight, batch, update)
             figures |= vars(self.lm.apply(batch.layer, update))
+            check_identical(f"the edited weight of layer {batch.layer}", self.weight)
         self.update = None
         self.layer_figures[batch.layer] = figures
         self.log_dict({f"layer/{name}": value for name, value in figures.items()}, batch_size=1)

@@ -23,6 +23,7 @@ class PretrainModule(LightningModule):
         context_length: Longest sequence in tokens.
         learning_rate: Peak of the schedule: linear warm-up, then cosine to a tenth.
         warmup_steps: Steps until the peak.
+        decay_steps: Steps until the end of the decay. Training may stop before.
         weight_decay: AdamW's decoupled weight decay.
     """
 
@@ -37,11 +38,13 @@ class PretrainModule(LightningModule):
         context_length: int = 256,
         learning_rate: float = 2e-3,
         warmup_steps: int = 200,
+        decay_steps: int = 2500,
         weight_decay: float = 0.01,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.learning_rate, self.warmup_steps, self.weight_decay = learning_rate, warmup_steps, weight_decay
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
         self.language_model = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=vocab_size,
@@ -76,15 +79,14 @@ class PretrainModule(LightningModule):
         self.log("val/loss", self(batch), prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with warm-up and cosine decay over the trainer's steps."""
+        """AdamW with warm-up and cosine decay."""
         optimizer = torch.optim.AdamW(
             self.parameters(), lr=self.learning_rate, betas=(0.9, 0.98), weight_decay=self.weight_decay
         )
-        total = self.trainer.estimated_stepping_batches
 
         def factor(step: int) -> float:
             warmup = min(1.0, (step + 1) / self.warmup_steps)
-            return warmup * (0.55 + 0.45 * math.cos(math.pi * min(1.0, step / total)))
+            return warmup * (0.55 + 0.45 * math.cos(math.pi * min(1.0, step / self.decay_steps)))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -52,7 +52,7 @@ class ZeroUnlearn(Rule):
 class ZeroUnlearnGD(Rule):
     """:func:`zu_lightning.solvers.zero_unlearn_gd`: the exact optimum in the null space, many facts."""
 
-    threshold: float = 0.1
+    threshold: float = 0.15
     zero_weight: float = 1.0
     forget_weight: float = 100.0
     ridge: float = 0.1
@@ -101,7 +101,7 @@ class Memit(Rule):
 class AlphaEdit(Rule):
     """:func:`zu_lightning.solvers.alphaedit`."""
 
-    threshold: float = 0.1
+    threshold: float = 0.15
     ridge: float = 0.01
 
     def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
