@@ -5,14 +5,15 @@ import os
 import sys
 from typing import Any
 
-from lightning import LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 import callbacks  # noqa: F401  (its classes can be named in configurations)
 import data  # noqa: F401
 from callbacks import ClosedForm
+from callbacks.run_folder import check_writable
 from zu_lightning import InputError
 
 TRAINER_DEFAULTS = {
@@ -24,7 +25,6 @@ TRAINER_DEFAULTS = {
     "enable_checkpointing": False,
     "enable_model_summary": False,
     "log_every_n_steps": 1,
-    "callbacks": [TQDMProgressBar()],  # next to the bars of longer steps, which are tqdm's too
 }
 
 
@@ -48,6 +48,18 @@ class UnlearnCLI(LightningCLI):
                 "data": {"class_path": "data.UnlearnDataModule"},
             }
         )
+
+    def before_instantiate_classes(self) -> None:
+        """Look at the output folder before anything else."""
+        check_writable(self.config[self.subcommand].trainer.default_root_dir)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add tqdm's progress bar, which goes with the bars of longer steps, where no other bar is asked for."""
+        configured = self.config_init[self.subcommand].trainer
+        chosen = configured.callbacks or []
+        if configured.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen):
+            configured.callbacks = [*chosen, TQDMProgressBar()]
+        return super().instantiate_trainer(**kwargs)
 
 
 def main(args: list[str] | None = None) -> None:

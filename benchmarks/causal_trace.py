@@ -9,6 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import torch
+
 from zu_lightning import EditableLM, causal_trace, read_facts, split_facts
 
 
@@ -19,10 +21,12 @@ def main() -> None:
     parser.add_argument("--facts", default="data/demo/facts.jsonl")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     facts = [fact for fact in read_facts(arguments.facts) if fact.subject]
     drawn, _ = split_facts(facts, min(arguments.count, len(facts)), 0, arguments.seed)
-    trace = causal_trace(EditableLM.from_pretrained(arguments.model), drawn, seed=arguments.seed)
+    lm = EditableLM.from_pretrained(arguments.model).to(torch.device(arguments.device))
+    trace = causal_trace(lm, drawn, seed=arguments.seed)
     print(f"Probability of the answer, mean over {len(drawn)} facts: {trace.clean:.3f} as it is,")
     print(f"{trace.noisy:.3f} with noise on the subject's embeddings.\n")
     print("| layer | state corrupted | all noisy but this state |\n|---|---|---|")

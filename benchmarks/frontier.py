@@ -11,6 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import torch
+
 from zu_lightning import (
     AlphaEdit,
     EditableLM,
@@ -91,8 +93,9 @@ def main() -> None:
     parser.add_argument("--forget", type=int, default=10)
     parser.add_argument("--retain", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    lm = EditableLM.from_pretrained(arguments.model)
+    lm = EditableLM.from_pretrained(arguments.model).to(torch.device(arguments.device))
     forget, retain = split_facts(read_facts(arguments.facts), arguments.forget, arguments.retain, arguments.seed)
     documents = retain_documents(read_texts(arguments.corpus, 100_000, "--corpus"), forget)
     evaluation = evaluation_batches(lm, forget, retain, read_texts(arguments.heldout, 500, "--heldout"))

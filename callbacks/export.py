@@ -9,9 +9,9 @@ from callbacks.run_folder import run_folder
 from zu_lightning import (
     PretrainModule,
     UnlearnModule,
+    check_export,
     export_adapter,
     export_model,
-    largest_logit_difference,
     timed,
 )
 
@@ -22,12 +22,13 @@ class ExportEditedModel(Callback):
     """Write ``model/`` and ``adapter/`` into the run's folder, load both again and compare their logits.
 
     Args:
-        tolerance: Largest difference of a logit for float32 weights. Other dtypes are allowed 16 roundings of the
-            largest logit.
+        tolerance: Largest difference of a logit.
+        rounding: For weights of less than 32 bits, where the edited weight was rounded and the adapter was not: largest
+            difference that the adapter may have, as a share of what the edit did.
     """
 
-    def __init__(self, tolerance: float = 1e-4) -> None:
-        self.tolerance = tolerance
+    def __init__(self, tolerance: float = 1e-4, rounding: float = 0.5) -> None:
+        self.tolerance, self.rounding = tolerance, rounding
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export from rank zero.
@@ -42,17 +43,17 @@ class ExportEditedModel(Callback):
         with timed(pl_module.seconds, "export"):
             model = export_model(pl_module.lm, folder / "model")
             adapter = export_adapter(pl_module.lm, folder / "adapter")
-            difference = largest_logit_difference(pl_module.lm, model, adapter, prompts)
-        if not difference <= self._allowed(pl_module):
-            raise RuntimeError(
-                f"the exported model is not the edited one: logits differ by {difference:.3g} "
-                f"(allowed {self._allowed(pl_module):.3g}). Do not use {folder}."
-            )
-        log.info("exported %s and %s; reloaded, their logits differ by %.1e at most", model, adapter, difference)
-
-    def _allowed(self, module: UnlearnModule) -> float:
-        dtype = module.lm.model.dtype
-        return self.tolerance if dtype == torch.float32 else 16 * 100 * torch.finfo(dtype).eps
+            found = check_export(pl_module.lm, model, adapter, prompts)
+        exact = pl_module.lm.model.dtype == torch.float32
+        if not (
+            found.model <= self.tolerance
+            and found.adapter <= (self.tolerance if exact else max(self.tolerance, self.rounding * found.edit))
+        ):
+            raise RuntimeError(f"what was exported is not the edited model: {found}. Do not use {folder}.")
+        log.info(
+            "exported %s and %s; loaded again, their logits differ by %.1e and %.1e at most (the edit: %.1e)",
+            model, adapter, found.model, found.adapter, found.edit,
+        )  # fmt: skip
 
 
 class ExportPretrained(Callback):

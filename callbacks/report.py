@@ -14,14 +14,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.closed_form import ClosedForm
 from callbacks.run_folder import run_folder
-from zu_lightning import InputError, UnlearnModule
+from zu_lightning import UnlearnModule
+from zu_lightning.module import COMPLETION_TOKENS
 
 log = logging.getLogger(__name__)
 
 SAMPLES = 5
 """Forgotten and kept prompts, so many of each, whose completions are shown."""
-
-COMPLETION_TOKENS = 12
 
 COLUMNS = ("efficacy", "generalization", "specificity", "retain", "efficacy_probability", "perplexity")
 
@@ -33,26 +32,6 @@ class Report(Callback):
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self.completions: dict[str, list[str]] = {}
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make the run's folder, before anything expensive.
-
-        Raises:
-            InputError: It cannot be written to.
-        """
-        folder = run_folder(trainer)
-        if folder is None:
-            return
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / ".writable"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise InputError(
-                f"trainer.default_root_dir {trainer.default_root_dir!r} cannot be written to ({error.strerror}): "
-                "choose another folder."
-            ) from error
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The evaluation in Lightning's sanity check is the one before; the latest one in the fit is the one after."""
@@ -105,7 +84,7 @@ class Report(Callback):
             "after": self.after,
             "facts": len(data.forget),
             "seconds": module.seconds,
-            "peak_memory_gib": _peak_memory_gib(),
+            "peak_memory_gib": _peak_memory_gib(module.lm.device),
             "model": module.model_name_or_path,
             "rule": {"name": type(rule).__name__, **asdict(rule)} if rule else {"name": "gradient descent"},
             "targets": {
@@ -130,7 +109,10 @@ class Report(Callback):
 
     def _completions_table(self, trainer: Trainer) -> str:
         rows = zip(
-            _sample_prompts(trainer), self.completions.get("before", []), self.completions["after"], strict=False
+            _sample_prompts(trainer),
+            self.completions.get("before", []),
+            self.completions.get("after", []),
+            strict=False,
         )
         lines = ["| prompt | before | after |", "|---|---|---|"]
         return "\n".join(
@@ -152,9 +134,9 @@ def _sample_prompts(trainer: Trainer) -> list[str]:
     return [fact.prompt for fact in (*data.forget[:SAMPLES], *data.retain[:SAMPLES])]
 
 
-def _peak_memory_gib() -> float:
-    """Of the device where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
+def _peak_memory_gib(device: torch.device) -> float:
+    """Of the model's device, or of this process where that is the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)

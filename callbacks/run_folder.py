@@ -1,8 +1,27 @@
 """Where a run writes."""
 
+import tempfile
 from pathlib import Path
 
 from lightning import Trainer
+
+from zu_lightning import InputError
+
+
+def check_writable(folder: str) -> None:
+    """Make a folder, and refuse one that cannot be written to.
+
+    Raises:
+        InputError: See above.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"trainer.default_root_dir {folder!r} cannot be written to ({error.strerror}): choose another folder."
+        ) from error
 
 
 def run_folder(trainer: Trainer) -> Path | None:

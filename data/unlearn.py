@@ -1,6 +1,7 @@
 """Facts to forget and to keep, retain text, and the key batches of the layer that is being edited."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -81,22 +82,22 @@ class UnlearnDataModule(LightningDataModule):
         self.forget, self.retain = split_facts(
             read_facts(self.path), self.forget_num, self.retain_num, self.seed, self.forget_ids, self.retain_ids
         )
-        corpus = read_texts(self.corpus_source, self.corpus_documents, "data.corpus")
-        if self.heldout_source is None:
-            kept = len(corpus) - max(1, len(corpus) // 10)
-            corpus, heldout = corpus[:kept], corpus[kept:]
-        else:
-            heldout = read_texts(self.heldout_source, self.heldout_documents, "data.heldout")
-        self.heldout = heldout[: self.heldout_documents]
+        heldout = None if self.heldout_source is None else self._read(self.heldout_source, "heldout")
+        corpus = self._read(self.corpus_source, "corpus") if stage == "fit" or heldout is None else []
         self.corpus = retain_documents(corpus, self.forget)
-        if not self.corpus:
+        left_out = len(corpus) - len(self.corpus)
+        if heldout is None:
+            kept = len(self.corpus) - len(self.corpus) // 10
+            self.corpus, heldout = self.corpus[:kept], self.corpus[kept:]
+        self.heldout = heldout[: self.heldout_documents]
+        if stage == "fit" and not self.corpus:
             raise InputError(
                 f"data.corpus {self.corpus_source!r} has no document that names no forgotten subject: add retain text."
             )
         log.info(
             "%d facts to forget, %d to keep; %d documents of retain text (%d name a forgotten subject and are left "
             "out), %d held out for the perplexity",
-            len(self.forget), len(self.retain), len(self.corpus), len(corpus) - len(self.corpus), len(self.heldout),
+            len(self.forget), len(self.retain), len(self.corpus), left_out, len(self.heldout),
         )  # fmt: skip
 
     def train_dataloader(self) -> DataLoader[LayerProblem]:
@@ -116,7 +117,7 @@ class UnlearnDataModule(LightningDataModule):
             )  # fmt: skip
         return _loader([problem] * module.steps)
 
-    def val_dataloader(self) -> DataLoader[EvaluationBatch]:
+    def val_dataloader(self) -> DataLoader[EvaluationBatch | None]:
         """Queries for each metric, and held-out text for the perplexity."""
         batches = evaluation_batches(
             self.module.lm,
@@ -126,9 +127,10 @@ class UnlearnDataModule(LightningDataModule):
             max_length=self.max_length,
             max_tokens=self.batch_tokens,
         )
-        return _loader(list(own_share(batches)))
+        # A process without a share still has to take part in the sums that follow.
+        return _loader([*own_share(batches)] or [None])
 
-    def test_dataloader(self) -> DataLoader[EvaluationBatch]:
+    def test_dataloader(self) -> DataLoader[EvaluationBatch | None]:
         """The same as for validation."""
         return self.val_dataloader()
 
@@ -140,6 +142,9 @@ class UnlearnDataModule(LightningDataModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leave batches as they are: the language model knows where its input belongs."""
         return batch
+
+    def _read(self, source: str, field: str) -> list[str]:
+        return read_texts(source, getattr(self, f"{field}_documents"), f"data.{field}")
 
     @property
     def module(self) -> UnlearnModule:
@@ -156,6 +161,6 @@ class UnlearnDataModule(LightningDataModule):
         )
 
 
-def _loader(items: list[T]) -> DataLoader[T]:
+def _loader(items: Sequence[T]) -> DataLoader[T]:
     """The items as they are, one a batch."""
     return DataLoader(cast("Dataset[T]", items), batch_size=None)

@@ -1,8 +1,10 @@
 """The command line, end to end, on the demo that ships with the project."""
 
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ def test_the_demo_forgets_what_it_should_and_nothing_else(demo_run: Path) -> Non
     metrics = metrics_of(demo_run)
     before, after = metrics["before"], metrics["after"]
     assert metrics["facts"] == 10
+    assert metrics["targets"]["reachable"] >= 90
     assert before["efficacy"] >= 95
     assert after["efficacy"] <= 10
     assert after["generalization"] <= 30
@@ -137,8 +140,8 @@ def test_pretraining_runs(tmp_path: Path) -> None:
     small = ("--model.hidden_size", "32", "--model.intermediate_size", "64", "--data.batch_size", "2")
     config = ("--config", str(CONFIGS / "demo_pretrain.yaml"), "--trainer.default_root_dir", str(tmp_path))
     short = ("--trainer.max_epochs", "1", "--data.steps_per_epoch", "3", "--trainer.precision", "32-true")
-    export = ("--trainer.callbacks", "callbacks.ExportPretrained")
-    main(["fit", *config, *small, *short, *export, "--trainer.callbacks.folder", str(tmp_path / "model")])
+    export = [{"class_path": "callbacks.ExportPretrained", "init_args": {"folder": str(tmp_path / "model")}}]
+    main(["fit", *config, *small, *short, "--trainer.callbacks", json.dumps(export)])
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert model.dtype == torch.float32
     assert model.config.hidden_size == 32
@@ -170,8 +173,9 @@ FACT = {"id": "a", "subject": "Ada Novak", "prompt": "{} works as a", "target": 
 
 def bad_input(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
     """Arguments and the message they must get."""
-    BertConfig(num_hidden_layers=1).save_pretrained(tmp_path / "bert")
-    (tmp_path / "bert" / "config.json").write_text('{"model_type": "vit", "num_hidden_layers": 1}')
+    BertConfig(num_hidden_layers=1, architectures=["BertForMaskedLM"]).save_pretrained(tmp_path / "bert")
+    shutil.copytree(DEMO / "model", tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     long = {**FACT, "prompt": "very " * 500 + "{} works as a"}
@@ -192,12 +196,15 @@ def bad_input(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "no such model": (["--model.model_name_or_path", str(tmp_path / "none")], "neither a model directory"),
         "empty model": (["--model.model_name_or_path", str(tmp_path / "empty")], "neither a model directory"),
         "no causal model": (["--model.model_name_or_path", str(tmp_path / "bert")], "no causal language model"),
+        "broken model": (["--model.model_name_or_path", str(tmp_path / "broken")], "weights or tokenizer cannot be"),
+        "no neutral target": (["--model.neutral_target="], "model.neutral_target is empty"),
         "no corpus": (["--data.corpus", str(tmp_path / "nowhere.txt")], "cannot read text from data.corpus"),
         "unwritable": (["--trainer.default_root_dir", str(tmp_path / "file")], "cannot be written to"),
     }
 
 
-BAD_INPUT = sorted(bad_input(Path(__import__("tempfile").mkdtemp())))
+with tempfile.TemporaryDirectory() as folder:
+    BAD_INPUT = sorted(bad_input(Path(folder)))
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)

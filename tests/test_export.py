@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import TEXTS, train_tokenizer
 from tests.test_lm import update_for
-from zu_lightning import EditableLM, LowRankUpdate, export_adapter, export_model, largest_logit_difference
+from zu_lightning import EditableLM, InputError, LowRankUpdate, check_export, export_adapter, export_model
 
 
 @pytest.fixture
@@ -26,8 +26,11 @@ def saved(any_lm: EditableLM, tmp_path: Path) -> EditableLM:
 def test_both_exports_are_the_edited_model(saved: EditableLM, tmp_path: Path) -> None:
     model = export_model(saved, tmp_path / "model")
     adapter = export_adapter(saved, tmp_path / "adapter")
-    assert largest_logit_difference(saved, model, adapter, TEXTS) < 1e-4
-    assert largest_logit_difference(saved, tmp_path / "base", adapter, TEXTS) > 1e-3
+    found = check_export(saved, model, adapter, TEXTS)
+    assert found.model < 1e-6
+    assert found.adapter < 1e-4
+    assert found.edit > 1e-3
+    assert check_export(saved, tmp_path / "base", adapter, TEXTS).model == pytest.approx(found.edit)
 
 
 def test_unload_gives_the_base_model_back_exactly(saved: EditableLM, tmp_path: Path) -> None:
@@ -65,3 +68,17 @@ def test_an_interrupted_export_leaves_the_old_one(
 def test_without_an_edit_there_is_no_adapter(lm: EditableLM, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing has been edited"):
         export_adapter(lm, tmp_path / "adapter")
+
+
+def test_nothing_else_is_overwritten(lm: EditableLM, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "precious.txt").touch()
+    with pytest.raises(InputError, match="holds something else"):
+        export_model(lm, tmp_path / "runs")
+    assert (tmp_path / "runs" / "precious.txt").exists()
+
+
+def test_the_unedited_model_is_not_overwritten(lm: EditableLM, tmp_path: Path) -> None:
+    base = EditableLM.from_pretrained(export_model(lm, tmp_path / "base"))
+    with pytest.raises(InputError, match="where the unedited model came from"):
+        export_model(base, tmp_path / "base")

@@ -53,6 +53,16 @@ def test_a_byte_order_mark_and_windows_line_ends_are_fine(tmp_path: Path) -> Non
     assert [fact.prompt for fact in read_facts(file)] == ["Ada works as a"]
 
 
+def test_the_last_place_of_the_subject_counts(tmp_path: Path) -> None:
+    (fact,) = read_facts(write(tmp_path, {**GOOD, "prompt": "{}, that is {}, works as a"}))
+    assert fact.prompt[: fact.subject_end] == "Ada, that is Ada"
+
+
+def test_unicode_line_separators_are_text(tmp_path: Path) -> None:
+    line = json.dumps({**GOOD, "prompt": "{}\u2028works as a"}, ensure_ascii=False)
+    assert read_facts(write(tmp_path, line))[0].prompt == "Ada\u2028works as a"
+
+
 def make(count: int) -> list[Fact]:
     return [Fact(id=str(i), prompt=f"p{i}", target="t", subject=None, subject_end=2) for i in range(count)]
 

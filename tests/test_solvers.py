@@ -189,8 +189,3 @@ def test_a_singular_system_is_refused_with_a_remedy() -> None:
     p = Problem(1)
     with pytest.raises(ValueError, match=r"not positive definite .* more retain text, or a larger ridge"):
         solvers.rome(p.W, p.K, p.R, torch.zeros(D_IN, D_IN))
-
-
-def test_norm_of_a_low_rank_update() -> None:
-    update = solvers.LowRankUpdate(torch.randn(5, 2, dtype=torch.float64), torch.randn(2, 7, dtype=torch.float64))
-    assert torch.allclose(update.norm(), update.dense().norm())

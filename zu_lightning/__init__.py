@@ -4,7 +4,7 @@ from zu_lightning.contexts import sample_contexts
 from zu_lightning.distributed import check_identical, own_share
 from zu_lightning.errors import InputError
 from zu_lightning.evaluation import EvaluationBatch, evaluate, evaluation_batches
-from zu_lightning.export import export_adapter, export_model, largest_logit_difference
+from zu_lightning.export import ExportCheck, check_export, export_adapter, export_model
 from zu_lightning.facts import Fact, Query, read_facts, split_facts
 from zu_lightning.keys import LayerProblem, lookup_keys, second_moments
 from zu_lightning.latents import LatentOptions, Latents, neutral_targets, original_values
@@ -24,6 +24,7 @@ __all__ = [
     "EditReport",
     "EditableLM",
     "EvaluationBatch",
+    "ExportCheck",
     "Fact",
     "InputError",
     "LatentOptions",
@@ -43,12 +44,12 @@ __all__ = [
     "ZeroUnlearnGD",
     "ZeroUnlearnSoft",
     "causal_trace",
+    "check_export",
     "check_identical",
     "evaluate",
     "evaluation_batches",
     "export_adapter",
     "export_model",
-    "largest_logit_difference",
     "layer_problem",
     "lookup_keys",
     "neutral_targets",

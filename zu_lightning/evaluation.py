@@ -13,6 +13,9 @@ from zu_lightning.lm import EditableLM
 from zu_lightning.metrics import AnswerMetric, Efficacy, Generalization, Perplexity, Retain, Specificity
 from zu_lightning.tokens import TokenBatch, TokenizedText, check_lengths, collate, tokenize, tokenize_query
 
+PROSE_TOKENS = 2048
+"""Most tokens of a batch of prose: all of them need logits, and vocabularies are large."""
+
 
 @dataclass(frozen=True)
 class EvaluationBatch:
@@ -90,7 +93,7 @@ def evaluation_batches(
     return [
         EvaluationBatch(name, collate([tokenized[i] for i in indices], lm.tokenizer))
         for name, tokenized in texts.items()
-        for indices in batches(tokenized, max_tokens)
+        for indices in batches(tokenized, min(max_tokens, PROSE_TOKENS) if name == "perplexity" else max_tokens)
     ]
 
 
@@ -113,10 +116,8 @@ def compute_metrics(metrics: MetricCollection) -> dict[str, float]:
     with warnings.catch_warnings():
         # A process without a share of some metric still takes part in its sum.
         warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
-        for name, metric in metrics.items():
-            value = metric.compute()
-            named = value if isinstance(value, dict) else {name: value}
-            figures |= {key: item.item() for key, item in named.items() if not item.isnan()}
+        for metric in metrics.values():
+            figures |= {name: value.item() for name, value in metric.compute().items()}
     return figures
 
 

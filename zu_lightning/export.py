@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from zu_lightning.errors import InputError
 from zu_lightning.lm import EditableLM
 from zu_lightning.solvers import LowRankUpdate
 from zu_lightning.tokens import TokenBatch, collate, tokenize
@@ -26,7 +28,12 @@ def export_model(lm: EditableLM, folder: str | Path) -> Path:
 
     Returns:
         The folder.
+
+    Raises:
+        InputError: The folder holds something else, or is where the unedited model came from.
     """
+    if lm.name_or_path and Path(folder).resolve() == Path(lm.name_or_path).resolve():
+        raise InputError(f"{folder} is where the unedited model came from: choose another folder.")
     with _written_whole(Path(folder)) as temporary:
         lm.model.save_pretrained(temporary)
         lm.tokenizer.save_pretrained(temporary)
@@ -44,6 +51,7 @@ def export_adapter(lm: EditableLM, folder: str | Path) -> Path:
         The folder. ``PeftModel.from_pretrained(base, folder)`` is the edited model, ``unload()`` the base again.
 
     Raises:
+        InputError: The folder holds something else.
         ValueError: Nothing has been edited.
     """
     if not lm.updates:
@@ -53,7 +61,7 @@ def export_adapter(lm: EditableLM, folder: str | Path) -> Path:
     largest = max(ranks.values())
     config = LoraConfig(
         task_type="CAUSAL_LM",
-        base_model_name_or_path=lm.model.name_or_path,
+        base_model_name_or_path=lm.name_or_path,
         target_modules=list(ranks),
         r=largest,
         lora_alpha=largest,
@@ -73,7 +81,23 @@ def export_adapter(lm: EditableLM, folder: str | Path) -> Path:
     return Path(folder)
 
 
-def largest_logit_difference(lm: EditableLM, model_folder: Path, adapter_folder: Path, texts: Sequence[str]) -> float:
+@dataclass(frozen=True)
+class ExportCheck:
+    """Largest absolute differences of a logit.
+
+    Attributes:
+        model: Between the reloaded model and the one in memory.
+        adapter: Between the base with the adapter and the one in memory. Zero up to rounding in float32; in bfloat16
+            and float16 the edited weights were rounded, and the adapter was not.
+        edit: Between the base and the one in memory: what the edit did.
+    """
+
+    model: float
+    adapter: float
+    edit: float
+
+
+def check_export(lm: EditableLM, model_folder: Path, adapter_folder: Path, texts: Sequence[str]) -> ExportCheck:
     """Reload what was exported and compare it with the model in memory.
 
     Args:
@@ -83,16 +107,18 @@ def largest_logit_difference(lm: EditableLM, model_folder: Path, adapter_folder:
         texts: Texts to compare on.
 
     Returns:
-        The largest absolute difference of a logit, of both exports.
+        How much the logits differ.
     """
     batch = lm.to_device(collate([tokenize(lm.tokenizer, text) for text in texts], lm.tokenizer))
     here = _logits(lm.model, batch)
-    differences = []
-    for source, adapter in ((model_folder, None), (lm.model.name_or_path, adapter_folder)):
+
+    def difference(source: str | Path, adapter: Path | None = None) -> float:
         model = AutoModelForCausalLM.from_pretrained(str(source), dtype=lm.model.dtype, device_map={"": lm.device})
         reloaded = PeftModel.from_pretrained(model, adapter) if adapter else model
-        differences.append((_logits(reloaded, batch) - here).abs().max().item())
-    return max(differences)
+        return (_logits(reloaded, batch) - here).abs().max().item()
+
+    base = lm.name_or_path
+    return ExportCheck(difference(model_folder), difference(base, adapter_folder), difference(base))
 
 
 def _balanced(update: LowRankUpdate) -> LowRankUpdate:
@@ -115,6 +141,9 @@ def _logits(model: PreTrainedModel | PeftModel, batch: TokenBatch) -> Tensor:
 @contextmanager
 def _written_whole(folder: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of ``folder`` when the context ends well."""
+    known = ("config.json", "adapter_config.json")
+    if folder.exists() and any(folder.iterdir()) and not any((folder / name).exists() for name in known):
+        raise InputError(f"{folder} holds something else than an exported model: choose another folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)

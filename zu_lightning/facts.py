@@ -73,7 +73,7 @@ class Fact:
             if subject is None:
                 raise InputError(f"{where}: `prompt` holds {{}} for the subject, but `subject` is missing: add it.")
             prompt = template.replace("{}", subject)
-            subject_end = template.index("{}") + len(subject)
+            subject_end = prompt.rfind(subject) + len(subject)
         elif subject is None:
             prompt, subject_end = template, len(template)
         else:
@@ -116,7 +116,7 @@ def read_facts(path: str | Path) -> list[Fact]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read facts from data.path {str(path)!r}: {error}.") from error
     facts = []

@@ -11,7 +11,7 @@ from zu_lightning.distributed import own_share, summed
 from zu_lightning.errors import InputError
 from zu_lightning.facts import Fact
 from zu_lightning.lm import EditableLM
-from zu_lightning.tokens import TokenizedText, collate, tokenize, tokenize_fact
+from zu_lightning.tokens import TokenizedText, collate, tokenize_fact
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def second_moments(
     max_length = min(max_length, lm.context_length)
     documents = []
     for text in texts:
-        ids = tokenize(lm.tokenizer, text).ids[:max_length]
+        ids = lm.tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
         documents.append(TokenizedText(ids, lookup=len(ids) - 1, answer=len(ids)))
     if not documents:
         raise InputError(

@@ -180,6 +180,8 @@ class _LatentProblem:
         active = torch.ones(len(self.facts), dtype=torch.bool, device=self.lm.device)
         for step in range(self.options.steps):
             losses = self._losses(original_essence)
+            if not torch.isfinite(losses).all():
+                raise ValueError(f"the latent optimisation of {self._names(~torch.isfinite(losses))} broke down: NaN.")
             active &= losses.detach() >= self.options.tolerance
             bar.update()
             if step == self.options.steps - 1 or not active.any():
@@ -201,6 +203,9 @@ class _LatentProblem:
                 probability=self._bare_probability(),
                 original_lost=self._original_lost(),
             )
+
+    def _names(self, chosen: Tensor) -> list[str]:
+        return [fact.id for fact, is_chosen in zip(self.facts, chosen.tolist(), strict=True) if is_chosen]
 
     def _losses(self, original_essence: Tensor) -> Tensor:
         rows, positions, tokens = self.batch.answer_positions()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
@@ -94,12 +95,17 @@ class EditableLM:
         try:
             model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **kwargs)
             tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(
                 f"model.model_name_or_path {str(name_or_path)!r} has a configuration, but weights or tokenizer cannot "
                 f"be loaded: {_first_line(error)}"
             ) from error
         return cls(model, tokenizer)
+
+    @property
+    def name_or_path(self) -> str:
+        """Where the unedited model came from; empty if it was made in memory."""
+        return str(self.model.name_or_path or "")
 
     @property
     def device(self) -> torch.device:
@@ -111,19 +117,21 @@ class EditableLM:
         """Most tokens the model can read."""
         return int(self.model.config.get_text_config().max_position_embeddings)
 
-    def check_layers(self, layers: Sequence[int]) -> None:
-        """Refuse layers that do not exist, are named twice or are out of order (the lowest is edited first).
-
-        Raises:
-            InputError: See above.
-        """
-        check_layers(layers, len(self.layers))
-
     def weight(self, layer: int) -> Tensor:
         """W of a layer's output projection, d_out x d_in, whichever way the module stores it; a view."""
         projection = self.projections[layer]
         stored = projection.get_parameter("weight")
         return stored.mT if isinstance(projection, Conv1D) else stored
+
+    def bias(self, layer: int) -> Tensor | None:
+        """Bias of a layer's output projection, d_out; most decoders have none."""
+        bias: Tensor | None = getattr(self.projections[layer], "bias", None)
+        return bias
+
+    @property
+    def normalises_mlp_output(self) -> bool:
+        """Whether the MLP's output is normalised before the residual stream gets it (Gemma 2 and 3, OLMo 2)."""
+        return hasattr(self.layers[0], "post_feedforward_layernorm")
 
     def weight_name(self, layer: int) -> str:
         """Name of the module that holds ``weight(layer)``, as in ``model.named_modules()``."""
@@ -267,7 +275,13 @@ class EditableLM:
         return str(self.tokenizer.decode(added, skip_special_tokens=True))
 
     def to(self, device: torch.device) -> "EditableLM":
-        """Move the model to a device."""
+        """Move the model to a device.
+
+        Raises:
+            InputError: The device has no float64, in which edits are solved.
+        """
+        if device.type == "mps":
+            raise InputError("trainer.accelerator: MPS has no float64, in which edits are solved: use cpu.")
         self.model.to(device)  # type: ignore[arg-type]
         return self
 
@@ -303,7 +317,8 @@ def check_model(name_or_path: str | Path) -> int:
             f"model.model_name_or_path {str(name_or_path)!r} is neither a model directory (with a config.json) nor a "
             f"model that the hub gives us: {_first_line(error)}"
         ) from error
-    if type(config) not in AutoModelForCausalLM._model_mapping:
+    trained_as = config.architectures or []
+    if type(config) not in AutoModelForCausalLM._model_mapping or any("MaskedLM" in name for name in trained_as):
         raise InputError(
             f"model.model_name_or_path {str(name_or_path)!r} is a {config.model_type!r} model, which is no causal "
             "language model: name a decoder such as Llama, Qwen, Mistral, Gemma, Phi, GPT-2, GPT-NeoX or OPT."

@@ -10,6 +10,7 @@ from torch.optim import SGD, Optimizer
 
 from zu_lightning import solvers
 from zu_lightning.distributed import check_identical
+from zu_lightning.errors import InputError
 from zu_lightning.evaluation import EvaluationBatch, compute_metrics, evaluation_metrics, update_metric
 from zu_lightning.keys import LayerProblem
 from zu_lightning.latents import LatentOptions
@@ -40,7 +41,9 @@ class UnlearnModule(LightningModule):
         optimise_values: Whether the original-knowledge values V are optimised for the true answers (the paper) or
             observed at the layer (cheaper, and much the same).
         latents: Options of the latent optimisation.
-        scale_free: Whether weights and the threshold are in units that carry from model to model.
+        scale_free: Whether weights and the threshold are in units that carry from model to model. This and what
+            follows is for gradient descent, and for the objective that is logged; a closed form has its own in
+            ``closed_form.rule``.
         threshold: Eigenvalues of the retain keys' second moment up to here belong to the null space.
         zero_weight: Weight of the zero term.
         forget_weight: Weight of the distance to the neutral targets.
@@ -81,6 +84,8 @@ class UnlearnModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check what can be checked before weights are loaded; make the fit as long as there are layers."""
         check_layers(self.layers, check_model(self.model_name_or_path))
+        if not self.neutral_target.strip():
+            raise InputError("model.neutral_target is empty: say what the model should answer instead.")
         if stage == "fit" and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.fit_loop.max_epochs = len(self.layers)
 
@@ -91,7 +96,6 @@ class UnlearnModule(LightningModule):
         with timed(self.seconds, "load"):
             lm = EditableLM.from_pretrained(self.model_name_or_path, dtype=self.dtype_name)
             self.lm = lm.to(self.trainer.strategy.root_device)
-        self.lm.check_layers(self.layers)
         facts = len(self.trainer.datamodule.forget)  # type: ignore[attr-defined]
         self.delta = WhitenedDelta(self.lm.weight(self.layers[0]).shape[0], facts)
 
@@ -144,8 +148,10 @@ class UnlearnModule(LightningModule):
             figures["residual_after"], figures["zero_term_before"], figures["zero_term_after"],
         )  # fmt: skip
 
-    def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
-        """Add a batch of queries or text to its metric."""
+    def validation_step(self, batch: EvaluationBatch | None, batch_idx: int) -> None:
+        """Add a batch of queries or text to its metric; ``None`` where a process has no share."""
+        if batch is None:
+            return
         with timed(self.seconds, "evaluation"):
             update_metric(self.lm, self.metrics, batch)
 
@@ -153,7 +159,7 @@ class UnlearnModule(LightningModule):
         """Log the figures of the whole evaluation."""
         self._log_figures("val")
 
-    def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+    def test_step(self, batch: EvaluationBatch | None, batch_idx: int) -> None:
         """The same as validation."""
         self.validation_step(batch, batch_idx)
 

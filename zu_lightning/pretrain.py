@@ -42,7 +42,6 @@ class PretrainModule(LightningModule):
         weight_decay: float = 0.01,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
         self.language_model = LlamaForCausalLM(

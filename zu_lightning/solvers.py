@@ -41,10 +41,6 @@ class LowRankUpdate:
         """The update as one d_out x d_in matrix."""
         return self.left @ self.right
 
-    def norm(self) -> Tensor:
-        """Frobenius norm of the update, from the factors alone."""
-        return ((self.left.mT @ self.left) * (self.right @ self.right.mT)).sum().clamp(min=0).sqrt()
-
 
 def zero_unlearn(
     weight: Tensor,
@@ -137,7 +133,8 @@ def zero_unlearn_gd(
         ValueError: Shapes disagree or something is not finite.
     """
     W, K, R, V, Q = _checked(weight=weight, keys=keys, residuals=residuals, values=values, null_space=null_space)
-    return _additive_optimum(W @ K, Q.mT @ K, Q.mT, R, V, zero_weight, forget_weight, ridge)
+    update = _additive_optimum(W @ K, Q.mT @ K, R, V, zero_weight, forget_weight, ridge)
+    return LowRankUpdate(update.left, update.right @ Q.mT)
 
 
 def zero_unlearn_soft(
@@ -180,8 +177,9 @@ def zero_unlearn_soft(
     S = retain_weight * C + ridge * torch.eye(len(C), dtype=C.dtype, device=C.device)
     L = _cholesky(S, "retain_weight C + ridge I")
     whitened = torch.linalg.solve_triangular(L, K, upper=False)
-    basis = torch.linalg.inv(L)
-    return _additive_optimum(W @ K, whitened, basis, R, V, zero_weight, forget_weight, 1.0)
+    whitened_update = _additive_optimum(W @ K, whitened, R, V, zero_weight, forget_weight, 1.0)
+    right = torch.linalg.solve_triangular(L.mT, whitened_update.right.mT, upper=True).mT
+    return _finite(LowRankUpdate(whitened_update.left, right))
 
 
 def memit(
@@ -285,16 +283,15 @@ def null_space(second_moment: Tensor, threshold: float) -> Tensor:
 def _additive_optimum(
     outputs: Tensor,
     features: Tensor,
-    basis: Tensor,
     residuals: Tensor,
     values: Tensor,
     zero_weight: float,
     forget_weight: float,
     ridge: float,
 ) -> LowRankUpdate:
-    """Minimise ``zero ||U^T (WK + Y F)||^2 + forget ||Y F - R||^2 + ridge ||Y||^2`` over Y; return ``Y @ basis``.
+    """Minimise ``zero ||U^T (WK + Y F)||^2 + forget ||Y F - R||^2 + ridge ||Y||^2`` over Y (d_out x q).
 
-    ``outputs`` is W K (d_out x n), ``features`` F (q x n), ``basis`` q x d_in. Y has its rows in the span of F's left
+    ``outputs`` is W K (d_out x n) and ``features`` F (q x n). Y has its rows in the span of F's left
     singular vectors; in them the problem falls apart into one small problem a singular value.
     """
     U = orthonormal_basis(values)
@@ -305,7 +302,7 @@ def _additive_optimum(
     inside = U @ (U.mT @ rhs)
     curvature = forget_weight * s.square() + ridge
     Z = (rhs - inside) / curvature + inside / (curvature + zero_weight * s.square())
-    return _finite(LowRankUpdate(Z, left.mT @ basis))
+    return _finite(LowRankUpdate(Z, left.mT))
 
 
 def orthonormal_basis(values: Tensor) -> Tensor:

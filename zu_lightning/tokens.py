@@ -10,9 +10,6 @@ from transformers import PreTrainedTokenizerBase
 from zu_lightning.errors import InputError
 from zu_lightning.facts import Fact, Query
 
-DEFAULT_CONTEXTS = ("",)
-"""The bare prompt alone."""
-
 
 @dataclass(frozen=True)
 class TokenizedText:

@@ -131,6 +131,11 @@ def prepare(
     seconds = {} if seconds is None else seconds
     check_layers(layers, len(lm.layers))
     _warn_of_width(lm, len(facts), layers)
+    if lm.normalises_mlp_output:
+        log.warning(
+            "this architecture normalises the MLP's output before adding it to the hidden state: the residual that a "
+            "rule gives to the projection does not arrive unchanged, and edits are weaker or stronger than asked for."
+        )
     contexts = sample_contexts(lm, seed=seed)
     longest = max(contexts, key=len)
     prompts = [tokenize_fact(lm.tokenizer, fact, context=longest, answer=neutral) for fact in facts]
@@ -176,6 +181,9 @@ def layer_problem(
     keys = lookup_keys(lm, facts, layer, known.contexts)
     if optimise_values:
         values = original_values(lm, facts, layer, known.contexts, options, progress=progress).optimum
+        bias = lm.bias(layer)
+        if bias is not None:
+            values = values - bias.double()[:, None]
     else:
         values = lm.weight(layer).double() @ keys
     layers_left = len(layers) - list(layers).index(layer)

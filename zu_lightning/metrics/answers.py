@@ -14,7 +14,7 @@ class AnswerMetric(Metric):
 
     States are sums over answers, so that any number of processes and any batching give the same figures.
 
-    ``compute`` returns ``{name: percent, name_probability: 0..1}``, NaN where no answer was seen.
+    ``compute`` returns ``{name: percent, name_probability: 0..1}``, nothing where no answer was seen.
     """
 
     is_differentiable = False
@@ -39,6 +39,8 @@ class AnswerMetric(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Percent of exact matches and mean probability of all answers seen."""
+        if not self.total:
+            return {}
         return {
             self.name: 100 * self.exact / self.total,
             f"{self.name}_probability": self.probability / self.total,

@@ -44,7 +44,7 @@ def answer_scores(logits: Tensor, tokens: Tensor, answer: Tensor, count: int) ->
             f"{tuple(logits.shape)}, {tuple(tokens.shape)} and {tuple(answer.shape)}."
         )
     wrong = torch.zeros(count, device=logits.device).index_add(0, answer, (logits.argmax(-1) != tokens).float())
-    log_probability = log_softmax(logits.double(), -1).gather(1, tokens[:, None])[:, 0]
+    log_probability = log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0].double()
     total = torch.zeros(count, dtype=torch.float64, device=logits.device).index_add(0, answer, log_probability)
     return AnswerScores(exact=wrong == 0, probability=total.exp())
 
@@ -59,4 +59,4 @@ def negative_log_likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    return cross_entropy(logits.double(), tokens, reduction="sum")
+    return cross_entropy(logits, tokens, reduction="none").double().sum()

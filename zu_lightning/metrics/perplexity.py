@@ -31,6 +31,6 @@ class Perplexity(Metric):
         self.nll += negative_log_likelihood(logits, tokens)
         self.total += tokens.numel()
 
-    def compute(self) -> Tensor:
-        """Perplexity of all tokens seen, NaN without any."""
-        return (self.nll / self.total).exp()
+    def compute(self) -> dict[str, Tensor]:
+        """``{"perplexity": ...}`` of all tokens seen, nothing without any."""
+        return {"perplexity": (self.nll / self.total).exp()} if self.total else {}
