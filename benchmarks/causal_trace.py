@@ -26,10 +26,12 @@ def main() -> None:
     facts = [fact for fact in read_facts(arguments.facts) if fact.subject]
     drawn, _ = split_facts(facts, min(arguments.count, len(facts)), 0, arguments.seed)
     lm = EditableLM.from_pretrained(arguments.model).to(torch.device(arguments.device))
-    trace = causal_trace(lm, drawn, seed=arguments.seed)
+    trace = causal_trace(lm, drawn)
     print(f"Probability of the answer, mean over {len(drawn)} facts: {trace.clean:.3f} as it is,")
-    print(f"{trace.noisy:.3f} with noise on the subject's embeddings.\n")
-    print("| layer | state corrupted | all noisy but this state |\n|---|---|---|")
+    print(f"{trace.corrupted:.3f} with another subject's last token in the input.\n")
+    print(
+        "| layer | another subject's state in place of this one | another last token, but this state restored |\n|---|---|---|"
+    )
     for layer in trace.layers:
         print(f"| {layer.layer} | {layer.corrupted:.3f} | {layer.restored:.3f} |")
 

@@ -137,14 +137,14 @@ def test_every_config_runs(name: str, tmp_path: Path) -> None:
 
 
 def test_pretraining_runs(tmp_path: Path) -> None:
-    small = ("--model.hidden_size", "32", "--model.intermediate_size", "64", "--data.batch_size", "2")
+    small = ("--model.hidden_size", "48", "--model.intermediate_size", "64", "--data.batch_size", "2")
     config = ("--config", str(CONFIGS / "demo_pretrain.yaml"), "--trainer.default_root_dir", str(tmp_path))
     short = ("--trainer.max_epochs", "1", "--data.steps_per_epoch", "3", "--trainer.precision", "32-true")
     export = [{"class_path": "callbacks.ExportPretrained", "init_args": {"folder": str(tmp_path / "model")}}]
     main(["fit", *config, *small, *short, "--trainer.callbacks", json.dumps(export)])
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert model.dtype == torch.float32
-    assert model.config.hidden_size == 32
+    assert model.config.hidden_size == 48
 
 
 def test_the_edited_model_can_be_evaluated_and_asked(tmp_path: Path) -> None:

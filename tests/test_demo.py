@@ -36,8 +36,8 @@ def test_the_answer_goes_through_the_lookup_token_at_the_edited_layer(
     trace = causal_trace(demo_lm, split_facts(demo_facts, 100, 0, seed=3)[0])
     edited = trace.layers[0]
     assert trace.clean > 0.9
-    assert trace.noisy < 0.1
-    assert edited.corrupted < 0.1
+    assert trace.corrupted < 0.2
+    assert edited.corrupted < 0.2
     assert edited.restored > 0.8
     assert trace.layers[-1].corrupted > 0.9
 

@@ -1,10 +1,11 @@
 """Causal tracing: at which layers does the lookup token carry the answer? That is where an edit can work."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zu_lightning.facts import Fact
 from zu_lightning.lm import EditableLM
@@ -18,8 +19,8 @@ class LayerTrace:
 
     Attributes:
         layer: Index of the layer.
-        corrupted: With noise on that state alone. Low: the answer goes through it.
-        restored: With noise on the whole subject's embeddings, but that state as it was. High: it is enough.
+        corrupted: With another fact's state in its place. Low: the answer goes through it.
+        restored: With another fact's lookup token in the input, but this state as it was. High: it is enough.
     """
 
     layer: int
@@ -33,85 +34,64 @@ class CausalTrace:
 
     Attributes:
         clean: Without any.
-        noisy: With noise on the subject's embeddings.
+        corrupted: With another fact's lookup token in the input.
         layers: With interventions at each layer.
     """
 
     clean: float
-    noisy: float
+    corrupted: float
     layers: tuple[LayerTrace, ...]
 
 
 @torch.no_grad()
-def causal_trace(lm: EditableLM, facts: Sequence[Fact], *, noise: float = 3.0, seed: int = 0) -> CausalTrace:
-    """Trace facts through the layers (after ROME, arXiv 2202.05262, Section 2; all facts in one batch).
+def causal_trace(lm: EditableLM, facts: Sequence[Fact]) -> CausalTrace:
+    """Trace facts through the layers by interchange (after ROME, arXiv 2202.05262, Section 2, where there is noise).
+
+    Every fact gets the embedding or state of the one before it.
 
     Args:
         lm: The model.
-        facts: Facts with a subject that the model knows.
-        noise: Standard deviation of the noise, in units of the root mean square of the state it is added to.
-        seed: Seed of the noise.
+        facts: At least two facts that the model knows, about various subjects; all go into one batch.
 
     Returns:
         Probabilities averaged over facts.
 
     Raises:
-        ValueError: A fact has no subject.
+        ValueError: There are fewer than two facts.
     """
-    if any(fact.subject is None for fact in facts):
-        raise ValueError("causal tracing needs facts with a subject: leave out those without.")
-    batch = lm.to_device(
-        collate([tokenize_fact(lm.tokenizer, fact, answer=fact.target) for fact in facts], lm.tokenizer)
+    if len(facts) < 2:
+        raise ValueError(
+            f"causal tracing puts one fact's state into another's prompt, but there are {len(facts)} facts."
+        )
+    texts = [tokenize_fact(lm.tokenizer, fact, answer=fact.target) for fact in facts]
+    batch = lm.to_device(collate(texts, lm.tokenizer))
+    rows = torch.arange(len(facts), device=lm.device)
+    answer, positions, tokens = batch.answer_positions()
+    embeddings: nn.Module = lm.model.get_input_embeddings()
+    embedded, *states = (record.output[rows, batch.lookup] for record in lm.record(batch, [embeddings, *lm.layers]))
+
+    def put(module: nn.Module, state: Tensor) -> AbstractContextManager[None]:
+        return lm.shifted(module, lambda hidden: hidden.index_put((rows, batch.lookup), state))
+
+    def probability(*interventions: AbstractContextManager[None]) -> float:
+        with ExitStack() as stack:
+            for intervention in interventions:
+                stack.enter_context(intervention)
+            logits = lm.logits(batch, answer, positions)
+        return answer_scores(logits, tokens, answer, len(facts)).probability.mean().item()
+
+    def corrupted_input() -> AbstractContextManager[None]:
+        return put(embeddings, embedded.roll(1, 0))
+
+    return CausalTrace(
+        clean=probability(),
+        corrupted=probability(corrupted_input()),
+        layers=tuple(
+            LayerTrace(
+                layer,
+                corrupted=probability(put(module, state.roll(1, 0))),
+                restored=probability(corrupted_input(), put(module, state)),
+            )
+            for layer, (module, state) in enumerate(zip(lm.layers, states, strict=True))
+        ),
     )
-    everyone = torch.arange(len(facts), device=lm.device)
-    embeddings = lm.model.get_input_embeddings()
-    clean = [record.output[everyone, batch.lookup] for record in lm.record(batch, list(lm.layers))]
-    subject = _subject_mask(lm, facts, batch.input_ids.shape[1])
-    generator = torch.Generator().manual_seed(seed)
-
-    def probability() -> float:
-        rows, positions, tokens = batch.answer_positions()
-        return answer_scores(lm.logits(batch, rows, positions), tokens, rows, len(facts)).probability.mean().item()
-
-    def noise_like(state: Tensor) -> Tensor:
-        scale = noise * state.float().square().mean(-1, keepdim=True).sqrt()
-        return (scale * torch.randn(state.shape, generator=generator).to(state.device)).to(state.dtype)
-
-    def replaced(value: Tensor) -> "_Replacement":
-        return _Replacement(everyone, batch.lookup, value)
-
-    embedded = embeddings(batch.input_ids)
-    noisy = torch.where(subject[..., None], embedded + noise_like(embedded), embedded)
-    traces = []
-    base = probability()
-    with lm.shifted(embeddings, lambda _: noisy):
-        corrupted_everywhere = probability()
-    for layer, state in enumerate(clean):
-        with lm.shifted(lm.layers[layer], replaced(state + noise_like(state))):
-            corrupted = probability()
-        with lm.shifted(embeddings, lambda _: noisy), lm.shifted(lm.layers[layer], replaced(state)):
-            traces.append(LayerTrace(layer, corrupted, probability()))
-    return CausalTrace(base, corrupted_everywhere, tuple(traces))
-
-
-@dataclass(frozen=True)
-class _Replacement:
-    """Puts ``value`` (rows x width) at one position of each row of a hidden state."""
-
-    rows: Tensor
-    positions: Tensor
-    value: Tensor
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        return hidden.index_put((self.rows, self.positions), self.value)
-
-
-def _subject_mask(lm: EditableLM, facts: Sequence[Fact], length: int) -> Tensor:
-    """Which tokens overlap the subject, facts x length."""
-    mask = torch.zeros(len(facts), length, dtype=torch.bool)
-    for row, fact in zip(mask, facts, strict=True):
-        start = fact.subject_end - len(fact.subject or "")
-        offsets = lm.tokenizer(fact.prompt, return_offsets_mapping=True)["offset_mapping"]
-        for i, (first, last) in enumerate(offsets):
-            row[i] = first < fact.subject_end and last > start
-    return mask.to(lm.device)
