@@ -29,9 +29,7 @@ def main() -> None:
     trace = causal_trace(lm, drawn)
     print(f"Probability of the answer, mean over {len(drawn)} facts: {trace.clean:.3f} as it is,")
     print(f"{trace.corrupted:.3f} with another subject's last token in the input.\n")
-    print(
-        "| layer | another subject's state in place of this one | another last token, but this state restored |\n|---|---|---|"
-    )
+    print("| layer | another's state in its place | another's last token, this state restored |\n|---|---|---|")
     for layer in trace.layers:
         print(f"| {layer.layer} | {layer.corrupted:.3f} | {layer.restored:.3f} |")
 

@@ -291,7 +291,7 @@ class EditableLM:
 
     def _by_row(self, hidden: Tensor) -> Tensor:
         """``hidden`` as rows x length x width: OPT's MLP flattens rows and positions into one dimension."""
-        return hidden if hidden.dim() == 3 else hidden.unflatten(0, (self._rows, -1))
+        return hidden if hidden.dim() == 3 else hidden.view(self._rows, -1, hidden.shape[-1])
 
     def _forward(self, batch: TokenBatch) -> Any:
         self._rows = len(batch.input_ids)

@@ -35,9 +35,9 @@ class Rule(ABC):
 class ZeroUnlearn(Rule):
     """:func:`zu_lightning.solvers.zero_unlearn`: multiplicative, few facts."""
 
-    retain_weight: float = 0.1
+    retain_weight: float = 2.0
     forget_weight: float = 1.0
-    ridge: float = 0.001
+    ridge: float = 0.02
     slack: float = 0.0
 
     def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
@@ -72,8 +72,8 @@ class ZeroUnlearnSoft(Rule):
 
     zero_weight: float = 1.0
     forget_weight: float = 1.0
-    retain_weight: float = 0.1
-    ridge: float = 0.001
+    retain_weight: float = 0.5
+    ridge: float = 0.005
 
     def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
         """See :func:`zu_lightning.solvers.zero_unlearn_soft`."""
@@ -88,7 +88,7 @@ class ZeroUnlearnSoft(Rule):
 class Memit(Rule):
     """:func:`zu_lightning.solvers.memit`."""
 
-    retain_weight: float = 0.1
+    retain_weight: float = 0.3
 
     def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
         """See :func:`zu_lightning.solvers.memit`."""
@@ -101,7 +101,7 @@ class Memit(Rule):
 class AlphaEdit(Rule):
     """:func:`zu_lightning.solvers.alphaedit`."""
 
-    threshold: float = 0.15
+    threshold: float = 0.3
     ridge: float = 0.01
 
     def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:

@@ -60,9 +60,7 @@ def causal_trace(lm: EditableLM, facts: Sequence[Fact]) -> CausalTrace:
         ValueError: There are fewer than two facts.
     """
     if len(facts) < 2:
-        raise ValueError(
-            f"causal tracing puts one fact's state into another's prompt, but there are {len(facts)} facts."
-        )
+        raise ValueError(f"causal tracing puts one fact's state into another's prompt, but `facts` has {len(facts)}.")
     texts = [tokenize_fact(lm.tokenizer, fact, answer=fact.target) for fact in facts]
     batch = lm.to_device(collate(texts, lm.tokenizer))
     rows = torch.arange(len(facts), device=lm.device)
