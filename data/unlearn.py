@@ -94,11 +94,12 @@ class UnlearnDataModule(LightningDataModule):
             raise InputError(
                 f"data.corpus {self.corpus_source!r} has no document that names no forgotten subject: add retain text."
             )
-        log.info(
-            "%d facts to forget, %d to keep; %d documents of retain text (%d name a forgotten subject and are left "
-            "out), %d held out for the perplexity",
-            len(self.forget), len(self.retain), len(self.corpus), left_out, len(self.heldout),
-        )  # fmt: skip
+        log.info("%d facts to forget, %d to keep", len(self.forget), len(self.retain))
+        if self.corpus:
+            log.info(
+                "%d documents of retain text (%d more name a forgotten subject and are left out), %d held out",
+                len(self.corpus), left_out, len(self.heldout),
+            )  # fmt: skip
 
     def train_dataloader(self) -> DataLoader[LayerProblem]:
         """The problem of the layer whose turn it is, once for each step."""

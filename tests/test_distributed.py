@@ -15,7 +15,7 @@ from zu_lightning.distributed import check_identical, own_share, summed
 
 LAUNCHERS = {
     "lightning": [sys.executable, "train.py", "{}", "--trainer.devices=2", "--trainer.strategy=ddp"],
-    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=3", "train.py", "{}"],
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3", "train.py", "{}"],
     "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2",
                    "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "train.py", "{}"],
 }  # fmt: skip
@@ -38,6 +38,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run([sys.executable, "train.py", "{}"], tmp_path_factory.mktemp("one"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", sorted(LAUNCHERS))
 def test_any_number_of_processes_gives_one_result(launcher: str, one_process: Path, tmp_path: Path) -> None:
     several = run(LAUNCHERS[launcher], tmp_path)
@@ -60,8 +61,11 @@ def shares(rank: int, folder: str) -> None:
         verdict = str(error)
     check_identical("the sum", total)
     Path(folder, f"{rank}.json").write_text(json.dumps([own, total.tolist(), verdict]))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_shares_are_disjoint_and_their_sums_whole(tmp_path: Path) -> None:
     multiprocessing.spawn(shares, (str(tmp_path),), nprocs=3)
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]

@@ -86,8 +86,8 @@ def test_forget_and_retain_are_disjoint() -> None:
     ("arguments", "message"),
     [
         ({"forget_num": 0}, "no facts to forget"),
-        ({"forget_num": 11}, "data.forget_num is 11, but 10 facts"),
-        ({"forget_num": 5, "retain_num": 6}, "data.retain_num is 6, but 5 facts"),
+        ({"forget_num": 11}, "data.forget_num is 11, but 10 of the 10 facts"),
+        ({"forget_num": 5, "retain_num": 6}, "data.retain_num is 6, but 5 of the 10 facts"),
         ({"forget_ids": ["1", "2"], "retain_ids": ["2"]}, r"\['2'\] are in both data.forget_ids and data.retain_ids"),
         ({"forget_ids": ["x"]}, r"data.forget_ids \['x'\] are not ids"),
     ],

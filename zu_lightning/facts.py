@@ -118,7 +118,10 @@ def read_facts(path: str | Path) -> list[Fact]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read facts from data.path {str(path)!r}: {error}.") from error
+        raise InputError(
+            f"cannot read facts from data.path {str(path)!r} ({getattr(error, 'strerror', None) or error}): name a JSON "
+            "Lines file in UTF-8."
+        ) from error
     facts = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -126,7 +129,9 @@ def read_facts(path: str | Path) -> list[Fact]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: not valid JSON ({error}).") from error
+            raise InputError(
+                f"{path}, line {number}: not valid JSON ({error.msg} at character {error.pos}): mend the line."
+            ) from error
         facts.append(Fact.from_record(record, f"{path}, line {number}", str(number)))
     if not facts:
         raise InputError(f"{path} holds no facts: give one JSON object a line, with `prompt` and `target`.")
@@ -174,7 +179,7 @@ def split_facts(
             return [by_id[name] for name in dict.fromkeys(ids)]
         if not 0 <= count <= len(free):
             raise InputError(
-                f"data.{field}_num is {count}, but {len(free)} facts are left to choose from: ask for fewer."
+                f"data.{field}_num is {count}, but {len(free)} of the {len(facts)} facts are free to choose from: ask for fewer."
             )
         chosen = free[:count]
         del free[:count]

@@ -7,6 +7,10 @@ from pathlib import Path
 from zu_lightning.errors import InputError
 
 
+FILE_ENDINGS = (".txt", ".text", ".md", ".json", ".jsonl", ".csv", ".parquet", ".gz")
+"""What is surely the name of a file, so that nobody waits for the hub to say that it is no data set."""
+
+
 def read_texts(source: str, limit: int = 100_000, field: str = "source") -> list[str]:
     """Read documents.
 
@@ -22,6 +26,8 @@ def read_texts(source: str, limit: int = 100_000, field: str = "source") -> list
     Raises:
         InputError: The source cannot be read or holds no text.
     """
+    if Path(source).suffix in FILE_ENDINGS and not Path(source).exists():
+        raise InputError(f"cannot read text from {field} {source!r}: there is no such file.")
     try:
         lines = _file_lines(Path(source)) if Path(source).exists() else _data_set_texts(source)
         texts = list(islice((text for text in lines if text.strip()), limit))
