@@ -119,8 +119,8 @@ def read_facts(path: str | Path) -> list[Fact]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"cannot read facts from data.path {str(path)!r} ({getattr(error, 'strerror', None) or error}): name a JSON "
-            "Lines file in UTF-8."
+            f"cannot read facts from data.path {str(path)!r} ({getattr(error, 'strerror', None) or error}): "
+            "name a JSON Lines file in UTF-8."
         ) from error
     facts = []
     for number, line in enumerate(lines, 1):
@@ -179,7 +179,8 @@ def split_facts(
             return [by_id[name] for name in dict.fromkeys(ids)]
         if not 0 <= count <= len(free):
             raise InputError(
-                f"data.{field}_num is {count}, but {len(free)} of the {len(facts)} facts are free to choose from: ask for fewer."
+                f"data.{field}_num is {count}, but {len(free)} of the {len(facts)} facts are free to choose from: ask "
+                "for fewer."
             )
         chosen = free[:count]
         del free[:count]

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from zu_lightning.errors import InputError
 
-
 FILE_ENDINGS = (".txt", ".text", ".md", ".json", ".jsonl", ".csv", ".parquet", ".gz")
 """What is surely the name of a file, so that nobody waits for the hub to say that it is no data set."""
 
