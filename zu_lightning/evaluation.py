@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torchmetrics import MetricCollection
@@ -11,7 +11,7 @@ from zu_lightning.facts import Fact, Query
 from zu_lightning.keys import batches
 from zu_lightning.lm import EditableLM
 from zu_lightning.metrics import AnswerMetric, Efficacy, Generalization, Perplexity, Retain, Specificity
-from zu_lightning.tokens import TokenBatch, TokenizedText, check_lengths, collate, tokenize, tokenize_query
+from zu_lightning.tokens import TokenBatch, check_lengths, collate, tokenize, tokenize_query
 
 PROSE_TOKENS = 2048
 """Most tokens of a batch of prose: all of them need logits, and vocabularies are large."""
@@ -88,8 +88,8 @@ def evaluation_batches(
     for name, tokenized in texts.items():
         names = [f"the prompt {query.prompt[:60]!r}... with its answer (of {name})" for query in queries[name]]
         check_lengths(tokenized, names, lm.context_length)
-    documents = (tokenize(lm.tokenizer, text).ids[: min(max_length, lm.context_length)] for text in heldout)
-    texts["perplexity"] = [TokenizedText(ids, 0, 1) for ids in documents if len(ids) > 1]
+    documents = (tokenize(lm.tokenizer, text, max_length=min(max_length, lm.context_length)) for text in heldout)
+    texts["perplexity"] = [replace(document, answer=1) for document in documents if len(document.ids) > 1]
     return [
         EvaluationBatch(name, collate([tokenized[i] for i in indices], lm.tokenizer))
         for name, tokenized in texts.items()

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from zu_lightning.distributed import own_share, summed
 from zu_lightning.errors import InputError
 from zu_lightning.facts import Fact
-from zu_lightning.lm import EditableLM
-from zu_lightning.tokens import TokenizedText, collate, tokenize_fact
+from zu_lightning.lm import EditableLM, Record
+from zu_lightning.tokens import TokenizedText, collate, tokenize, tokenize_fact
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,8 @@ def lookup_keys(
     rest = 0.5 / max(1, len(contexts) - 1)
     shares = [1.0 if len(contexts) == 1 else 0.5] + [rest] * (len(contexts) - 1)
     keys = torch.zeros(len(facts), lm.weight(layer).shape[1], dtype=torch.float64, device=lm.device)
-    for indices in own_share(batches(texts, max_tokens)):
-        batch = lm.to_device(collate([texts[i] for i in indices], lm.tokenizer))
-        (record,) = lm.record(batch, [lm.projections[layer]])
-        found = record.input[range(len(indices)), batch.lookup].double()
-        for row, i in zip(found, indices, strict=True):
+    for indices, at_lookup in _own_states(lm, texts, lm.projections[layer], max_tokens):
+        for row, i in zip(at_lookup.input.double(), indices, strict=True):
             keys[i % len(facts)] += shares[i // len(facts)] * row
     return summed(keys)[0].mT
 
@@ -95,11 +92,20 @@ def layer_outputs(lm: EditableLM, facts: Sequence[Fact], layer: int, *, max_toke
     """Hidden states after a layer at the lookup tokens of the bare prompts, d_out x n, float64."""
     texts = [tokenize_fact(lm.tokenizer, fact) for fact in facts]
     outputs = torch.zeros(len(facts), lm.weight(layer).shape[0], dtype=torch.float64, device=lm.device)
+    for indices, at_lookup in _own_states(lm, texts, lm.layers[layer], max_tokens):
+        outputs[indices] = at_lookup.output.double()
+    return summed(outputs)[0].mT
+
+
+def _own_states(
+    lm: EditableLM, texts: Sequence[TokenizedText], module: nn.Module, max_tokens: int
+) -> Iterator[tuple[list[int], Record]]:
+    """For this process's share of texts: indices, and what ``module`` sees at their lookup tokens (rows x width)."""
     for indices in own_share(batches(texts, max_tokens)):
         batch = lm.to_device(collate([texts[i] for i in indices], lm.tokenizer))
-        (record,) = lm.record(batch, [lm.layers[layer]])
-        outputs[indices] = record.output[range(len(indices)), batch.lookup].double()
-    return summed(outputs)[0].mT
+        (record,) = lm.record(batch, [module])
+        places = (range(len(indices)), batch.lookup)
+        yield indices, Record(record.input[places], record.output[places])
 
 
 def second_moments(
@@ -128,10 +134,7 @@ def second_moments(
         InputError: There is no text.
     """
     max_length = min(max_length, lm.context_length)
-    documents = []
-    for text in texts:
-        ids = lm.tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
-        documents.append(TokenizedText(ids, lookup=len(ids) - 1, answer=len(ids)))
+    documents = [tokenize(lm.tokenizer, text, max_length=max_length) for text in texts]
     if not documents:
         raise InputError(
             "there is no retain text: data.corpus must hold at least one line that names no forgotten one."

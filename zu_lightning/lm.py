@@ -41,7 +41,7 @@ class EditReport:
 
 @dataclass(frozen=True)
 class Record:
-    """What a module received and returned in one forward pass (each: rows x length x width)."""
+    """What a module received and returned in one forward pass (each: rows x length x width, or some places of it)."""
 
     input: Tensor
     output: Tensor

@@ -53,7 +53,12 @@ class TokenBatch:
 
 
 def tokenize(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, *, answer: str = "", lookup_end: int | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    answer: str = "",
+    lookup_end: int | None = None,
+    max_length: int | None = None,
 ) -> TokenizedText:
     """Tokenize a prompt and its answer as one text, so that no token is split or spaced differently.
 
@@ -63,12 +68,13 @@ def tokenize(
         answer: Joined to the prompt by one space; may be empty.
         lookup_end: The lookup token is the one that holds the character before this one; the prompt's last token by
             default.
+        max_length: Tokens beyond this many are not read; all are by default.
 
     Returns:
         The token ids with the places of the lookup token and the answer.
     """
     text = f"{prompt} {answer}" if answer else prompt
-    encoded = tokenizer(text, return_offsets_mapping=True)
+    encoded = tokenizer(text, return_offsets_mapping=True, truncation=max_length is not None, max_length=max_length)
     ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
     while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and offsets[-1][0] == offsets[-1][1]:
         # Some tokenizers close every text: the model would be asked to go on after its end.
