@@ -119,6 +119,40 @@ def test_zero_unlearn_gd_minimises_its_objective(problem: Problem) -> None:
     assert (update.dense() @ p.C).abs().max() < 1e-10
 
 
+def test_zero_unlearn_gd_is_where_lbfgs_ends(problem: Problem) -> None:
+    p, a, b, c = problem, 1.0, 100.0, 0.1
+    projector = p.Q @ p.Q.T
+    delta = torch.zeros(D_OUT, D_IN, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [delta], max_iter=2000, max_eval=4000, tolerance_grad=1e-13, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        edited = p.W + delta @ projector
+        total = (
+            a * (p.U.T @ edited @ p.K).square().sum()
+            + b * (edited @ p.K - p.target).square().sum()
+            + c * (delta @ projector).square().sum()
+        )
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    update = solvers.zero_unlearn_gd(p.W, p.K, p.R, p.V, p.Q, zero_weight=a, forget_weight=b, ridge=c).dense()
+    assert (delta.detach() @ projector - update).norm() / update.norm() < 1e-7
+
+
+def test_the_streaming_form_of_zero_unlearn_gd_equals_the_column_form(problem: Problem) -> None:
+    p, weights = problem, {"zero_weight": 1.5, "forget_weight": 4.0, "ridge": 0.1}
+    columns = solvers.zero_unlearn_gd(p.W, p.K, p.R, p.V, p.Q, **weights).dense()
+    first = solvers.ForgetSums.of(p.K[:, :1], p.R[:, :1], p.V[:, :1])
+    rest = solvers.ForgetSums.of(p.K[:, 1:], p.R[:, 1:], p.V[:, 1:])
+    update = solvers.zero_unlearn_gd_from_sums(p.W, first + rest, p.Q, **weights)
+    assert (update.dense() - columns).norm() / columns.norm() < 1e-9
+    assert update.rank <= min(p.K.shape[1], p.Q.shape[1])
+
+
 def test_zero_unlearn_soft_minimises_its_objective(problem: Problem) -> None:
     p, a, b, lr, ridge = problem, 1.5, 4.0, 0.7, 0.1
 
@@ -164,9 +198,29 @@ def test_null_space_is_orthonormal_and_invisible_to_retain_keys() -> None:
     assert (p.C @ p.Q).abs().max() < 1e-12
 
 
-def test_an_empty_null_space_is_refused_with_its_spectrum() -> None:
-    with pytest.raises(ValueError, match=r"no eigenvalue .* 0\.01; the spectrum runs from 2 over 2 .* to 2"):
-        solvers.null_space(2 * torch.eye(4), 0.01)
+SPECTRUM = torch.tensor([0.0, 0.1, 0.2, 0.7, 4.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "threshold", "kept"),
+    [("absolute", 0.2, 3), ("relative", 0.1, 3), ("relative", 0.2, 4), ("energy", 0.025, 2), ("energy", 0.2, 4)],
+)
+def test_a_threshold_is_measured_as_its_criterion_says(criterion: str, threshold: float, kept: int) -> None:
+    basis, _ = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64))
+    C = basis @ torch.diag(SPECTRUM) @ basis.T
+    Q = solvers.null_space(C, threshold + 1e-12, criterion)
+    assert close(Q @ Q.T, basis[:, :kept] @ basis[:, :kept].T)
+
+
+def test_an_unknown_criterion_is_refused() -> None:
+    with pytest.raises(ValueError, match="one of absolute, relative, energy, but is 'rank'"):
+        solvers.null_space(torch.eye(2), 0.1, "rank")
+
+
+@pytest.mark.parametrize("criterion", ["absolute", "relative", "energy"])
+def test_an_empty_null_space_is_refused_with_its_spectrum(criterion: str) -> None:
+    with pytest.raises(ValueError, match=rf"{criterion} threshold 0\.01; .* run from 2 over 2 .* to 2, .* is 8: raise"):
+        solvers.null_space(2 * torch.eye(4), 0.01, criterion)
 
 
 @pytest.mark.parametrize("name", ["keys", "residuals", "values", "second_moment"])

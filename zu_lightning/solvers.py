@@ -12,9 +12,13 @@ All solvers work in float64 whatever they are given, and return float64 factors.
 """
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+NullSpaceCriterion = Literal["absolute", "relative", "energy"]
+"""What a threshold of :func:`null_space` is measured against."""
 
 RANK_TOLERANCE = 1e-6
 """Singular values below this share of the largest count as zero: keys come from float32 arithmetic at best."""
@@ -137,6 +141,77 @@ def zero_unlearn_gd(
     return LowRankUpdate(update.left, update.right @ Q.mT)
 
 
+@dataclass(frozen=True)
+class ForgetSums:
+    """All that ZeroUnlearn-GD needs to know of any number of facts, in memory that does not grow with them.
+
+    Sums over facts, so that batches and processes add up: ``ForgetSums.of(...) + ForgetSums.of(...)``, or an
+    all-reduce of each field.
+
+    Attributes:
+        keys: ``K K^T``, d_in x d_in.
+        residuals: ``R K^T``, d_out x d_in.
+        values: ``V V^T``, d_out x d_out.
+    """
+
+    keys: Tensor
+    residuals: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, keys: Tensor, residuals: Tensor, values: Tensor) -> "ForgetSums":
+        """The sums of a batch of facts: ``keys`` d_in x n, ``residuals`` and ``values`` d_out x n.
+
+        Raises:
+            ValueError: Shapes disagree or something is not finite.
+        """
+        K, R, V = _checked(keys=keys, residuals=residuals, values=values)
+        return cls(K @ K.mT, R @ K.mT, V @ V.mT)
+
+    def __add__(self, other: "ForgetSums") -> "ForgetSums":
+        return ForgetSums(self.keys + other.keys, self.residuals + other.residuals, self.values + other.values)
+
+
+def zero_unlearn_gd_from_sums(
+    weight: Tensor,
+    sums: ForgetSums,
+    null_space: Tensor,
+    *,
+    zero_weight: float = 1.0,
+    forget_weight: float = 100.0,
+    ridge: float = 0.1,
+) -> LowRankUpdate:
+    """The optimum of :func:`zero_unlearn_gd` for more facts than fit in memory: n > d_in.
+
+    With ``Q^T K = Ug S Vg^T``, the eigenvectors of ``Q^T (K K^T) Q`` are Ug and its eigenvalues S^2, and the right-hand
+    side that the column form has, times Vg and S, is ``(forget_weight R K^T - zero_weight U U^T W K K^T) Q Ug``.
+    Costs O(d^3) whatever n is. Squaring halves the digits: directions in which K or V have less than
+    1e-6 of their largest singular value are lost in rounding, and count as zero here as in the column form.
+
+    Args:
+        weight: W, d_out x d_in.
+        sums: Of the forget keys, residuals and values.
+        null_space: Q, d_in x q, orthonormal columns.
+        zero_weight: Weight of the zero term.
+        forget_weight: Weight of the distance to the neutral targets.
+        ridge: Weight of the size of the update.
+
+    Returns:
+        X, of rank at most the smaller of q and n.
+
+    Raises:
+        ValueError: Shapes disagree or something is not finite.
+    """
+    W, Q, KK, RK, VV = _checked(
+        weight=weight, null_space=null_space, key_sums=sums.keys, residual_sums=sums.residuals, value_sums=sums.values
+    )
+    squares, left = _positive_eigenpairs(Q.mT @ KK @ Q)
+    U = _positive_eigenpairs(VV)[1]
+    directions = Q @ left
+    rhs = forget_weight * RK @ directions - zero_weight * U @ (U.mT @ (W @ (KK @ directions)))
+    return _separable_optimum(rhs, squares, U, directions.mT, zero_weight, forget_weight, ridge)
+
+
 def zero_unlearn_soft(
     weight: Tensor,
     keys: Tensor,
@@ -254,27 +329,40 @@ def rome(weight: Tensor, key: Tensor, residual: Tensor, second_moment: Tensor) -
     return _finite(LowRankUpdate(r, direction.mT / (k.mT @ direction)))
 
 
-def null_space(second_moment: Tensor, threshold: float) -> Tensor:
+def null_space(second_moment: Tensor, threshold: float, criterion: NullSpaceCriterion = "absolute") -> Tensor:
     """Orthonormal basis of the directions in which retain keys (almost) never point.
 
     Args:
         second_moment: C, d_in x d_in, symmetric.
-        threshold: Eigenvectors with an eigenvalue of at most this are kept, in units of C (a squared key entry).
+        threshold: How much of the retain keys a direction may hold and still be free to change.
+        criterion: What the threshold means. ``absolute``: eigenvectors with an eigenvalue of at most ``threshold`` are
+            kept, in units of C (a squared key entry). ``relative``: of at most ``threshold`` times the largest one.
+            ``energy``: as many of the smallest as hold together at most the share ``threshold`` of the trace of C,
+            so that retain keys keep the share ``1 - threshold`` of their energy outside the null space.
 
     Returns:
         Q, d_in x q, float64.
 
     Raises:
-        ValueError: C is not square or not finite, or no eigenvalue is at or below the threshold.
+        ValueError: C is not square or not finite, the criterion is unknown, or no direction is free.
     """
     (C,) = _checked(second_moment=second_moment)
     eigenvalues, eigenvectors = torch.linalg.eigh(C)
-    kept = eigenvalues <= threshold
+    if criterion == "absolute":
+        kept = eigenvalues <= threshold
+    elif criterion == "relative":
+        kept = eigenvalues <= threshold * eigenvalues[-1]
+    elif criterion == "energy":
+        energy = eigenvalues.clamp(min=0)
+        kept = energy.cumsum(0) <= threshold * energy.sum()
+    else:
+        raise ValueError(f"criterion must be one of {', '.join(get_args(NullSpaceCriterion))}, but is {criterion!r}.")
     if not kept.any():
         low, middle, high = (eigenvalues[i].item() for i in (0, len(C) // 2, -1))
         raise ValueError(
-            f"the null space is empty: no eigenvalue of the second moment is <= threshold {threshold:g}; the spectrum "
-            f"runs from {low:.3g} over {middle:.3g} (median) to {high:.3g}: raise the threshold."
+            f"the null space is empty: no direction of the second moment is within {criterion} threshold "
+            f"{threshold:g}; its eigenvalues run from {low:.3g} over {middle:.3g} (median) to {high:.3g}, their sum is "
+            f"{eigenvalues.sum().item():.3g}: raise the threshold."
         )
     basis: Tensor = eigenvectors[:, kept]
     return basis
@@ -299,10 +387,16 @@ def _additive_optimum(
     along = U @ (U.mT @ outputs) @ right.mT
     wanted = residuals @ right.mT
     rhs = (forget_weight * wanted - zero_weight * along) * s
+    return _separable_optimum(rhs, s.square(), U, left.mT, zero_weight, forget_weight, ridge)
+
+
+def _separable_optimum(
+    rhs: Tensor, squares: Tensor, U: Tensor, right: Tensor, zero_weight: float, forget_weight: float, ridge: float
+) -> LowRankUpdate:
+    """The update ``Z right`` where column i of Z solves ``((forget I + zero U U^T) squares_i + ridge I) z = rhs_i``."""
     inside = U @ (U.mT @ rhs)
-    curvature = forget_weight * s.square() + ridge
-    Z = (rhs - inside) / curvature + inside / (curvature + zero_weight * s.square())
-    return _finite(LowRankUpdate(Z, left.mT))
+    curvature = forget_weight * squares + ridge
+    return _finite(LowRankUpdate((rhs - inside) / curvature + inside / (curvature + zero_weight * squares), right))
 
 
 def orthonormal_basis(values: Tensor) -> Tensor:
@@ -315,6 +409,14 @@ def _thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     left, s, right = torch.linalg.svd(matrix, full_matrices=False)
     kept = s > RANK_TOLERANCE * s.max() if s.numel() else s > 0
     return left[:, kept], s[kept], right[kept]
+
+
+def _positive_eigenpairs(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of ``M M^T``, without those for which M's singular value is zero up to rounding."""
+    eigenvalues, eigenvectors = torch.linalg.eigh(gram)
+    tolerance = max(RANK_TOLERANCE**2, len(gram) * torch.finfo(gram.dtype).eps)
+    kept = eigenvalues > tolerance * eigenvalues.max() if eigenvalues.numel() else eigenvalues > 0
+    return eigenvalues[kept], eigenvectors[:, kept]
 
 
 def _solve_positive_definite(matrix: Tensor, rhs: Tensor, name: str) -> Tensor:
@@ -341,6 +443,9 @@ def _checked(**tensors: Tensor) -> tuple[Tensor, ...]:
         "values": ("d_out", None),
         "second_moment": ("d_in", "d_in"),
         "null_space": ("d_in", None),
+        "key_sums": ("d_in", "d_in"),
+        "residual_sums": ("d_out", "d_in"),
+        "value_sums": ("d_out", "d_out"),
     }
     sizes: dict[str, tuple[int, str]] = {}
     for name, tensor in tensors.items():
