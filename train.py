@@ -12,17 +12,20 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 import callbacks  # noqa: F401  (its classes can be named in configurations)
 import data  # noqa: F401
-from callbacks import ClosedForm
+from callbacks import ClosedForm, Resume
+from callbacks.resume import checkpoint_path
 from callbacks.run_folder import check_writable
 from zu_lightning import InputError
 
-TRAINER_DEFAULTS = {
+log = logging.getLogger(__name__)
+
+TRAINER_DEFAULTS: dict[str, Any] = {
     "default_root_dir": "outputs",
     "max_epochs": 1,  # an UnlearnModule makes it the number of its layers
     "reload_dataloaders_every_n_epochs": 1,  # the next layer's keys
     "num_sanity_val_steps": -1,  # the evaluation before
     "use_distributed_sampler": False,  # it pads with repeats
-    "enable_checkpointing": False,
+    "callbacks": [Resume()],
     "enable_model_summary": False,
     "log_every_n_steps": 1,
 }
@@ -50,8 +53,14 @@ class UnlearnCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Look at the output folder before anything else."""
-        check_writable(self.config[self.subcommand].trainer.default_root_dir)
+        """Look at the output folder before anything else, and for what a killed run has left there."""
+        config = self.config[self.subcommand]
+        folder = config.trainer.default_root_dir
+        check_writable(folder)
+        if config.ckpt_path == "last":
+            path = checkpoint_path(folder)
+            config.ckpt_path = str(path) if path.exists() else None
+            log.info("going on from %s" if path.exists() else "%s does not exist: starting anew", path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add tqdm's progress bar, which goes with the bars of longer steps, where no other bar is asked for."""

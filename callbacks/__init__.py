@@ -1,7 +1,8 @@
-"""Callbacks: the closed form, the report, and the export."""
+"""Callbacks: the closed form, the report, the export, and going on after a kill."""
 
 from callbacks.closed_form import ClosedForm
 from callbacks.export import ExportEditedModel, ExportPretrained
 from callbacks.report import Report
+from callbacks.resume import Resume
 
-__all__ = ["ClosedForm", "ExportEditedModel", "ExportPretrained", "Report"]
+__all__ = ["ClosedForm", "ExportEditedModel", "ExportPretrained", "Report", "Resume"]

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 class ExportEditedModel(Callback):
     """Write ``model/`` and ``adapter/`` into the run's folder, load both again and compare their logits.
 
+    Name it before ``Report``, which then knows how long it took.
+
     Args:
         tolerance: Largest difference of a logit.
         rounding: For weights of less than 32 bits, where the edited weight was rounded and the adapter was not: largest
@@ -30,8 +32,8 @@ class ExportEditedModel(Callback):
     def __init__(self, tolerance: float = 1e-4, rounding: float = 0.5) -> None:
         self.tolerance, self.rounding = tolerance, rounding
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Export from rank zero.
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export from rank zero; also where a run went on after its last layer and trained nothing.
 
         Raises:
             RuntimeError: A reloaded model differs from the one in memory.

@@ -33,6 +33,10 @@ class Report(Callback):
         self.after: dict[str, float] = {}
         self.completions: dict[str, list[str]] = {}
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Settle the folder while all processes are there to agree on it."""
+        self.folder = run_folder(trainer)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The evaluation in Lightning's sanity check is the one before; the latest one in the fit is the one after."""
         if not isinstance(pl_module, UnlearnModule) or trainer.state.fn != "fit":
@@ -44,21 +48,27 @@ class Report(Callback):
                 pl_module.lm.generate(prompt, COMPLETION_TOKENS).strip() for prompt in _sample_prompts(trainer)
             ]
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write figures and completions; the export that follows may fail without taking them along."""
-        folder = run_folder(trainer)
-        if folder is None or not isinstance(pl_module, UnlearnModule):
-            return
-        self._write(folder, trainer, pl_module)
-        self._show_in_tensorboard(trainer)
-
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the table, and write once more what the export has taken."""
-        folder = run_folder(trainer)
-        if folder is None or not isinstance(pl_module, UnlearnModule):
+        """Write figures and completions, and show the table."""
+        if self.folder is None or not isinstance(pl_module, UnlearnModule):
             return
-        self._write(folder, trainer, pl_module)
-        log.info("%s\nresults in %s", self._table(), folder)
+        self._write(self.folder, trainer, pl_module)
+        self._show_in_tensorboard(trainer)
+        log.info("%s\nresults in %s", self._table(), self.folder)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """What has been measured is kept when the export fails."""
+        if isinstance(pl_module, UnlearnModule) and self.after and not pl_module.layers_left:
+            self.on_fit_end(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a run that is killed and goes on."""
+        return {"before": self.before, "after": self.after, "completions": self.completions}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of the run that was killed."""
+        self.before, self.after = state_dict["before"], state_dict["after"]
+        self.completions = state_dict["completions"]
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,

@@ -1,12 +1,12 @@
 """Facts to forget and to keep, retain text, and the key batches of the layer that is being edited."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from zu_lightning import (
     EvaluationBatch,
@@ -102,21 +102,25 @@ class UnlearnDataModule(LightningDataModule):
             )  # fmt: skip
 
     def train_dataloader(self) -> DataLoader[LayerProblem]:
-        """The problem of the layer whose turn it is, once for each step."""
+        """The problem of the layer whose turn it is, step after step until the module has solved it."""
         module = self.module
-        layer = module.layers[self.trainer.current_epoch]  # type: ignore[union-attr]
-        if self.known is None:
+        if not module.layers_left:  # a run that goes on after its last layer
+            module.restore_updates()
+            return _loader([])
+        layer = module.layers_left[0]
+        if self.known is None or not self.known.second_moments:
             self.known = prepare(
-                module.lm, self.forget, self.corpus, module.layers, module.neutral_target, options=module.latents,
-                seed=self.seed, max_length=self.max_length, max_tokens=self.batch_tokens, seconds=module.seconds,
-                progress=self._progress,
+                module.lm, self.forget, self.corpus, module.layers_left, module.neutral_target, options=module.latents,
+                seed=self.seed, max_length=self.max_length, max_tokens=self.batch_tokens, known=self.known,
+                seconds=module.seconds, progress=self._progress,
             )  # fmt: skip
+            module.restore_updates()
         with timed(module.seconds, "keys_and_values"):
             problem = layer_problem(
                 module.lm, self.forget, layer, module.layers, self.known, options=module.latents,
                 optimise_values=module.optimise_values, progress=self._progress,
             )  # fmt: skip
-        return _loader([problem] * module.steps)
+        return DataLoader(_Steps(problem, module), batch_size=None)
 
     def val_dataloader(self) -> DataLoader[EvaluationBatch | None]:
         """Queries for each metric, and held-out text for the perplexity."""
@@ -160,6 +164,19 @@ class UnlearnDataModule(LightningDataModule):
         return (
             self.trainer is not None and self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
         )
+
+
+class _Steps(IterableDataset[LayerProblem]):
+    """A layer's problem, once for each step that the module wants to take."""
+
+    def __init__(self, problem: LayerProblem, module: UnlearnModule) -> None:
+        self.problem, self.module = problem, module
+
+    def __iter__(self) -> Iterator[LayerProblem]:
+        for _ in range(self.module.steps):
+            if self.module.converged:
+                return
+            yield self.problem
 
 
 def _loader(items: Sequence[T]) -> DataLoader[T]:

@@ -114,11 +114,27 @@ def test_gradient_descent_arrives_at_the_exact_optimum(tmp_path: Path) -> None:
     exact = run(tmp_path / "exact", "fit", "--config", str(CONFIGS / "zero_unlearn_gd.yaml"), *few)
     descent = run(tmp_path / "descent", "fit", "--config", str(CONFIGS / "gradient_descent.yaml"), *few)
     gaps = [event.value for event in EventAccumulator(str(descent)).Reload().Scalars("train/gap")]
-    assert len(gaps) == 20
+    assert 2 < len(gaps) <= 20
     assert gaps[0] > 1e-2
-    assert abs(gaps[-1]) < 1e-6
+    assert abs(gaps[-1]) < 1e-10
     relative_norm = [metrics_of(folder)["layers"]["0"]["relative_norm"] for folder in (exact, descent)]
     assert relative_norm[0] == pytest.approx(relative_norm[1], rel=1e-5)
+
+
+def test_adam_on_a_dense_delta_takes_all_its_steps_and_is_still_far_off(tmp_path: Path) -> None:
+    few = ("--data.forget_num", "3", "--data.retain_num", "5", "--data.corpus_documents", "300")
+    dense = ("--config", str(CONFIGS / "gradient_descent_paper.yaml"), "--model.steps=30")
+    events = EventAccumulator(str(run(tmp_path, "fit", *dense, *few))).Reload()
+    gaps = [event.value for event in events.Scalars("train/gap")]
+    assert len(gaps) == 30
+    assert gaps[0] > gaps[-1] > 1e-3
+    assert [event.value for event in events.Scalars("train/step_size")] == pytest.approx([1e-3] * 30)
+
+
+def test_a_null_space_that_is_empty_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, "fit", "--closed_form.rule.threshold=0", "--data.corpus_documents=300", "--data.forget_num=1")
+    assert "ZeroUnlearnGD cannot be solved at layer 0: the null space is empty" in str(stopped.value.code)
 
 
 def test_layers_are_edited_one_after_the_other(tmp_path: Path) -> None:
@@ -133,7 +149,8 @@ def test_layers_are_edited_one_after_the_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", UNLEARNING)
 def test_every_config_runs(name: str, tmp_path: Path) -> None:
-    run(tmp_path, "fit", "--config", str(CONFIGS / name), "--trainer.fast_dev_run", "true")
+    few = ("--data.forget_num=2", "--data.retain_num=5", "--data.corpus_documents=100", "--data.heldout_documents=20")
+    run(tmp_path, "fit", "--config", str(CONFIGS / name), "--trainer.fast_dev_run", "true", *few)
 
 
 def test_pretraining_runs(tmp_path: Path) -> None:

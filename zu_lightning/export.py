@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -17,6 +18,9 @@ from zu_lightning.errors import InputError
 from zu_lightning.lm import EditableLM
 from zu_lightning.solvers import LowRankUpdate
 from zu_lightning.tokens import TokenBatch, collate, tokenize
+
+PLACEMENT = ("device_map", "max_memory", "offload_folder")
+"""Arguments of ``from_pretrained`` that say where a model is put; others (``revision``) say which model it is."""
 
 
 def export_model(lm: EditableLM, folder: str | Path) -> Path:
@@ -112,13 +116,34 @@ def check_export(lm: EditableLM, model_folder: Path, adapter_folder: Path, texts
     batch = lm.to_device(collate([tokenize(lm.tokenizer, text) for text in texts], lm.tokenizer))
     here = _logits(lm.model, batch)
 
-    def difference(source: str | Path, adapter: Path | None = None) -> float:
-        model = AutoModelForCausalLM.from_pretrained(str(source), dtype=lm.model.dtype, device_map={"": lm.device})
-        reloaded = PeftModel.from_pretrained(model, adapter) if adapter else model
+    on_one_device = {"device_map": {"": lm.device}}
+    placement = {name: lm.load_options[name] for name in PLACEMENT if name in lm.load_options} or on_one_device
+
+    def difference(source: str | Path, options: dict[str, Any], adapter: Path | None = None) -> float:
+        model = AutoModelForCausalLM.from_pretrained(str(source), dtype=lm.model.dtype, **options)
+        reloaded: PreTrainedModel | PeftModel = model
+        if adapter and lm.is_dispatched:
+            reloaded = _merged(EditableLM(model, lm.tokenizer), adapter)
+        elif adapter:
+            reloaded = PeftModel.from_pretrained(model, adapter)
         return (_logits(reloaded, batch) - here).abs().max().item()
 
-    base = lm.name_or_path
-    return ExportCheck(difference(model_folder), difference(base, adapter_folder), difference(base))
+    base, as_before = lm.name_or_path, {**lm.load_options, **placement}
+    return ExportCheck(
+        model=difference(model_folder, placement),
+        adapter=difference(base, as_before, adapter_folder),
+        edit=difference(base, as_before),
+    )
+
+
+def _merged(lm: EditableLM, adapter: Path) -> PreTrainedModel:
+    """The base with the adapter added to its weights: PEFT does not load adapters of offloaded modules (0.21)."""
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    for layer in range(len(lm.layers)):
+        name = f"base_model.model.{lm.weight_name(layer)}"
+        if f"{name}.lora_A.weight" in tensors:
+            lm.apply(layer, LowRankUpdate(tensors[f"{name}.lora_B.weight"], tensors[f"{name}.lora_A.weight"]))
+    return lm.model
 
 
 def _balanced(update: LowRankUpdate) -> LowRankUpdate:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -60,6 +61,7 @@ class EditableLM:
 
     Attributes:
         updates: For each edited layer, the sum of the updates applied so far.
+        load_options: How :meth:`from_pretrained` was told to load the model.
 
     Raises:
         InputError: The decoder layers or their output projections cannot be found, or the tokenizer is not a fast one.
@@ -77,6 +79,7 @@ class EditableLM:
         self.layers = _decoder_layers(model)
         self.projections = [_output_projection(layer, model) for layer in self.layers]
         self.updates: dict[int, LowRankUpdate] = {}
+        self.load_options: dict[str, Any] = {}
         self._layers_return_tuples = False
 
     @classmethod
@@ -86,7 +89,8 @@ class EditableLM:
         Args:
             name_or_path: Hub id, or a directory written by ``save_pretrained``.
             dtype: ``auto`` (what the model says of itself), ``float32``, ``bfloat16`` or ``float16``.
-            kwargs: More arguments of ``AutoModelForCausalLM.from_pretrained``.
+            kwargs: More arguments of ``AutoModelForCausalLM.from_pretrained``, ``device_map`` for one: a model that is
+                spread over devices, main memory and disk is edited and evaluated like any other.
 
         Raises:
             InputError: The model is missing, incomplete or no causal language model.
@@ -100,7 +104,9 @@ class EditableLM:
                 f"model.model_name_or_path {str(name_or_path)!r} has a configuration, but weights or tokenizer cannot "
                 f"be loaded: {_first_line(error)}"
             ) from error
-        return cls(model, tokenizer)
+        lm = cls(model, tokenizer)
+        lm.load_options = kwargs
+        return lm
 
     @property
     def name_or_path(self) -> str:
@@ -109,8 +115,20 @@ class EditableLM:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids must be."""
+        """Where token ids must be, and where everything that is read from the model is put."""
+        if self.is_dispatched:
+            accelerators = {place for place in self._places if place not in ("cpu", "disk")}
+            return torch.device(min(accelerators, key=str, default="cpu"))
         return torch.device(self.model.device)
+
+    @property
+    def is_dispatched(self) -> bool:
+        """Whether accelerate has spread the model over several places (``device_map``)."""
+        return len(self._places) > 1 or "disk" in self._places
+
+    @property
+    def _places(self) -> set[int | str]:
+        return set(getattr(self.model, "hf_device_map", {}).values())
 
     @property
     def context_length(self) -> int:
@@ -118,10 +136,26 @@ class EditableLM:
         return int(self.model.config.get_text_config().max_position_embeddings)
 
     def weight(self, layer: int) -> Tensor:
-        """W of a layer's output projection, d_out x d_in, whichever way the module stores it; a view."""
+        """W of a layer's output projection, d_out x d_in, whichever way the module stores it.
+
+        A view, where the model is on one device; to write, use :meth:`set_weight`.
+        """
         projection = self.projections[layer]
+        stored: Tensor = projection.get_parameter("weight")
+        if stored.is_meta:
+            stored = _offloaded(projection)["weight"]
+        return (stored.mT if isinstance(projection, Conv1D) else stored).to(self.device)
+
+    def set_weight(self, layer: int, weight: Tensor) -> None:
+        """Replace W of a layer's output projection, d_out x d_in, rounded to the dtype it is stored in."""
+        projection = self.projections[layer]
+        weight = weight.mT if isinstance(projection, Conv1D) else weight
         stored = projection.get_parameter("weight")
-        return stored.mT if isinstance(projection, Conv1D) else stored
+        with torch.no_grad():
+            if not stored.is_meta:
+                stored.copy_(weight)
+            else:
+                _write_offloaded(projection, weight.detach().to("cpu", stored.dtype).contiguous())
 
     def bias(self, layer: int) -> Tensor | None:
         """Bias of a layer's output projection, d_out; most decoders have none."""
@@ -155,10 +189,9 @@ class EditableLM:
         change = update.dense().detach().to(before)
         if not torch.isfinite(change).all():
             raise ValueError(f"the update of layer {layer} holds NaN or infinite entries: the weight is unchanged.")
-        with torch.no_grad():
-            weight.copy_(before + change)
+        self.set_weight(layer, before + change)
         update = LowRankUpdate(update.left.detach().clone(), update.right.detach().clone())
-        error = (weight.detach().double() - before - change).norm()
+        error = (self.weight(layer).detach().double() - before - change).norm()
         known = self.updates.get(layer)
         self.updates[layer] = (
             LowRankUpdate(torch.cat([known.left, update.left], 1), torch.cat([known.right, update.right]))
@@ -187,7 +220,7 @@ class EditableLM:
         def keep(i: int) -> Callable[..., None]:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
                 received = args[0] if args else kwargs["hidden_states"]
-                seen[i] = Record(self._by_row(received.detach()), self._by_row(_hidden(output).detach()))
+                seen[i] = Record(*(self._by_row(x.detach().to(self.device)) for x in (received, _hidden(output))))
                 # Decoder layers return a tuple in transformers 4 and a tensor in 5; projections always a tensor.
                 self._layers_return_tuples |= isinstance(output, tuple)
                 if len(seen) == len(modules):
@@ -246,7 +279,7 @@ class EditableLM:
 
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             hidden = _hidden(output)
-            shifted = shift(self._by_row(hidden)).view_as(hidden)
+            shifted = shift(self._by_row(hidden).to(self.device)).to(hidden.device).view_as(hidden)
             return (shifted, *output[1:]) if isinstance(output, tuple) else shifted
 
         with _hooked(module.register_forward_hook(hook)):
@@ -275,14 +308,15 @@ class EditableLM:
         return str(self.tokenizer.decode(added, skip_special_tokens=True))
 
     def to(self, device: torch.device) -> "EditableLM":
-        """Move the model to a device.
+        """Move the model to a device, unless it is spread over several.
 
         Raises:
             InputError: The device has no float64, in which edits are solved.
         """
         if device.type == "mps":
             raise InputError("trainer.accelerator: MPS has no float64, in which edits are solved: use cpu.")
-        self.model.to(device)  # type: ignore[arg-type]
+        if not self.is_dispatched:
+            self.model.to(device)  # type: ignore[arg-type]
         return self
 
     def to_device(self, batch: TokenBatch) -> TokenBatch:
@@ -375,6 +409,19 @@ def _hidden(output: Any) -> Tensor:
     """The hidden states in what a decoder layer returns: a tensor in transformers 5, a tuple before."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
+
+
+def _offloaded(projection: nn.Module) -> Any:
+    """Accelerate's map of a module's weights that are not on the module."""
+    return projection._hf_hook.weights_map  # type: ignore[union-attr]
+
+
+def _write_offloaded(projection: nn.Module, weight: Tensor) -> None:
+    """Replace a weight that accelerate keeps in main memory or on disk; from then on it is in main memory."""
+    weights, name = _offloaded(projection), "weight"
+    while isinstance(weights, PrefixedDataset):
+        weights, name = weights.dataset, weights.prefix + name
+    (weights.state_dict if isinstance(weights, OffloadedWeightsLoader) else weights)[name] = weight
 
 
 @contextmanager

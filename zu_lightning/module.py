@@ -1,12 +1,12 @@
 """The LightningModule: a frozen language model, a trainable Delta for one layer at a time, and its evaluation."""
 
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, Adam, Optimizer
 
 from zu_lightning import solvers
 from zu_lightning.distributed import check_identical
@@ -15,7 +15,8 @@ from zu_lightning.evaluation import EvaluationBatch, compute_metrics, evaluation
 from zu_lightning.keys import LayerProblem
 from zu_lightning.latents import LatentOptions
 from zu_lightning.lm import EditableLM, check_layers, check_model
-from zu_lightning.objective import Objective, WhitenedDelta, step_size
+from zu_lightning.objective import Delta, DenseDelta, Objective, WhitenedDelta, step_size
+from zu_lightning.rules import ZeroUnlearnGD
 from zu_lightning.solvers import LowRankUpdate
 from zu_lightning.timing import timed
 
@@ -37,18 +38,19 @@ class UnlearnModule(LightningModule):
         model_name_or_path: Hub id or directory of a causal language model.
         layers: Layers to edit, lowest first, from 0.
         dtype: How the weights are kept: ``auto``, ``float32``, ``bfloat16`` or ``float16``. Solves are in float64.
+        load_options: More arguments of ``from_pretrained``, such as ``{device_map: auto}`` for a model that is larger
+            than one device (in one process), or ``{revision: ...}``.
         neutral_target: What the model should answer instead.
         optimise_values: Whether the original-knowledge values V are optimised for the true answers (the paper) or
             observed at the layer (cheaper, and much the same).
         latents: Options of the latent optimisation.
-        scale_free: Whether weights and the threshold are in units that carry from model to model. This and what
-            follows is for gradient descent, and for the objective that is logged; a closed form has its own in
+        objective: What gradient descent minimises, and what is logged; a closed form has its own weights in
             ``closed_form.rule``.
-        threshold: Eigenvalues of the retain keys' second moment up to here belong to the null space.
-        zero_weight: Weight of the zero term.
-        forget_weight: Weight of the distance to the neutral targets.
-        ridge: Weight of the size of the update.
-        steps: Gradient steps a layer.
+        delta: What gradient descent trains: ``whitened`` coordinates, by plain descent, or ``dense``, the matrix Delta
+            by Adam, as in the paper.
+        learning_rate: Step size. By default the longest that cannot overshoot for ``whitened``, 0.001 for ``dense``.
+        steps: Most gradient steps a layer.
+        tolerance: Optimality gap, (objective - optimum) / optimum, at which a layer is done.
     """
 
     def __init__(
@@ -56,21 +58,23 @@ class UnlearnModule(LightningModule):
         model_name_or_path: str = "data/demo/model",
         layers: list[int] = [0],  # noqa: B006 (read only, and what --print_config should show)
         dtype: str = "auto",
+        load_options: dict[str, Any] | None = None,
         neutral_target: str = "unknown",
         optimise_values: bool = True,
         latents: LatentOptions = LatentOptions(),  # noqa: B008 (frozen)
-        scale_free: bool = True,
-        threshold: float = 0.15,
-        zero_weight: float = 1.0,
-        forget_weight: float = 100.0,
-        ridge: float = 0.1,
+        objective: ZeroUnlearnGD = ZeroUnlearnGD(),  # noqa: B008 (frozen)
+        delta: Literal["whitened", "dense"] = "whitened",
+        learning_rate: float | None = None,
         steps: int = 20,
+        tolerance: float = 1e-10,
     ) -> None:
         super().__init__()
         self.model_name_or_path, self.layers, self.dtype_name = model_name_or_path, layers, dtype
+        self.load_options = load_options or {}
         self.neutral_target, self.optimise_values, self.latents = neutral_target, optimise_values, latents
-        self.scale_free, self.threshold, self.steps = scale_free, threshold, steps
-        self.zero_weight, self.forget_weight, self.ridge = zero_weight, forget_weight, ridge
+        self.objective, self.parametrisation, self.learning_rate = objective, delta, learning_rate
+        self.steps, self.tolerance = steps, tolerance
+        self.strict_loading = False  # checkpoints hold no weights, see callbacks/resume.py
         self.metrics = evaluation_metrics()
         self.figures: dict[str, float] = {}
         """Figures of the latest evaluation."""
@@ -80,53 +84,84 @@ class UnlearnModule(LightningModule):
         """Seconds by phase."""
         self.update: LowRankUpdate | None = None
         """The closed-form solution of the present layer, if a callback has set one."""
+        self.updates_to_restore: dict[int, LowRankUpdate] = {}
+        """Updates of a run that goes on, until :meth:`restore_updates`."""
+        self.converged = False
+        """Whether the present layer's gap is below the tolerance."""
+
+    @property
+    def layers_left(self) -> list[int]:
+        """Layers not edited yet, the next one first."""
+        return [layer for layer in self.layers if layer not in self.layer_figures]
 
     def setup(self, stage: str) -> None:
         """Check what can be checked before weights are loaded; make the fit as long as there are layers."""
         check_layers(self.layers, check_model(self.model_name_or_path))
+        if "device_map" in self.load_options and self.trainer.world_size > 1:
+            raise InputError(
+                "model.load_options has a device_map, which spreads one model over all devices: run one process "
+                "(--trainer.devices 1), or leave the device_map out."
+            )
+        if self.steps < 1:
+            raise InputError(f"model.steps must be at least 1, but is {self.steps}.")
         if not self.neutral_target.strip():
             raise InputError("model.neutral_target is empty: say what the model should answer instead.")
-        if stage == "fit" and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.trainer.fit_loop.max_epochs = len(self.layers)
+        if stage == "fit":
+            self.layer_figures = {}
+            if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+                self.trainer.fit_loop.max_epochs = len(self.layers)
 
     def configure_model(self) -> None:
         """Load the language model. It is no submodule: neither checkpoints nor DDP need to know its weights."""
         if hasattr(self, "lm"):
             return
         with timed(self.seconds, "load"):
-            lm = EditableLM.from_pretrained(self.model_name_or_path, dtype=self.dtype_name)
+            lm = EditableLM.from_pretrained(self.model_name_or_path, dtype=self.dtype_name, **self.load_options)
             self.lm = lm.to(self.trainer.strategy.root_device)
+        d_out, d_in = self.lm.weight(self.layers[0]).shape
         facts = len(self.trainer.datamodule.forget)  # type: ignore[attr-defined]
-        self.delta = WhitenedDelta(self.lm.weight(self.layers[0]).shape[0], facts)
+        self.delta: Delta = (
+            WhitenedDelta(d_out, facts) if self.parametrisation == "whitened" else DenseDelta(d_out, d_in)
+        )
+
+    def restore_updates(self) -> None:
+        """Write the updates of a run that goes on, once nothing more has to be read from the unedited model."""
+        for layer, update in self.updates_to_restore.items():
+            self.lm.apply(layer, update)
+        self.updates_to_restore = {}
 
     def on_train_batch_start(self, batch: LayerProblem, batch_idx: int) -> None:
         """Take up a layer with its first batch; by now a callback may have set its solution."""
         if batch_idx > 0:
             return
-        problem = batch.scale_free() if self.scale_free else batch
+        goal, problem = self.objective, self.objective.in_units(batch)
         self.weight = self.lm.weight(problem.layer)
-        self.objective = Objective(
+        self.loss = Objective(
             self.weight,
             problem.keys,
             problem.residuals,
             problem.values,
-            zero_weight=self.zero_weight,
-            forget_weight=self.forget_weight,
-            ridge=self.ridge,
+            zero_weight=goal.zero_weight,
+            forget_weight=goal.forget_weight,
+            ridge=goal.ridge,
         )
-        self.exact_loss: Tensor | None = None
+        self.optimum: Tensor | None = None
         if self.update is None:
             with timed(self.seconds, "null_space"):
-                projector = solvers.null_space(problem.second_moment, self.threshold)
-            self.delta.begin(problem.keys, projector, forget_weight=self.forget_weight, ridge=self.ridge)
-            self.exact_loss = self.objective.terms(self.objective.exact(projector)).total
+                projector = goal.null_space(problem)
+            self.delta.begin(problem.keys, projector, forget_weight=goal.forget_weight, ridge=goal.ridge)
+            self.optimizers().state.clear()  # type: ignore[union-attr]  # Adam's moments are another layer's
+            self.optimum = self.loss.terms(self.loss.exact(projector)).total
 
     def training_step(self, batch: LayerProblem, batch_idx: int) -> Tensor:
         """The objective at the present update; with a closed form it is measured and has no gradient."""
-        terms = self.objective.terms(self.update or self.delta())
+        terms = self.loss.terms(self.update or self.delta())
         figures = {"zero": terms.zero, "forget": terms.forget, "ridge": terms.ridge}
-        if self.exact_loss is not None:
-            figures["gap"] = (terms.total - self.exact_loss) / self.exact_loss
+        if self.optimum is not None:
+            figures["gap"] = (terms.total - self.optimum) / self.optimum
+            figures["step_size"] = torch.tensor(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+            # All processes have to agree on the last step.
+            self.converged = self.trainer.strategy.reduce_boolean_decision(bool(figures["gap"] <= self.tolerance))
         self.log_dict({f"train/{name}": value.detach() for name, value in figures.items()}, batch_size=1)
         return terms.total + 0.0 * self.delta.coordinates.sum()
 
@@ -139,7 +174,7 @@ class UnlearnModule(LightningModule):
             figures = _effect(self.weight, batch, update)
             figures |= vars(self.lm.apply(batch.layer, update))
             check_identical(f"the edited weight of layer {batch.layer}", self.weight)
-        self.update = None
+        self.update, self.converged = None, False
         self.layer_figures[batch.layer] = figures
         self.log_dict({f"layer/{name}": value for name, value in figures.items()}, batch_size=1)
         log.info(
@@ -172,8 +207,11 @@ class UnlearnModule(LightningModule):
         return [{"prompt": prompt, "completion": self.lm.generate(prompt, COMPLETION_TOKENS)} for prompt in batch]
 
     def configure_optimizers(self) -> Optimizer:
-        """Plain gradient descent with a step that cannot overshoot in whitened coordinates."""
-        return SGD(self.delta.parameters(), lr=step_size(self.zero_weight, self.forget_weight))
+        """Plain gradient descent with a step that cannot overshoot in whitened coordinates; Adam on a dense Delta."""
+        if self.parametrisation == "dense":
+            return Adam(self.delta.parameters(), lr=self.learning_rate or 1e-3)
+        longest = step_size(self.objective.zero_weight, self.objective.forget_weight)
+        return SGD(self.delta.parameters(), lr=self.learning_rate or longest)
 
     def _log_figures(self, prefix: str) -> None:
         self.figures = compute_metrics(self.metrics)

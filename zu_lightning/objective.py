@@ -1,5 +1,6 @@
 """The ZeroUnlearn-GD objective of one layer, in thin factors: what gradient descent minimises and what is reported."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -75,8 +76,25 @@ class Objective:
         )  # fmt: skip
 
 
-class WhitenedDelta(torch.nn.Module):
-    """Delta behind the frozen projector, in coordinates in which gradient descent converges in a few steps.
+class Delta(torch.nn.Module, ABC):
+    """What gradient descent trains: the update ``X = Delta Q Q^T``, in some coordinates.
+
+    Its parameter keeps its shape from layer to layer, as DDP needs it.
+    """
+
+    coordinates: torch.nn.Parameter
+
+    @abstractmethod
+    def begin(self, keys: Tensor, null_space: Tensor, *, forget_weight: float, ridge: float) -> None:
+        """Start at zero behind the projector of another layer: ``keys`` d_in x n, ``null_space`` d_in x q."""
+
+    @abstractmethod
+    def forward(self) -> LowRankUpdate:
+        """The present update X."""
+
+
+class WhitenedDelta(Delta):
+    """Coordinates in which gradient descent converges in a few steps.
 
     Any minimiser of the objective over ``X = Delta Q Q^T`` has its rows in the span of ``Q Q^T K = Ug S Vg^T``. With
     ``X = Y diag(1 / sqrt(forget_weight S^2 + ridge)) Ug^T`` the Hessian in Y has its eigenvalues in
@@ -84,8 +102,7 @@ class WhitenedDelta(torch.nn.Module):
 
     Args:
         d_out: Rows of the weight.
-        facts: n, the largest rank. The parameter keeps this shape from layer to layer, as DDP needs it; coordinates
-            beyond the rank of ``Q Q^T K`` stay without effect.
+        facts: n, the largest rank; coordinates beyond the rank of ``Q Q^T K`` stay without effect.
     """
 
     right: Tensor
@@ -95,7 +112,7 @@ class WhitenedDelta(torch.nn.Module):
         self.coordinates = torch.nn.Parameter(torch.zeros(d_out, facts, dtype=torch.float64))
 
     def begin(self, keys: Tensor, null_space: Tensor, *, forget_weight: float, ridge: float) -> None:
-        """Start at zero behind the projector of another layer: ``keys`` d_in x n, ``null_space`` d_in x q."""
+        """See :meth:`Delta.begin`."""
         left, s, _ = torch.linalg.svd(null_space.mT @ keys.double(), full_matrices=False)
         rows = (null_space @ (left / (forget_weight * s.square() + ridge).sqrt())).mT
         missing = self.coordinates.shape[1] - len(rows)
@@ -106,6 +123,26 @@ class WhitenedDelta(torch.nn.Module):
     def forward(self) -> LowRankUpdate:
         """The present update X."""
         return LowRankUpdate(self.coordinates, self.right)
+
+
+class DenseDelta(Delta):
+    """Delta itself, d_out x d_in, as the paper trains it."""
+
+    null_space: Tensor
+
+    def __init__(self, d_out: int, d_in: int) -> None:
+        super().__init__()
+        self.coordinates = torch.nn.Parameter(torch.zeros(d_out, d_in, dtype=torch.float64))
+
+    def begin(self, keys: Tensor, null_space: Tensor, *, forget_weight: float, ridge: float) -> None:
+        """See :meth:`Delta.begin`."""
+        self.null_space = null_space
+        with torch.no_grad():
+            self.coordinates.zero_()
+
+    def forward(self) -> LowRankUpdate:
+        """The present update X."""
+        return LowRankUpdate(self.coordinates @ self.null_space, self.null_space.mT)
 
 
 def step_size(zero_weight: float, forget_weight: float) -> float:

@@ -4,15 +4,20 @@
 :meth:`zu_lightning.keys.LayerProblem.scale_free`; without it they are in the paper's units, made for 3 to 8 B models.
 """
 
+import logging
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from zu_lightning import solvers
+from zu_lightning.errors import InputError
 from zu_lightning.keys import LayerProblem
-from zu_lightning.solvers import LowRankUpdate
+from zu_lightning.solvers import LowRankUpdate, NullSpaceCriterion
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +27,26 @@ class Rule(ABC):
     scale_free: bool = True
     """Whether keys have norm 1 and the second moment has mean eigenvalue 1 for this rule."""
 
+    def __post_init__(self) -> None:
+        """Refuse weights and thresholds that mean nothing."""
+        for name, value in asdict(self).items():
+            if isinstance(value, float | int) and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} of {type(self).__name__} must be zero or more, but is {value}.")
+
     def __call__(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
-        """The update of ``weight`` (d_out x d_in) that solves ``problem``, in float64 factors."""
-        return self.solve(weight, problem.scale_free() if self.scale_free else problem)
+        """The update of ``weight`` (d_out x d_in) that solves ``problem``, in float64 factors.
+
+        Raises:
+            InputError: These weights or this threshold do not go with this layer's retain keys.
+        """
+        try:
+            return self.solve(weight, self.in_units(problem))
+        except ValueError as error:
+            raise InputError(f"{type(self).__name__} cannot be solved at layer {problem.layer}: {error}") from error
+
+    def in_units(self, problem: LayerProblem) -> LayerProblem:
+        """The problem in the units of this rule's weights."""
+        return problem.scale_free() if self.scale_free else problem
 
     @abstractmethod
     def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
@@ -53,15 +75,19 @@ class ZeroUnlearnGD(Rule):
     """:func:`zu_lightning.solvers.zero_unlearn_gd`: the exact optimum in the null space, many facts."""
 
     threshold: float = 0.15
+    criterion: NullSpaceCriterion = "absolute"
     zero_weight: float = 1.0
     forget_weight: float = 100.0
     ridge: float = 0.1
 
+    def null_space(self, problem: LayerProblem) -> Tensor:
+        """Q, d_in x q, of a problem in this rule's units."""
+        return _null_space(problem, self.threshold, self.criterion)
+
     def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
         """See :func:`zu_lightning.solvers.zero_unlearn_gd`."""
         return solvers.zero_unlearn_gd(
-            weight, problem.keys, problem.residuals, problem.values,
-            solvers.null_space(problem.second_moment, self.threshold),
+            weight, problem.keys, problem.residuals, problem.values, self.null_space(problem),
             zero_weight=self.zero_weight, forget_weight=self.forget_weight, ridge=self.ridge,
         )  # fmt: skip
 
@@ -102,11 +128,12 @@ class AlphaEdit(Rule):
     """:func:`zu_lightning.solvers.alphaedit`."""
 
     threshold: float = 0.3
+    criterion: NullSpaceCriterion = "absolute"
     ridge: float = 0.01
 
     def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
         """See :func:`zu_lightning.solvers.alphaedit`."""
-        basis = solvers.null_space(problem.second_moment, self.threshold)
+        basis = _null_space(problem, self.threshold, self.criterion)
         return solvers.alphaedit(weight, problem.keys, problem.residuals, basis, ridge=self.ridge)
 
 
@@ -124,3 +151,14 @@ class Rome(Rule):
             update = solvers.rome(weight, keys[:, i], residual, problem.second_moment)
             left, right = torch.cat([left, update.left], 1), torch.cat([right, update.right])
         return LowRankUpdate(left, right)
+
+
+def _null_space(problem: LayerProblem, threshold: float, criterion: NullSpaceCriterion) -> Tensor:
+    basis = solvers.null_space(problem.second_moment, threshold, criterion)
+    C = problem.second_moment.double()
+    energy = (basis.mT @ C @ basis).trace() / C.trace()
+    log.info(
+        "layer %d: null space of %d of %d directions; they hold %.2g %% of the retain keys' energy",
+        problem.layer, basis.shape[1], len(basis), 100 * energy,
+    )  # fmt: skip
+    return basis

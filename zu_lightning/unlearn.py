@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -104,6 +104,7 @@ def prepare(
     seed: int = 0,
     max_length: int = 512,
     max_tokens: int = 8192,
+    known: Preparation | None = None,
     seconds: dict[str, float] | None = None,
     progress: bool = False,
 ) -> Preparation:
@@ -119,6 +120,7 @@ def prepare(
         seed: Seed of the context templates.
         max_length: Most tokens of a document that are read.
         max_tokens: Most tokens in a batch of retain text.
+        known: Contexts and targets of an earlier run, which are then not found again.
         seconds: Where the seconds of the phases ``moments`` and ``targets`` are added.
         progress: Whether to show progress bars.
 
@@ -136,12 +138,14 @@ def prepare(
             "this architecture normalises the MLP's output before adding it to the hidden state: the residual that a "
             "rule gives to the projection does not arrive unchanged, and edits are weaker or stronger than asked for."
         )
-    contexts = sample_contexts(lm, seed=seed)
+    contexts = known.contexts if known else sample_contexts(lm, seed=seed)
     longest = max(contexts, key=len)
     prompts = [tokenize_fact(lm.tokenizer, fact, context=longest, answer=neutral) for fact in facts]
     check_lengths(prompts, [f"fact {fact.id!r} behind a context" for fact in facts], lm.context_length)
     with timed(seconds, "moments"):
         moments = second_moments(lm, documents, layers, max_length=max_length, max_tokens=max_tokens, progress=progress)
+    if known:
+        return replace(known, second_moments=moments)
     with timed(seconds, "targets"):
         targets = neutral_targets(lm, facts, layers[-1], neutral, contexts, options, progress=progress)
     log.info(

@@ -1,0 +1,66 @@
+"""A model spread over main memory and disk is edited, evaluated and exported like one in a single place."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.conftest import TEXTS, random_lm
+from zu_lightning import (
+    EditableLM,
+    Fact,
+    LatentOptions,
+    ZeroUnlearnGD,
+    check_export,
+    evaluate,
+    evaluation_batches,
+    export_adapter,
+    export_model,
+    unlearn,
+)
+
+PLACES = {
+    "model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "disk",
+    "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[EditableLM, EditableLM]:
+    """The same model in one place and spread."""
+    lm = random_lm("llama")
+    lm.model.save_pretrained(tmp_path / "base")
+    lm.tokenizer.save_pretrained(tmp_path / "base")
+    spread = EditableLM.from_pretrained(tmp_path / "base", device_map=PLACES, offload_folder=str(tmp_path / "offload"))
+    return EditableLM.from_pretrained(tmp_path / "base"), spread
+
+
+def test_a_spread_model_is_edited_evaluated_and_exported_like_any_other(
+    pair: tuple[EditableLM, EditableLM], facts: list[Fact], tmp_path: Path
+) -> None:
+    figures = []
+    assert [lm.is_dispatched for lm in pair] == [False, True]
+    assert pair[1].projections[1].weight.is_meta
+    for lm in pair:
+        options = LatentOptions(steps=3)
+        unlearn(lm, facts, TEXTS, [0, 1, 2], ZeroUnlearnGD(threshold=1.0), options=options, neutral="unknown")
+        figures.append(evaluate(lm, evaluation_batches(lm, facts, facts, TEXTS)))
+    assert figures[0] == figures[1]
+    for layer in range(3):
+        whole, spread = (lm.weight(layer) for lm in pair)
+        assert torch.equal(whole, spread)
+    lm = pair[1]
+    model, adapter = export_model(lm, tmp_path / "model"), export_adapter(lm, tmp_path / "adapter")
+    reloaded = AutoModelForCausalLM.from_pretrained(model)
+    for name, parameter in pair[0].model.state_dict().items():
+        assert torch.equal(reloaded.state_dict()[name], parameter), name
+    found = check_export(lm, model, adapter, [fact.prompt for fact in facts])
+    assert found.edit > 1e-3
+    assert max(found.model, found.adapter) < 1e-5
+
+
+def test_moving_a_spread_model_leaves_it_where_it_is(pair: tuple[EditableLM, EditableLM]) -> None:
+    lm = pair[1].to(torch.device("cpu"))
+    assert lm.projections[2].weight.is_meta
+    assert lm.generate("Ada Novak", 2) == pair[0].generate("Ada Novak", 2)
