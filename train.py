@@ -7,14 +7,14 @@ from typing import Any
 
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 import callbacks  # noqa: F401  (its classes can be named in configurations)
 import data  # noqa: F401
 from callbacks import ClosedForm, Resume
 from callbacks.resume import checkpoint_path
-from callbacks.run_folder import check_writable
+from callbacks.run_folder import check_writable, run_folder
 from zu_lightning import InputError
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,21 @@ def launcher_arguments() -> dict[str, Any]:
         return {}
     devices, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     return {"devices": devices, "num_nodes": world // devices, "strategy": "ddp" if world > 1 else "auto"}
+
+
+class SaveConfig(SaveConfigCallback):
+    """Write the resolved configuration into the run's folder, never half."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Once a run, from rank zero."""
+        folder = run_folder(trainer)
+        if folder is None or self.already_saved:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / "config.partial"
+        partial.write_text(self.parser.dump(self.config, skip_none=False))
+        partial.replace(folder / self.config_filename)
+        self.already_saved = True
 
 
 class UnlearnCLI(LightningCLI):
@@ -84,7 +99,7 @@ def main(args: list[str] | None = None) -> None:
             subclass_mode_data=True,
             trainer_defaults=TRAINER_DEFAULTS | launcher_arguments(),
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveConfig,
             args=args,
         )
     except InputError as error:

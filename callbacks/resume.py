@@ -99,6 +99,7 @@ def _settings(trainer: Trainer, module: UnlearnModule) -> dict[str, str]:
     settings = {
         "closed_form.rule": rule,
         "model.model_name_or_path": module.model_name_or_path,
+        "model.tiny": module.tiny,
         "model.layers": module.layers,
         "model.dtype": module.dtype_name,
         "model.load_options": module.load_options,

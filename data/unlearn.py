@@ -37,7 +37,7 @@ class UnlearnDataModule(LightningDataModule):
     of that epoch's layer from the module's model, with the layers below already edited.
 
     Args:
-        path: Facts as JSON Lines, see docs/data.md.
+        path: Facts, see docs/data.md: our JSON Lines, or CounterFact's file.
         corpus: Retain text: a file with one document a line, or a data set of the hub. Documents that name a
             forgotten subject are left out.
         heldout: Text for the perplexity, in the same forms. By default the last tenth of the corpus, which is then
@@ -47,6 +47,8 @@ class UnlearnDataModule(LightningDataModule):
         seed: Seed of the draw and of the context templates.
         forget_ids: Ids of the facts to forget.
         retain_ids: Ids of the facts to watch.
+        halves: Whether facts to keep are drawn from the first half of the file and facts to forget from the second,
+            as in the paper.
         corpus_documents: Most documents of the corpus that are read.
         heldout_documents: Most documents of the held-out text that are read.
         max_length: Most tokens of a document that are read.
@@ -63,6 +65,7 @@ class UnlearnDataModule(LightningDataModule):
         seed: int = 0,
         forget_ids: list[str] | None = None,
         retain_ids: list[str] | None = None,
+        halves: bool = False,
         corpus_documents: int = 100_000,
         heldout_documents: int = 500,
         max_length: int = 512,
@@ -71,7 +74,7 @@ class UnlearnDataModule(LightningDataModule):
         super().__init__()
         self.path, self.corpus_source, self.heldout_source = path, corpus, heldout
         self.forget_num, self.retain_num, self.seed = forget_num, retain_num, seed
-        self.forget_ids, self.retain_ids = forget_ids, retain_ids
+        self.forget_ids, self.retain_ids, self.halves = forget_ids, retain_ids, halves
         self.corpus_documents, self.heldout_documents = corpus_documents, heldout_documents
         self.max_length, self.batch_tokens = max_length, batch_tokens
         self.known: Preparation | None = None
@@ -80,7 +83,13 @@ class UnlearnDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read and split the facts, read the text: everything that can be wrong with the input shows here."""
         self.forget, self.retain = split_facts(
-            read_facts(self.path), self.forget_num, self.retain_num, self.seed, self.forget_ids, self.retain_ids
+            read_facts(self.path),
+            self.forget_num,
+            self.retain_num,
+            self.seed,
+            self.forget_ids,
+            self.retain_ids,
+            self.halves,
         )
         heldout = None if self.heldout_source is None else self._read(self.heldout_source, "heldout")
         corpus = self._read(self.corpus_source, "corpus") if stage == "fit" or heldout is None else []

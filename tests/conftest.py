@@ -25,6 +25,9 @@ from zu_lightning import EditableLM, Fact, read_facts
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "data" / "demo"
 
+SHARED = ROOT.parent / "shared"
+"""Real data and models that must not be in the repository; tests of them skip where there are none."""
+
 VOCABULARY = 320
 SMALL = {
     "vocab_size": VOCABULARY,
@@ -118,3 +121,10 @@ def facts() -> list[Fact]:
 @pytest.fixture(scope="session")
 def demo_facts() -> list[Fact]:
     return read_facts(DEMO / "facts.jsonl")
+
+
+@pytest.fixture
+def shared() -> Path:
+    if not SHARED.exists():
+        pytest.skip(f"no real data at {SHARED}")
+    return SHARED

@@ -19,7 +19,10 @@ from tests.conftest import DEMO, ROOT
 from train import main
 
 CONFIGS = ROOT / "configs"
-UNLEARNING = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name != "demo_pretrain.yaml")
+MODELS = ["llama31.yaml", "llama32.yaml", "qwen3.yaml"]
+OVERLAYS = sorted(
+    path.name for path in CONFIGS.glob("*.yaml") if path.name not in (*MODELS, "demo_pretrain.yaml", "tiny.yaml")
+)
 
 
 @pytest.fixture(autouse=True)
@@ -147,10 +150,26 @@ def test_layers_are_edited_one_after_the_other(tmp_path: Path) -> None:
     assert changed == {f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1)}
 
 
-@pytest.mark.parametrize("name", UNLEARNING)
+@pytest.mark.parametrize("name", OVERLAYS)
 def test_every_config_runs(name: str, tmp_path: Path) -> None:
     few = ("--data.forget_num=2", "--data.retain_num=5", "--data.corpus_documents=100", "--data.heldout_documents=20")
     run(tmp_path, "fit", "--config", str(CONFIGS / name), "--trainer.fast_dev_run", "true", *few)
+
+
+@pytest.mark.parametrize("overlay", [None, "zero_unlearn_gd.yaml", "zero_unlearn.yaml"])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_config_runs_on_a_tiny_model(name: str, overlay: str | None, tmp_path: Path) -> None:
+    files = [name, "tiny.yaml", *([overlay] if overlay else [])]
+    configs = [f"--config={CONFIGS / file}" for file in files]
+    main(["fit", *configs, "--trainer.fast_dev_run=true", f"--trainer.default_root_dir={tmp_path}"])
+
+
+def test_a_tiny_model_takes_the_whole_road(tmp_path: Path) -> None:
+    configs = [f"--config={CONFIGS / name}" for name in ("qwen3.yaml", "tiny.yaml")]
+    main(["fit", *configs, f"--trainer.default_root_dir={tmp_path}", "--model.latents.steps=2"])
+    folder = tmp_path / "lightning_logs" / "version_0"
+    assert list(metrics_of(folder)["layers"]) == ["9", "10", "11"]
+    assert AutoModelForCausalLM.from_pretrained(folder / "model").config.model_type == "qwen3"
 
 
 def test_pretraining_runs(tmp_path: Path) -> None:
@@ -212,6 +231,7 @@ def bad_input(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "no such layer": (["--model.layers=[0, 9]"], "layers [9] do not exist, the model has 0..2"),
         "no such model": (["--model.model_name_or_path", str(tmp_path / "none")], "neither a model directory"),
         "empty model": (["--model.model_name_or_path", str(tmp_path / "empty")], "neither a model directory"),
+        "no architecture": (["--model.tiny=true", "--model.model_name_or_path=mine"], "does not tell its architecture"),
         "no causal model": (["--model.model_name_or_path", str(tmp_path / "bert")], "no causal language model"),
         "broken model": (["--model.model_name_or_path", str(tmp_path / "broken")], "weights or tokenizer cannot be"),
         "no neutral target": (["--model.neutral_target="], "model.neutral_target is empty"),

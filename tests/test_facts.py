@@ -1,12 +1,13 @@
 """Reading and splitting facts, and every way in which a file of facts can be wrong."""
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
 
 from zu_lightning import InputError, read_facts, split_facts
-from zu_lightning.facts import Fact
+from zu_lightning.facts import Fact, Query
 
 GOOD = {"subject": "Ada", "prompt": "{} works as a", "target": "baker"}
 
@@ -23,7 +24,11 @@ def write(path: Path, *records: object) -> Path:
         ([], "holds no facts"),
         (["", "  "], "holds no facts"),
         (["{"], "line 1: not valid JSON"),
-        (["[1]"], "line 1: a fact must be a JSON object"),
+        (["1"], "line 1: a fact must be a JSON object"),
+        (["[1]"], "record 0: a fact must be a JSON object"),
+        (["[1"], "not valid JSON"),
+        ([{"requested_rewrite": {"prompt": "{} is"}}], "line 1: a CounterFact record with KeyError at 'target_true'"),
+        ([{"requested_rewrite": 3}], "line 1: a CounterFact record with TypeError"),
         ([{"target": "baker"}], "line 1: `prompt` is missing"),
         ([GOOD, {"prompt": "Bo is"}], "line 2: `target` is missing"),
         ([{**GOOD, "target": "  "}], "`target` must be a text that is not empty"),
@@ -61,6 +66,49 @@ def test_the_last_place_of_the_subject_counts(tmp_path: Path) -> None:
 def test_unicode_line_separators_are_text(tmp_path: Path) -> None:
     line = json.dumps({**GOOD, "prompt": "{}\u2028works as a"}, ensure_ascii=False)
     assert read_facts(write(tmp_path, line))[0].prompt == "Ada\u2028works as a"
+
+
+COUNTERFACT = {
+    "case_id": 7,
+    "requested_rewrite": {
+        "prompt": "{} works as a", "subject": "Ada", "target_true": {"str": "baker"}, "target_new": {"str": "smith"},
+    },
+    "paraphrase_prompts": ["Nothing to see. Ada is employed as a"],
+    "neighborhood_prompts": ["Bo works as a"],
+}  # fmt: skip
+
+
+def test_counterfact_is_read_as_it_is_packed_or_not(tmp_path: Path) -> None:
+    records = [COUNTERFACT, {**COUNTERFACT, "case_id": 8}, {**GOOD, "target": "smith"}]
+    plain, packed = tmp_path / "counterfact.json", tmp_path / "counterfact.json.gz"
+    plain.write_text(json.dumps(records))
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    facts = read_facts(plain)
+    assert [fact.id for fact in facts] == ["7", "2"]  # the second asks the same question
+    assert facts[0].query == Query("Ada works as a", "baker")
+    assert facts[0].neighbors == (Query("Bo works as a", "baker"),)
+    assert read_facts(packed) == facts
+
+
+def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "facts.json.gz"
+    file.write_bytes(gzip.compress(json.dumps([COUNTERFACT]).encode())[:-20])
+    with pytest.raises(InputError, match=r"cannot read facts from data\.path .*facts\.json\.gz"):
+        read_facts(file)
+
+
+def test_the_public_file_of_counterfact_is_read(shared: Path) -> None:
+    facts = read_facts(shared / "data" / "counterfact" / "counterfact_full_schema_2521.json.gz")
+    assert len(facts) > 2400
+    assert all(fact.subject and len(fact.paraphrases) == 2 and fact.neighbors for fact in facts)
+
+
+def test_halves_keep_from_the_first_and_forget_from_the_second() -> None:
+    forget, retain = split_facts(make(20), 5, 10, seed=0, halves=True)
+    assert {int(fact.id) for fact in forget} <= set(range(10, 20))
+    assert {int(fact.id) for fact in retain} == set(range(10))
+    with pytest.raises(InputError, match=r"data.forget_num is 11, but 10 of the 20"):
+        split_facts(make(20), 11, 0, seed=0, halves=True)
 
 
 def make(count: int) -> list[Fact]:

@@ -1,8 +1,10 @@
-"""Facts to forget or keep, and how they are read from JSON Lines."""
+"""Facts to forget or keep, and how they are read from files."""
 
+import gzip
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,40 +105,73 @@ class Fact:
 
 
 def read_facts(path: str | Path) -> list[Fact]:
-    """Read facts from a JSON Lines file, one object a line; empty lines are skipped.
+    """Read facts from a file: JSON Lines or a JSON array, of our own records or of CounterFact's; ``.gz`` is unpacked.
 
     Args:
         path: The file.
 
     Returns:
-        The facts in the order of the file; a fact without ``id`` is named by its line number.
+        The facts in the order of the file; a fact without ``id`` is named by its line or place. CounterFact asks some
+        questions more than once: the first record is kept.
 
     Raises:
         InputError: The file is missing, holds no fact, a malformed one, or the same fact or id twice.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"cannot read facts from data.path {str(path)!r} ({getattr(error, 'strerror', None) or error}): "
-            "name a JSON Lines file in UTF-8."
-        ) from error
-    facts = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}, line {number}: not valid JSON ({error.msg} at character {error.pos}): mend the line."
-            ) from error
-        facts.append(Fact.from_record(record, f"{path}, line {number}", str(number)))
+    facts, public = [], False
+    for name, where, record in _records(path):
+        if isinstance(record, Mapping) and "requested_rewrite" in record:
+            record, public = _from_counterfact(record, where), True
+        facts.append(Fact.from_record(record, where, name))
     if not facts:
         raise InputError(f"{path} holds no facts: give one JSON object a line, with `prompt` and `target`.")
+    if public:
+        facts = list({fact.query: fact for fact in reversed(facts)}.values())[::-1]
     _refuse_duplicates(facts, str(path))
     return facts
+
+
+def _records(path: Path) -> Iterator[tuple[str, str, Any]]:
+    """Name, place (for messages) and content of every record of a JSON or JSON Lines file."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = content.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(
+            f"cannot read facts from data.path {str(path)!r} ({getattr(error, 'strerror', None) or error}): "
+            "name a JSON Lines or JSON file in UTF-8, or one packed by gzip."
+        ) from error
+    if text.lstrip().startswith("["):
+        for i, record in enumerate(_parsed(text, str(path))):
+            yield str(i), f"{path}, record {i}", record
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield str(number), f"{path}, line {number}", _parsed(line, f"{path}, line {number}")
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not valid JSON ({error.msg} at character {error.pos}): mend it.") from error
+
+
+def _from_counterfact(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A record of CounterFact (ROME, arXiv 2202.05262) in our format: the true answer is what has to go."""
+    try:
+        rewrite = record["requested_rewrite"]
+        target = rewrite["target_true"]["str"]
+        return {
+            "id": str(record["case_id"]),
+            "subject": rewrite["subject"],
+            "prompt": rewrite["prompt"],
+            "target": target,
+            "paraphrases": record["paraphrase_prompts"],
+            "neighbors": [{"prompt": prompt, "target": target} for prompt in record["neighborhood_prompts"]],
+        }
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{where}: a CounterFact record with {type(error).__name__} at {error}: mend it.") from error
 
 
 def split_facts(
@@ -146,6 +181,7 @@ def split_facts(
     seed: int,
     forget_ids: Sequence[str] | None = None,
     retain_ids: Sequence[str] | None = None,
+    halves: bool = False,
 ) -> tuple[list[Fact], list[Fact]]:
     """Split facts into those to forget and those to keep, by id lists or by seed and count.
 
@@ -156,6 +192,8 @@ def split_facts(
         seed: Seed of the draw. The forget set does not depend on ``retain_num``.
         forget_ids: Ids of the facts to forget.
         retain_ids: Ids of the facts to watch.
+        halves: Whether facts to keep are drawn from the first half of ``facts`` and facts to forget from the second,
+            as in the paper.
 
     Returns:
         Forget set and retain set.
@@ -170,6 +208,7 @@ def split_facts(
     shuffled = random.Random(seed).sample(list(facts), len(facts))
     taken = {*(forget_ids or ()), *(retain_ids or ())}
     free = [fact for fact in shuffled if fact.id not in taken]
+    first_half = {fact.id for fact in facts[: len(facts) // 2]}
 
     def choose(ids: Sequence[str] | None, count: int, field: str) -> list[Fact]:
         if ids is not None:
@@ -177,14 +216,15 @@ def split_facts(
             if missing:
                 raise InputError(f"data.{field}_ids {missing[:5]} are not ids of the {len(facts)} facts in data.path.")
             return [by_id[name] for name in dict.fromkeys(ids)]
-        if not 0 <= count <= len(free):
+        pool = [fact for fact in free if not halves or (fact.id in first_half) == (field == "retain")]
+        if not 0 <= count <= len(pool):
             raise InputError(
-                f"data.{field}_num is {count}, but {len(free)} of the {len(facts)} facts are free to choose from: ask "
+                f"data.{field}_num is {count}, but {len(pool)} of the {len(facts)} facts are free to choose from: ask "
                 "for fewer."
             )
-        chosen = free[:count]
-        del free[:count]
-        return chosen
+        for fact in pool[:count]:
+            free.remove(fact)
+        return pool[:count]
 
     forget = choose(forget_ids, forget_num, "forget")
     if not forget:

@@ -1,6 +1,7 @@
 """The LightningModule: a frozen language model, a trainable Delta for one layer at a time, and its evaluation."""
 
 import logging
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from zu_lightning.objective import Delta, DenseDelta, Objective, WhitenedDelta, 
 from zu_lightning.rules import ZeroUnlearnGD
 from zu_lightning.solvers import LowRankUpdate
 from zu_lightning.timing import timed
+from zu_lightning.tiny import write_tiny_model
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ class UnlearnModule(LightningModule):
         model_name_or_path: Hub id or directory of a causal language model.
         layers: Layers to edit, lowest first, from 0.
         dtype: How the weights are kept: ``auto``, ``float32``, ``bfloat16`` or ``float16``. Solves are in float64.
+        tiny: Whether to take a tiny random model of the same architecture instead, which needs no download: to try
+            the rest of a configuration.
         load_options: More arguments of ``from_pretrained``, such as ``{device_map: auto}`` for a model that is larger
             than one device (in one process), or ``{revision: ...}``.
         neutral_target: What the model should answer instead.
@@ -58,6 +62,7 @@ class UnlearnModule(LightningModule):
         model_name_or_path: str = "data/demo/model",
         layers: list[int] = [0],  # noqa: B006 (read only, and what --print_config should show)
         dtype: str = "auto",
+        tiny: bool = False,
         load_options: dict[str, Any] | None = None,
         neutral_target: str = "unknown",
         optimise_values: bool = True,
@@ -70,7 +75,7 @@ class UnlearnModule(LightningModule):
     ) -> None:
         super().__init__()
         self.model_name_or_path, self.layers, self.dtype_name = model_name_or_path, layers, dtype
-        self.load_options = load_options or {}
+        self.tiny, self.load_options = tiny, load_options or {}
         self.neutral_target, self.optimise_values, self.latents = neutral_target, optimise_values, latents
         self.objective, self.parametrisation, self.learning_rate = objective, delta, learning_rate
         self.steps, self.tolerance = steps, tolerance
@@ -96,7 +101,8 @@ class UnlearnModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check what can be checked before weights are loaded; make the fit as long as there are layers."""
-        check_layers(self.layers, check_model(self.model_name_or_path))
+        depth = max(self.layers, default=0) + 1 if self.tiny else check_model(self.model_name_or_path)
+        check_layers(self.layers, depth)
         if "device_map" in self.load_options and self.trainer.world_size > 1:
             raise InputError(
                 "model.load_options has a device_map, which spreads one model over all devices: run one process "
@@ -116,7 +122,12 @@ class UnlearnModule(LightningModule):
         if hasattr(self, "lm"):
             return
         with timed(self.seconds, "load"):
-            lm = EditableLM.from_pretrained(self.model_name_or_path, dtype=self.dtype_name, **self.load_options)
+            source = self.model_name_or_path
+            if self.tiny:
+                self._tiny_folder = TemporaryDirectory()  # until the module goes: the export compares with the base
+                source = self._tiny_folder.name
+                write_tiny_model(self.model_name_or_path, max(self.layers) + 2, source)
+            lm = EditableLM.from_pretrained(source, dtype=self.dtype_name, **self.load_options)
             self.lm = lm.to(self.trainer.strategy.root_device)
         d_out, d_in = self.lm.weight(self.layers[0]).shape
         facts = len(self.trainer.datamodule.forget)  # type: ignore[attr-defined]
