@@ -69,7 +69,7 @@ class UnlearnDataModule(LightningDataModule):
         corpus_documents: int = 100_000,
         heldout_documents: int = 500,
         max_length: int = 512,
-        batch_tokens: int = 8192,
+        batch_tokens: int = 2048,
     ) -> None:
         super().__init__()
         self.path, self.corpus_source, self.heldout_source = path, corpus, heldout

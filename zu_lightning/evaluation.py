@@ -13,9 +13,6 @@ from zu_lightning.lm import EditableLM
 from zu_lightning.metrics import AnswerMetric, Efficacy, Generalization, Perplexity, Retain, Specificity
 from zu_lightning.tokens import TokenBatch, check_lengths, collate, tokenize, tokenize_query
 
-PROSE_TOKENS = 2048
-"""Most tokens of a batch of prose: all of them need logits, and vocabularies are large."""
-
 
 @dataclass(frozen=True)
 class EvaluationBatch:
@@ -51,7 +48,7 @@ def evaluation_batches(
     heldout: Iterable[str],
     *,
     max_length: int = 512,
-    max_tokens: int = 8192,
+    max_tokens: int = 2048,
 ) -> list[EvaluationBatch]:
     """All batches of an evaluation.
 
@@ -64,10 +61,10 @@ def evaluation_batches(
         retain: Facts to keep.
         heldout: Text for the perplexity, one document each.
         max_length: Tokens of a document that are read; never more than the model's context.
-        max_tokens: Most tokens a batch, padding included.
+        max_tokens: Most tokens a batch, padding included; all tokens of prose need logits, and vocabularies are large.
 
     Returns:
-        Batches in a fixed order, each for one metric.
+        Batches, each for one metric, the largest first: every N-th of them is then a fair share.
 
     Raises:
         InputError: A prompt with its answer is longer than the model's context.
@@ -90,11 +87,12 @@ def evaluation_batches(
         check_lengths(tokenized, names, lm.context_length)
     documents = (tokenize(lm.tokenizer, text, max_length=min(max_length, lm.context_length)) for text in heldout)
     texts["perplexity"] = [replace(document, answer=1) for document in documents if len(document.ids) > 1]
-    return [
+    found = [
         EvaluationBatch(name, collate([tokenized[i] for i in indices], lm.tokenizer))
         for name, tokenized in texts.items()
-        for indices in batches(tokenized, min(max_tokens, PROSE_TOKENS) if name == "perplexity" else max_tokens)
+        for indices in batches(tokenized, max_tokens)
     ]
+    return sorted(found, key=lambda batch: batch.texts.input_ids.numel(), reverse=True)
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ def batches(texts: Sequence[TokenizedText], max_tokens: int) -> Iterator[list[in
 
 
 def lookup_keys(
-    lm: EditableLM, facts: Sequence[Fact], layer: int, contexts: Sequence[str], *, max_tokens: int = 8192
+    lm: EditableLM, facts: Sequence[Fact], layer: int, contexts: Sequence[str], *, max_tokens: int = 2048
 ) -> Tensor:
     """Keys of the facts at one layer, d_in x n, float64, averaged over contexts; the first context weighs half.
 
@@ -88,7 +88,7 @@ def lookup_keys(
     return summed(keys)[0].mT
 
 
-def layer_outputs(lm: EditableLM, facts: Sequence[Fact], layer: int, *, max_tokens: int = 8192) -> Tensor:
+def layer_outputs(lm: EditableLM, facts: Sequence[Fact], layer: int, *, max_tokens: int = 2048) -> Tensor:
     """Hidden states after a layer at the lookup tokens of the bare prompts, d_out x n, float64."""
     texts = [tokenize_fact(lm.tokenizer, fact) for fact in facts]
     outputs = torch.zeros(len(facts), lm.weight(layer).shape[0], dtype=torch.float64, device=lm.device)
@@ -114,7 +114,7 @@ def second_moments(
     layers: Sequence[int],
     *,
     max_length: int = 512,
-    max_tokens: int = 8192,
+    max_tokens: int = 2048,
     progress: bool = False,
 ) -> dict[int, Tensor]:
     """Uncentred second moments of the keys of several layers, in one pass that ends at the highest of them.

@@ -6,6 +6,7 @@ place; one routine serves both, many facts at a time.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -114,7 +115,9 @@ def _optimise(
     n, d_out = len(facts), lm.weight(layer).shape[0]
     start, optimum = torch.zeros(2, d_out, n, dtype=torch.float64, device=lm.device)
     probability, original_lost = torch.zeros(2, n, dtype=torch.float64, device=lm.device)
-    batches = [slice(i, i + options.facts_per_batch) for i in range(0, n, options.facts_per_batch)]
+    # Even batches, so that processes get even shares.
+    edges = torch.linspace(0, n, -(-n // options.facts_per_batch) + 1).round().int().tolist()
+    batches = [slice(start, end) for start, end in pairwise(edges)]
     shares = list(own_share(batches))
     name = "Original values" if at_projection else "Neutral targets"
     with tqdm(total=len(shares) * options.steps, desc=name, disable=not progress, leave=False) as bar:

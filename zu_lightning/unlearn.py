@@ -103,7 +103,7 @@ def prepare(
     options: LatentOptions = DEFAULT_OPTIONS,
     seed: int = 0,
     max_length: int = 512,
-    max_tokens: int = 8192,
+    max_tokens: int = 2048,
     known: Preparation | None = None,
     seconds: dict[str, float] | None = None,
     progress: bool = False,
