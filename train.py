@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 from typing import Any
 
 from lightning import LightningDataModule, LightningModule, Trainer
@@ -91,6 +92,8 @@ def main(args: list[str] | None = None) -> None:
     rank = rank_zero_only.rank  # type: ignore[attr-defined]
     logging.basicConfig(format="%(message)s", level=logging.INFO if rank == 0 else logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    # The figures that are logged are torchmetrics' sums over all processes already.
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
     try:
         UnlearnCLI(
             LightningModule,
