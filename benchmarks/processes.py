@@ -18,6 +18,7 @@ from torch import distributed, multiprocessing
 from zu_lightning import (
     EditableLM,
     LatentOptions,
+    evaluate,
     evaluation_batches,
     lookup_keys,
     neutral_targets,
@@ -29,7 +30,6 @@ from zu_lightning import (
     second_moments,
     split_facts,
 )
-from zu_lightning.evaluation import compute_metrics, evaluation_metrics, update_metric
 
 
 def measure(rank: int, processes: int, folder: str, arguments: argparse.Namespace) -> None:
@@ -44,18 +44,12 @@ def measure(rank: int, processes: int, folder: str, arguments: argparse.Namespac
     # A tolerance of zero takes all steps, whatever converges first.
     options = LatentOptions(tolerance=0.0)
 
-    def evaluation() -> None:
-        metrics = evaluation_metrics()
-        for batch in own_share(evaluation_batches(lm, forget, retain, heldout)):
-            update_metric(lm, metrics, batch)
-        compute_metrics(metrics)
-
     steps = {
         "targets": lambda: neutral_targets(lm, forget, 0, "unknown", contexts, options),
         "values": lambda: original_values(lm, forget, 0, contexts, options),
         "keys": lambda: lookup_keys(lm, forget, 0, contexts),
         "moments": lambda: second_moments(lm, corpus, [0]),
-        "evaluation": evaluation,
+        "evaluation": lambda: evaluate(lm, own_share(evaluation_batches(lm, forget, retain, heldout))),
     }
     seconds = {}
     for name, step in steps.items():

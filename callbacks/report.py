@@ -32,10 +32,15 @@ class Report(Callback):
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self.completions: dict[str, list[str]] = {}
+        self.folder: Path | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Settle the folder while all processes are there to agree on it."""
         self.folder = run_folder(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What was measured after the layer before is not what this run ends with."""
+        self.after = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The evaluation in Lightning's sanity check is the one before; the latest one in the fit is the one after."""
@@ -95,7 +100,7 @@ class Report(Callback):
             "facts": len(data.forget),
             "seconds": module.seconds,
             "peak_memory_gib": _peak_memory_gib(module.lm.device),
-            "model": module.model_name_or_path,
+            "model": module.model_name_or_path + (" (a tiny random stand-in)" if module.tiny else ""),
             "rule": {"name": type(rule).__name__, **asdict(rule)} if rule else {"name": "gradient descent"},
             "targets": {
                 "reachable": 100 * data.known.targets.original_lost.double().mean().item(),

@@ -15,6 +15,10 @@ from zu_lightning import InputError, Latents, LowRankUpdate, Preparation, Unlear
 log = logging.getLogger(__name__)
 
 
+MODEL_SETTINGS = ("model.model_name_or_path", "model.tiny", "model.dtype", "model.load_options", "model.layers")
+"""What has to agree where a checkpoint is only evaluated."""
+
+
 def checkpoint_path(default_root_dir: str) -> Path:
     """Where runs under a folder keep the checkpoint to go on from."""
     return Path(default_root_dir) / "checkpoints" / "last.ckpt"
@@ -37,8 +41,9 @@ class Resume(Checkpoint):
         self._save(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing is left to go on with."""
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        """Nothing is left to go on with, unless Lightning was told to stop early (``max_time``)."""
+        stopped = isinstance(pl_module, UnlearnModule) and pl_module.layers_left
+        if trainer.is_global_zero and not trainer.fast_dev_run and not stopped:  # type: ignore[attr-defined]
             checkpoint_path(trainer.default_root_dir).unlink(missing_ok=True)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -64,19 +69,24 @@ class Resume(Checkpoint):
         """
         if not isinstance(pl_module, UnlearnModule):
             return
+        if "unlearning" not in checkpoint:
+            raise InputError("--ckpt_path: this is no checkpoint of an unlearning run: start without it.")
         saved = checkpoint["unlearning"]
-        for name, value in _settings(trainer, pl_module).items() if trainer.state.fn == "fit" else ():
-            if saved["settings"][name] != value:
+        for name, value in _settings(trainer, pl_module).items():
+            if saved["settings"][name] != value and (trainer.state.fn == "fit" or name in MODEL_SETTINGS):
                 raise InputError(
-                    f"{checkpoint_path(trainer.default_root_dir)} was written by a run with another {name} "
-                    f"({saved['settings'][name]:.200}) than this one ({value:.200}): start without --ckpt_path, or "
-                    "with the settings of that run."
+                    f"--ckpt_path: the checkpoint was written by a run with another {name} "
+                    f"({saved['settings'][name]:.200}) than this one ({value:.200}): start without it, or with the "
+                    "settings of that run."
                 )
         device = pl_module.lm.device
         targets = Latents(**{name: value.to(device) for name, value in saved["targets"].items()})
         trainer.datamodule.known = Preparation(tuple(saved["contexts"]), {}, targets)  # type: ignore[attr-defined]
         pl_module.layer_figures, pl_module.seconds = saved["layer_figures"], saved["seconds"]
-        pl_module.updates_to_restore = {layer: LowRankUpdate(**update) for layer, update in saved["updates"].items()}
+        pl_module.updates_to_restore = {
+            layer: LowRankUpdate(**{name: factor.to(device) for name, factor in update.items()})
+            for layer, update in saved["updates"].items()
+        }
         if trainer.state.fn != "fit":
             pl_module.restore_updates()
         log.info("going on: layers %s are done, %s are left", list(saved["updates"]), pl_module.layers_left)
@@ -96,19 +106,24 @@ def _settings(trainer: Trainer, module: UnlearnModule) -> dict[str, str]:
     """All that decides about the weights that a run ends with, as text, by option."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     rule = next((c.rule for c in trainer.callbacks if isinstance(c, ClosedForm)), None)  # type: ignore[attr-defined]
+    descent = (module.parametrisation, module.learning_rate, module.steps, module.tolerance)
     settings = {
         "closed_form.rule": rule,
         "model.model_name_or_path": module.model_name_or_path,
         "model.tiny": module.tiny,
         "model.layers": module.layers,
         "model.dtype": module.dtype_name,
-        "model.load_options": module.load_options,
+        "model.load_options": {name: module.load_options.get(name) for name in ("revision", "subfolder")},
         "model.neutral_target": module.neutral_target,
         "model.optimise_values": module.optimise_values,
         "model.latents": asdict(module.latents),
         "model.objective": asdict(module.objective) if rule is None else None,
-        "model.delta": (module.parametrisation, module.learning_rate, module.steps, module.tolerance),
-        "data.path, data.forget_num or data.seed": hashlib.sha256(repr(data.forget).encode()).hexdigest(),
-        "data.corpus": (data.corpus_source, len(data.corpus), data.max_length),
+        "model.delta": descent if rule is None else None,
+        "data.path, data.forget_num or data.seed": _digest(data.forget),
+        "data.corpus": (data.corpus_source, _digest(data.corpus), data.max_length),
     }
     return {name: repr(value) for name, value in settings.items()}
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(repr(content).encode()).hexdigest()

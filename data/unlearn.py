@@ -176,7 +176,10 @@ class UnlearnDataModule(LightningDataModule):
 
 
 class _Steps(IterableDataset[LayerProblem]):
-    """A layer's problem, once for each step that the module wants to take."""
+    """A layer's problem, once for each step that the module wants to take.
+
+    Lightning fetches a batch ahead, so that one more step follows the one that has converged.
+    """
 
     def __init__(self, problem: LayerProblem, module: UnlearnModule) -> None:
         self.problem, self.module = problem, module

@@ -134,9 +134,12 @@ def test_adam_on_a_dense_delta_takes_all_its_steps_and_is_still_far_off(tmp_path
     assert [event.value for event in events.Scalars("train/step_size")] == pytest.approx([1e-3] * 30)
 
 
-def test_a_null_space_that_is_empty_is_explained(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "threshold", [["--closed_form.rule.threshold=0"], ["--closed_form.rule=null", "--model.objective.threshold=0"]]
+)
+def test_a_null_space_that_is_empty_is_explained(threshold: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stopped:
-        run(tmp_path, "fit", "--closed_form.rule.threshold=0", "--data.corpus_documents=300", "--data.forget_num=1")
+        run(tmp_path, "fit", *threshold, "--data.corpus_documents=300", "--data.forget_num=1")
     assert "ZeroUnlearnGD cannot be solved at layer 0: the null space is empty" in str(stopped.value.code)
 
 

@@ -79,12 +79,12 @@ COUNTERFACT = {
 
 
 def test_counterfact_is_read_as_it_is_packed_or_not(tmp_path: Path) -> None:
-    records = [COUNTERFACT, {**COUNTERFACT, "case_id": 8}, {**GOOD, "target": "smith"}]
+    records = [COUNTERFACT, {**GOOD, "target": "smith"}, {**COUNTERFACT, "case_id": 8}]
     plain, packed = tmp_path / "counterfact.json", tmp_path / "counterfact.json.gz"
     plain.write_text(json.dumps(records))
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     facts = read_facts(plain)
-    assert [fact.id for fact in facts] == ["7", "2"]  # the second asks the same question
+    assert [fact.id for fact in facts] == ["7", "1"]  # the third asks the same question as the first
     assert facts[0].query == Query("Ada works as a", "baker")
     assert facts[0].neighbors == (Query("Bo works as a", "baker"),)
     assert read_facts(packed) == facts

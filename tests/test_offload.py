@@ -21,18 +21,26 @@ from zu_lightning import (
 )
 
 PLACES = {
-    "model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "disk",
-    "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu",
+    "llama": {
+        "model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "disk",
+        "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu",
+    },
+    "gpt2": {
+        "transformer.wte": "cpu", "transformer.wpe": "cpu", "transformer.h.0": "disk", "transformer.h.1": "cpu",
+        "transformer.h.2": "disk", "transformer.ln_f": "cpu", "lm_head": "cpu",
+    },
 }  # fmt: skip
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> tuple[EditableLM, EditableLM]:
+@pytest.fixture(params=sorted(PLACES))
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[EditableLM, EditableLM]:
     """The same model in one place and spread."""
-    lm = random_lm("llama")
+    lm = random_lm(request.param)
     lm.model.save_pretrained(tmp_path / "base")
     lm.tokenizer.save_pretrained(tmp_path / "base")
-    spread = EditableLM.from_pretrained(tmp_path / "base", device_map=PLACES, offload_folder=str(tmp_path / "offload"))
+    spread = EditableLM.from_pretrained(
+        tmp_path / "base", device_map=PLACES[request.param], offload_folder=str(tmp_path / "offload")
+    )
     return EditableLM.from_pretrained(tmp_path / "base"), spread
 
 
@@ -41,7 +49,7 @@ def test_a_spread_model_is_edited_evaluated_and_exported_like_any_other(
 ) -> None:
     figures = []
     assert [lm.is_dispatched for lm in pair] == [False, True]
-    assert pair[1].projections[1].weight.is_meta
+    assert pair[1].projections[2].weight.is_meta
     for lm in pair:
         options = LatentOptions(steps=3)
         unlearn(lm, facts, TEXTS, [0, 1, 2], ZeroUnlearnGD(threshold=1.0), options=options, neutral="unknown")

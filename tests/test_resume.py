@@ -106,7 +106,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, monkeypatch: pyt
     kill("before the second edit", tmp_path, monkeypatch)
     with pytest.raises(SystemExit) as stopped:
         train.main([*SMALL, f"--trainer.default_root_dir={tmp_path}", "--model.neutral_target=nothing"])
-    assert "was written by a run with another model.neutral_target ('unknown') than this one" in str(stopped.value.code)
+    assert "written by a run with another model.neutral_target ('unknown') than this one" in str(stopped.value.code)
 
 
 def test_an_unfinished_run_can_be_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from zu_lightning.errors import InputError
-from zu_lightning.lm import EditableLM
+from zu_lightning.lm import SOURCE_OPTIONS, EditableLM
 from zu_lightning.solvers import LowRankUpdate
 from zu_lightning.tokens import TokenBatch, collate, tokenize
-
-PLACEMENT = ("device_map", "max_memory", "offload_folder")
-"""Arguments of ``from_pretrained`` that say where a model is put; others (``revision``) say which model it is."""
 
 
 def export_model(lm: EditableLM, folder: str | Path) -> Path:
@@ -45,7 +42,9 @@ def export_model(lm: EditableLM, folder: str | Path) -> Path:
 
 
 def export_adapter(lm: EditableLM, folder: str | Path) -> Path:
-    """Write the edit as a PEFT LoRA adapter of the exact low-rank difference (rank at most 2 n a layer).
+    """Write the edit as a PEFT LoRA adapter of the exact low-rank difference.
+
+    Its rank is at most 2 n a layer, or as high as the weight's where a dense Delta was trained.
 
     Args:
         lm: The edited model.
@@ -116,23 +115,23 @@ def check_export(lm: EditableLM, model_folder: Path, adapter_folder: Path, texts
     batch = lm.to_device(collate([tokenize(lm.tokenizer, text) for text in texts], lm.tokenizer))
     here = _logits(lm.model, batch)
 
-    on_one_device = {"device_map": {"": lm.device}}
-    placement = {name: lm.load_options[name] for name in PLACEMENT if name in lm.load_options} or on_one_device
+    as_before = {"device_map": {"": lm.device}} | lm.load_options
+    exported = {name: value for name, value in as_before.items() if name not in SOURCE_OPTIONS}
 
     def difference(source: str | Path, options: dict[str, Any], adapter: Path | None = None) -> float:
         model = AutoModelForCausalLM.from_pretrained(str(source), dtype=lm.model.dtype, **options)
         reloaded: PreTrainedModel | PeftModel = model
-        if adapter and lm.is_dispatched:
-            reloaded = _merged(EditableLM(model, lm.tokenizer), adapter)
+        base = EditableLM(model, lm.tokenizer)
+        if adapter and base.is_dispatched:
+            reloaded = _merged(base, adapter)
         elif adapter:
             reloaded = PeftModel.from_pretrained(model, adapter)
         return (_logits(reloaded, batch) - here).abs().max().item()
 
-    base, as_before = lm.name_or_path, {**lm.load_options, **placement}
     return ExportCheck(
-        model=difference(model_folder, placement),
-        adapter=difference(base, as_before, adapter_folder),
-        edit=difference(base, as_before),
+        model=difference(model_folder, exported),
+        adapter=difference(lm.name_or_path, as_before, adapter_folder),
+        edit=difference(lm.name_or_path, as_before),
     )
 
 

@@ -118,15 +118,18 @@ def read_facts(path: str | Path) -> list[Fact]:
         InputError: The file is missing, holds no fact, a malformed one, or the same fact or id twice.
     """
     path = Path(path)
-    facts, public = [], False
+    facts, counterfact = [], False
     for name, where, record in _records(path):
         if isinstance(record, Mapping) and "requested_rewrite" in record:
-            record, public = _from_counterfact(record, where), True
+            record, counterfact = _from_counterfact(record, where), True
         facts.append(Fact.from_record(record, where, name))
     if not facts:
         raise InputError(f"{path} holds no facts: give one JSON object a line, with `prompt` and `target`.")
-    if public:
-        facts = list({fact.query: fact for fact in reversed(facts)}.values())[::-1]
+    if counterfact:
+        first: dict[Query, Fact] = {}
+        for fact in facts:
+            first.setdefault(fact.query, fact)
+        facts = list(first.values())
     _refuse_duplicates(facts, str(path))
     return facts
 

@@ -24,6 +24,10 @@ PROJECTION_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out")
 """What decoders call an MLP's output projection: Llama, Qwen, Mistral, Gemma, Phi-3; GPT-2; GPT-NeoX; OPT; GPT-J."""
 
 
+SOURCE_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
+"""Arguments of ``from_pretrained`` that say where a model comes from; others (``device_map``) say how it is loaded."""
+
+
 @dataclass(frozen=True)
 class EditReport:
     """What writing an update into a weight did.
@@ -95,11 +99,11 @@ class EditableLM:
         Raises:
             InputError: The model is missing, incomplete or no causal language model.
         """
-        check_model(name_or_path)
+        check_model(name_or_path, **kwargs)
         try:
             model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **kwargs)
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, **_source_options(kwargs))
+        except (OSError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(
                 f"model.model_name_or_path {str(name_or_path)!r} has a configuration, but weights or tokenizer cannot "
                 f"be loaded: {_first_line(error)}"
@@ -140,11 +144,8 @@ class EditableLM:
 
         A view, where the model is on one device; to write, use :meth:`set_weight`.
         """
-        projection = self.projections[layer]
-        stored: Tensor = projection.get_parameter("weight")
-        if stored.is_meta:
-            stored = _offloaded(projection)["weight"]
-        return (stored.mT if isinstance(projection, Conv1D) else stored).to(self.device)
+        stored = self._stored(layer, "weight")
+        return stored.mT if isinstance(self.projections[layer], Conv1D) else stored
 
     def set_weight(self, layer: int, weight: Tensor) -> None:
         """Replace W of a layer's output projection, d_out x d_in, rounded to the dtype it is stored in."""
@@ -159,8 +160,13 @@ class EditableLM:
 
     def bias(self, layer: int) -> Tensor | None:
         """Bias of a layer's output projection, d_out; most decoders have none."""
-        bias: Tensor | None = getattr(self.projections[layer], "bias", None)
-        return bias
+        return None if getattr(self.projections[layer], "bias", None) is None else self._stored(layer, "bias")
+
+    def _stored(self, layer: int, name: str) -> Tensor:
+        """A parameter of a layer's output projection, wherever it is."""
+        projection = self.projections[layer]
+        stored: Tensor = projection.get_parameter(name)
+        return (_offloaded(projection)[name] if stored.is_meta else stored).to(self.device)
 
     @property
     def normalises_mlp_output(self) -> bool:
@@ -332,11 +338,12 @@ class EditableLM:
         return self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
 
 
-def check_model(name_or_path: str | Path) -> int:
+def check_model(name_or_path: str | Path, **load_options: Any) -> int:
     """Check that there is a causal language model behind a name, without loading its weights.
 
     Args:
         name_or_path: Hub id or directory.
+        load_options: Arguments of ``from_pretrained``; those that say where the model comes from are heeded.
 
     Returns:
         The number of its decoder layers.
@@ -345,7 +352,7 @@ def check_model(name_or_path: str | Path) -> int:
         InputError: It is missing, or is no causal language model.
     """
     try:
-        config = AutoConfig.from_pretrained(name_or_path)
+        config = AutoConfig.from_pretrained(name_or_path, **_source_options(load_options))
     except (OSError, ValueError) as error:
         raise InputError(
             f"model.model_name_or_path {str(name_or_path)!r} is neither a model directory (with a config.json) nor a "
@@ -375,6 +382,10 @@ def check_layers(layers: Sequence[int], count: int) -> None:
         raise InputError(f"model.layers {list(layers)}: layers {missing} do not exist, the model has 0..{count - 1}.")
     if list(layers) != sorted(set(layers)):
         raise InputError(f"model.layers {list(layers)} must be in increasing order, each layer once.")
+
+
+def _source_options(load_options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in load_options.items() if name in SOURCE_OPTIONS}
 
 
 def _first_line(error: Exception) -> str:

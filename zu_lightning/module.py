@@ -54,7 +54,8 @@ class UnlearnModule(LightningModule):
             by Adam, as in the paper.
         learning_rate: Step size. By default the longest that cannot overshoot for ``whitened``, 0.001 for ``dense``.
         steps: Most gradient steps a layer.
-        tolerance: Optimality gap, (objective - optimum) / optimum, at which a layer is done.
+        tolerance: Optimality gap, (objective - optimum) / optimum, at which a layer is done; one more step, which
+            Lightning has fetched by then, is still taken.
     """
 
     def __init__(
@@ -101,7 +102,9 @@ class UnlearnModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check what can be checked before weights are loaded; make the fit as long as there are layers."""
-        depth = max(self.layers, default=0) + 1 if self.tiny else check_model(self.model_name_or_path)
+        depth = (
+            max(self.layers, default=0) + 1 if self.tiny else check_model(self.model_name_or_path, **self.load_options)
+        )
         check_layers(self.layers, depth)
         if "device_map" in self.load_options and self.trainer.world_size > 1:
             raise InputError(
@@ -110,6 +113,8 @@ class UnlearnModule(LightningModule):
             )
         if self.steps < 1:
             raise InputError(f"model.steps must be at least 1, but is {self.steps}.")
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise InputError(f"model.learning_rate must be positive, but is {self.learning_rate}.")
         if not self.neutral_target.strip():
             raise InputError("model.neutral_target is empty: say what the model should answer instead.")
         if stage == "fit":
@@ -128,7 +133,13 @@ class UnlearnModule(LightningModule):
                 source = self._tiny_folder.name
                 write_tiny_model(self.model_name_or_path, max(self.layers) + 2, source)
             lm = EditableLM.from_pretrained(source, dtype=self.dtype_name, **self.load_options)
-            self.lm = lm.to(self.trainer.strategy.root_device)
+            device = self.trainer.strategy.root_device
+            self.lm = lm.to(device)
+        if lm.device != device:
+            raise InputError(
+                f"model.load_options puts the model on {lm.device}, but trainer.accelerator and trainer.devices choose "
+                f"{device}: make them agree."
+            )
         d_out, d_in = self.lm.weight(self.layers[0]).shape
         facts = len(self.trainer.datamodule.forget)  # type: ignore[attr-defined]
         self.delta: Delta = (

@@ -128,7 +128,8 @@ class WhitenedDelta(Delta):
 class DenseDelta(Delta):
     """Delta itself, d_out x d_in, as the paper trains it."""
 
-    null_space: Tensor
+    left: Tensor
+    projector: Tensor
 
     def __init__(self, d_out: int, d_in: int) -> None:
         super().__init__()
@@ -136,13 +137,14 @@ class DenseDelta(Delta):
 
     def begin(self, keys: Tensor, null_space: Tensor, *, forget_weight: float, ridge: float) -> None:
         """See :meth:`Delta.begin`."""
-        self.null_space = null_space
+        self.left = torch.eye(len(self.coordinates), dtype=null_space.dtype, device=null_space.device)
+        self.projector = null_space @ null_space.mT
         with torch.no_grad():
             self.coordinates.zero_()
 
     def forward(self) -> LowRankUpdate:
         """The present update X."""
-        return LowRankUpdate(self.coordinates @ self.null_space, self.null_space.mT)
+        return LowRankUpdate(self.left, self.coordinates @ self.projector)
 
 
 def step_size(zero_weight: float, forget_weight: float) -> float:

@@ -7,6 +7,8 @@
 import logging
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
@@ -39,10 +41,8 @@ class Rule(ABC):
         Raises:
             InputError: These weights or this threshold do not go with this layer's retain keys.
         """
-        try:
+        with _explained(self, problem):
             return self.solve(weight, self.in_units(problem))
-        except ValueError as error:
-            raise InputError(f"{type(self).__name__} cannot be solved at layer {problem.layer}: {error}") from error
 
     def in_units(self, problem: LayerProblem) -> LayerProblem:
         """The problem in the units of this rule's weights."""
@@ -81,8 +81,13 @@ class ZeroUnlearnGD(Rule):
     ridge: float = 0.1
 
     def null_space(self, problem: LayerProblem) -> Tensor:
-        """Q, d_in x q, of a problem in this rule's units."""
-        return _null_space(problem, self.threshold, self.criterion)
+        """Q, d_in x q, of a problem in this rule's units.
+
+        Raises:
+            InputError: It is empty.
+        """
+        with _explained(self, problem):
+            return _null_space(problem, self.threshold, self.criterion)
 
     def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
         """See :func:`zu_lightning.solvers.zero_unlearn_gd`."""
@@ -151,6 +156,17 @@ class Rome(Rule):
             update = solvers.rome(weight, keys[:, i], residual, problem.second_moment)
             left, right = torch.cat([left, update.left], 1), torch.cat([right, update.right])
         return LowRankUpdate(left, right)
+
+
+@contextmanager
+def _explained(rule: Rule, problem: LayerProblem) -> Iterator[None]:
+    """Solvers know numbers; a user has to know which rule and which layer they belong to."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{type(rule).__name__} cannot be solved at layer {problem.layer}: {error}") from error
 
 
 def _null_space(problem: LayerProblem, threshold: float, criterion: NullSpaceCriterion) -> Tensor:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from zu_lightning.errors import InputError
 
@@ -25,14 +26,16 @@ def write_tiny_model(name_or_path: str, depth: int, folder: str | Path) -> None:
     """Write a model directory with the architecture that a name tells of, random weights and a tokenizer of bytes.
 
     Args:
-        name_or_path: Hub id or directory; its name must hold that of an architecture, as ``Llama-3.1-8B`` does.
+        name_or_path: Hub id or directory; its last part must hold the name of an architecture, as ``Llama-3.1-8B``
+            does.
         depth: Decoder layers.
         folder: Where to.
 
     Raises:
         InputError: The name holds no architecture that transformers knows.
     """
-    known = [kind for kind in CONFIG_MAPPING if _plain(kind) in _plain(str(name_or_path))]
+    name = _plain(Path(name_or_path).name)
+    known = [kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if _plain(kind) in name]
     if not known:
         raise InputError(
             f"model.tiny: {str(name_or_path)!r} does not tell its architecture: name a model whose name holds it, such "
