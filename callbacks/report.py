@@ -40,7 +40,8 @@ class Report(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What was measured after the layer before is not what this run ends with."""
-        self.after = {}
+        if not trainer.sanity_checking:
+            self.after = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The evaluation in Lightning's sanity check is the one before; the latest one in the fit is the one after."""
