@@ -128,8 +128,7 @@ class WhitenedDelta(Delta):
 class DenseDelta(Delta):
     """Delta itself, d_out x d_in, as the paper trains it."""
 
-    left: Tensor
-    projector: Tensor
+    null_space: Tensor
 
     def __init__(self, d_out: int, d_in: int) -> None:
         super().__init__()
@@ -137,14 +136,13 @@ class DenseDelta(Delta):
 
     def begin(self, keys: Tensor, null_space: Tensor, *, forget_weight: float, ridge: float) -> None:
         """See :meth:`Delta.begin`."""
-        self.left = torch.eye(len(self.coordinates), dtype=null_space.dtype, device=null_space.device)
-        self.projector = null_space @ null_space.mT
+        self.null_space = null_space
         with torch.no_grad():
             self.coordinates.zero_()
 
     def forward(self) -> LowRankUpdate:
         """The present update X."""
-        return LowRankUpdate(self.left, self.coordinates @ self.projector)
+        return LowRankUpdate(self.coordinates @ self.null_space, self.null_space.mT)
 
 
 def step_size(zero_weight: float, forget_weight: float) -> float:
