@@ -4,21 +4,22 @@ The neutral targets ``z*`` and the optimised values ``V`` are the same small pro
 place; one routine serves both, many facts at a time.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 from tqdm.auto import tqdm
 
 from zu_lightning.distributed import own_share, summed
 from zu_lightning.facts import Fact
-from zu_lightning.lm import EditableLM
-from zu_lightning.metrics.functional import answer_scores
-from zu_lightning.tokens import collate, tokenize, tokenize_fact
+from zu_lightning.lm import EditableLM, Suffix
+from zu_lightning.metrics.functional import AnswerScores, answer_scores
+from zu_lightning.tokens import TokenBatch, collate, tokenize, tokenize_fact
 
 ESSENCE_PROMPT = "{} is a"
 """Continuations of this prompt should stay as they are: what the subject is must survive."""
@@ -82,9 +83,18 @@ def neutral_targets(
     progress: bool = False,
 ) -> Latents:
     """z*: hidden states after ``layer`` at the lookup tokens that make the model emit the neutral answer."""
-    return _optimise(
-        lm, facts, [neutral] * len(facts), layer, contexts, options, at_projection=False, progress=progress
-    )
+    problem = _LatentProblem(lm, lm.layers[layer], layer, contexts, options)
+    n, answers = len(facts), [neutral] * len(facts)
+    start, optimum = torch.zeros(2, lm.weight(layer).shape[0], n, dtype=torch.float64, device=lm.device)
+    probability, original_lost = torch.zeros(2, n, dtype=torch.float64, device=lm.device)
+    for share, before, after in _own_optima(problem, facts, answers, "Neutral targets", progress=progress):
+        start[:, share], optimum[:, share] = before, after
+        delta = (after - before).mT.float()
+        probability[share] = problem.scores(facts[share], answers[share], delta).probability.double()
+        own = [fact.target for fact in facts[share]]
+        original_lost[share] = (~problem.scores(facts[share], own, delta).exact).double()
+    summed(start, optimum, probability, original_lost)
+    return Latents(start, optimum, probability, original_lost.bool())
 
 
 def original_values(
@@ -95,167 +105,192 @@ def original_values(
     options: LatentOptions,
     *,
     progress: bool = False,
-) -> Latents:
-    """V: outputs of the projection of ``layer`` at the lookup tokens that make the model emit the true answers."""
-    targets = [fact.target for fact in facts]
-    return _optimise(lm, facts, targets, layer, contexts, options, at_projection=True, progress=progress)
+) -> Tensor:
+    """V, d_out x n: outputs of the projection of ``layer`` at the lookup tokens that make the model emit the truth."""
+    problem = _LatentProblem(lm, lm.projections[layer], layer, contexts, options)
+    values = torch.zeros(lm.weight(layer).shape[0], len(facts), dtype=torch.float64, device=lm.device)
+    answers = [fact.target for fact in facts]
+    for share, _, after in _own_optima(problem, facts, answers, "Original values", progress=progress):
+        values[:, share] = after
+    return summed(values)[0]
 
 
-def _optimise(
-    lm: EditableLM,
-    facts: Sequence[Fact],
-    answers: Sequence[str],
-    layer: int,
-    contexts: Sequence[str],
-    options: LatentOptions,
-    *,
-    at_projection: bool,
-    progress: bool,
-) -> Latents:
-    n, d_out = len(facts), lm.weight(layer).shape[0]
-    start, optimum = torch.zeros(2, d_out, n, dtype=torch.float64, device=lm.device)
-    probability, original_lost = torch.zeros(2, n, dtype=torch.float64, device=lm.device)
+def _own_optima(
+    problem: "_LatentProblem", facts: Sequence[Fact], answers: Sequence[str], name: str, *, progress: bool
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """For each of this process's batches of facts: where they stand, start and optimum (each d_out x facts)."""
     # Even batches, so that processes get even shares.
-    edges = torch.linspace(0, n, -(-n // options.facts_per_batch) + 1).round().int().tolist()
-    batches = [slice(start, end) for start, end in pairwise(edges)]
-    shares = list(own_share(batches))
-    name = "Original values" if at_projection else "Neutral targets"
-    with tqdm(total=len(shares) * options.steps, desc=name, disable=not progress, leave=False) as bar:
+    count = -(-len(facts) // problem.options.facts_per_batch)
+    edges = torch.linspace(0, len(facts), count + 1).round().int().tolist()
+    shares = list(own_share(slice(start, end) for start, end in pairwise(edges)))
+    with tqdm(total=len(shares) * problem.options.steps, desc=name, disable=not progress, leave=False) as bar:
         for share in shares:
-            problem = _LatentProblem(lm, facts[share], answers[share], layer, contexts, options, at_projection)
-            found = problem.solve(bar)
-            start[:, share], optimum[:, share] = found.start, found.optimum
-            probability[share], original_lost[share] = found.probability, found.original_lost.double()
-    summed(start, optimum, probability, original_lost)
-    return Latents(start, optimum, probability, original_lost.bool())
+            start, optimum = problem.solve(facts[share], answers[share], bar)
+            yield share, start.mT.double(), optimum.mT.double()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Texts of some facts, from their lookup tokens on: prompts with answers, and essence prompts without."""
+
+    batch: TokenBatch
+    suffix: Suffix
+    fact: Tensor
+    """Index of each row's fact."""
+
+    def select(self, chosen: Tensor) -> "_Rows":
+        """Some rows, as a mask."""
+        rows = chosen.nonzero().squeeze(1)
+        return _Rows(self.batch.select(rows), self.suffix.select(rows), self.fact[rows])
+
+    @property
+    def essence(self) -> Tensor:
+        """Which rows have no answer."""
+        return self.batch.answer == self.batch.lengths
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of all answers together."""
+        return int((self.batch.lengths - self.batch.answer).sum())
 
 
 class _LatentProblem:
-    """The joint problem of a few facts; facts do not influence each other.
+    """Which vector at the output of ``site`` makes the model give an answer? Solved for many facts at once.
 
-    Rows of the batch: every fact behind every context, contexts outermost, then one essence prompt for each fact with
-    a subject.
+    Facts do not influence each other. Rows of a batch: every fact behind every context, contexts outermost, then one
+    essence prompt for each fact with a subject.
     """
 
     def __init__(
-        self,
-        lm: EditableLM,
-        facts: Sequence[Fact],
-        answers: Sequence[str],
-        layer: int,
-        contexts: Sequence[str],
-        options: LatentOptions,
-        at_projection: bool,
+        self, lm: EditableLM, site: nn.Module, layer: int, contexts: Sequence[str], options: LatentOptions
     ) -> None:
-        self.lm, self.facts, self.layer, self.options = lm, facts, layer, options
-        self.site = lm.projections[layer] if at_projection else lm.layers[layer]
-        n = len(facts)
+        self.lm, self.site, self.layer, self.contexts, self.options = lm, site, layer, contexts, options
+        # The residual stream adds up what the projection writes, unless that is normalised first.
+        self.inside_layer = site is lm.projections[layer] and lm.normalises_mlp_output
+
+    def solve(self, facts: Sequence[Fact], answers: Sequence[str], bar: Any) -> tuple[Tensor, Tensor]:
+        """Start and optimum, facts x d_out, by Adam on all facts at once; those that are done are left out."""
+        options = self.options
+        rows, start, log_probability = self._unchanged(facts, answers)
+        essence = log_probability[rows.answer_tokens :]
+        size = start.square().sum(1)
+        unit = ((size / start.shape[1]).sqrt() if options.scale_free else torch.ones_like(size))[:, None]
+        limit = options.clamp * size.sqrt()[:, None] / unit
+        coordinates = torch.zeros_like(start, requires_grad=True)
+        optimizer = torch.optim.Adam([coordinates], lr=options.learning_rate)
+        losses = self._losses(rows, log_probability, essence, coordinates * unit, size)
+        _check_finite(losses, facts)
+        active = losses.detach() >= options.tolerance
+        if not active.any():  # most original values are optimal as they are
+            bar.update(options.steps)
+            return start, start
+        essence, rows = _of_active(active, essence, rows)
+        for step in range(options.steps):
+            delta = coordinates * unit
+            losses = self._losses(rows, self._log_probability(rows, delta), essence, delta, size)
+            _check_finite(losses, facts)
+            still_active = active & (losses.detach() >= options.tolerance)
+            if step == options.steps - 1 or not still_active.any():
+                break
+            bar.update()
+            optimizer.zero_grad()
+            torch.autograd.backward(losses[still_active].sum())
+            before = coordinates.detach().clone()
+            optimizer.step()
+            with torch.no_grad():
+                norm = coordinates.norm(dim=1, keepdim=True)
+                coordinates.mul_((limit / norm.clamp(min=1e-12)).clamp(max=1.0))
+                # Adam's momentum would move a finished fact on.
+                coordinates[~still_active] = before[~still_active]
+            if not torch.equal(active, still_active):
+                active = still_active
+                essence, rows = _of_active(active, essence, rows)
+        bar.update(options.steps - bar.n % options.steps)
+        return start, (start + coordinates * unit).detach()
+
+    @torch.no_grad()
+    def scores(self, facts: Sequence[Fact], answers: Sequence[str], delta: Tensor) -> AnswerScores:
+        """How the model answers the bare prompts with ``delta`` (facts x d_out) in place."""
+        tokenizer = self.lm.tokenizer
+        texts = [tokenize_fact(tokenizer, fact, answer=answer) for fact, answer in zip(facts, answers, strict=True)]
+        batch = self.lm.to_device(collate(texts, tokenizer))
+        rows, positions, tokens = batch.answer_positions()
+        with self.lm.shifted(self.site, lambda hidden: _added(hidden, batch.lookup, delta)):
+            logits = self.lm.logits(batch, rows, positions)
+        return answer_scores(logits, tokens, rows, len(texts))
+
+    @torch.no_grad()
+    def _unchanged(self, facts: Sequence[Fact], answers: Sequence[str]) -> tuple[_Rows, Tensor, Tensor]:
+        """Rows of the batch, what is at the site at the lookup tokens, and log-probabilities, with nothing added."""
+        lm, n = self.lm, len(facts)
         texts = [
             tokenize_fact(lm.tokenizer, fact, context=context, answer=answer)
-            for context in contexts
+            for context in self.contexts
             for fact, answer in zip(facts, answers, strict=True)
         ]
-        self.prompt_rows = len(texts)
         with_subject = [i for i, fact in enumerate(facts) if fact.subject]
+        fact_of_row = torch.tensor([i % n for i in range(len(texts))] + with_subject, device=lm.device)
         texts += [
             tokenize(lm.tokenizer, ESSENCE_PROMPT.format(facts[i].subject), lookup_end=len(facts[i].subject or ""))
             for i in with_subject
         ]
-        self.batch = lm.to_device(collate(texts, lm.tokenizer))
-        self.fact_of_row = torch.tensor([i % n for i in range(self.prompt_rows)] + with_subject, device=lm.device)
-        at_layer, at_site = lm.record(self.batch, [lm.layers[layer], self.site])
-        self.layer_input = at_layer.input
-        self.start = at_site.output[range(n), self.batch.lookup[:n]].float()
-        rms = self.start.square().mean(1, keepdim=True).sqrt()
-        self.unit = rms if options.scale_free else torch.ones_like(rms)
-        self.coordinates = torch.zeros_like(self.start, requires_grad=True)
+        batch = lm.to_device(collate(texts, lm.tokenizer))
+        at_layer, at_site = lm.record(batch, [lm.layers[self.layer], self.site])
+        below = (self.layer, at_layer.input) if self.inside_layer else (self.layer + 1, at_layer.output)
+        rows, positions = _places(batch)
+        suffix, logits = lm.suffix(batch, *below, rows, positions)
+        start = at_site.output[torch.arange(n, device=lm.device), batch.lookup[:n]].float()
+        return _Rows(batch, suffix, fact_of_row), start, log_softmax(logits, -1)
 
-    @property
-    def delta(self) -> Tensor:
-        """The vectors added at the lookup tokens, facts x d_out."""
-        return self.coordinates * self.unit
+    def _log_probability(self, chosen: _Rows, delta: Tensor) -> Tensor:
+        """At the places that the loss reads, with ``delta`` (facts x d_out) in place: places x vocabulary."""
+        first = torch.zeros_like(chosen.fact)
+        of_row = delta[chosen.fact]
 
-    def solve(self, bar: Any) -> Latents:
-        """Run Adam on all facts at once; a fact that is done is frozen."""
-        optimizer = torch.optim.Adam([self.coordinates], lr=self.options.learning_rate)
-        limit = self.options.clamp * self.start.norm(dim=1, keepdim=True) / self.unit
-        original_essence = self._essence_distribution().detach()
-        active = torch.ones(len(self.facts), dtype=torch.bool, device=self.lm.device)
-        for step in range(self.options.steps):
-            losses = self._losses(original_essence)
-            if not torch.isfinite(losses).all():
-                raise ValueError(f"the latent optimisation of {self._names(~torch.isfinite(losses))} broke down: NaN.")
-            active &= losses.detach() >= self.options.tolerance
-            bar.update()
-            if step == self.options.steps - 1 or not active.any():
-                bar.update(self.options.steps - 1 - step)
-                break
-            optimizer.zero_grad()
-            torch.autograd.backward(losses[active].sum())
-            before = self.coordinates.detach().clone()
-            optimizer.step()
-            with torch.no_grad():
-                norm = self.coordinates.norm(dim=1, keepdim=True)
-                self.coordinates.mul_((limit / norm.clamp(min=1e-12)).clamp(max=1.0))
-                # Adam's momentum would move a finished fact on.
-                self.coordinates[~active] = before[~active]
-        with torch.no_grad():
-            return Latents(
-                start=self.start.mT.double(),
-                optimum=(self.start + self.delta).mT.double(),
-                probability=self._bare_probability(),
-                original_lost=self._original_lost(),
-            )
+        def moved(hidden: Tensor) -> Tensor:
+            return _added(hidden, first, of_row)
 
-    def _names(self, chosen: Tensor) -> list[str]:
-        return [fact.id for fact, is_chosen in zip(self.facts, chosen.tolist(), strict=True) if is_chosen]
+        rows, positions = _places(chosen.batch)
+        positions = positions - chosen.batch.lookup[rows]
+        if self.inside_layer:
+            with self.lm.shifted(self.site, moved):
+                return log_softmax(self.lm.suffix_logits(chosen.suffix, rows, positions), -1)
+        suffix = replace(chosen.suffix, hidden=moved(chosen.suffix.hidden))
+        return log_softmax(self.lm.suffix_logits(suffix, rows, positions), -1)
 
-    def _losses(self, original_essence: Tensor) -> Tensor:
-        rows, positions, tokens = self.batch.answer_positions()
-        essence_rows = torch.arange(self.prompt_rows, len(self.fact_of_row), device=self.lm.device)
-        log_probability = log_softmax(
-            self._logits(torch.cat([rows, essence_rows]), torch.cat([positions, self.batch.lengths[essence_rows] - 1])),
-            -1,
-        )
-        per_token = -log_probability[range(len(rows)), tokens]
+    def _losses(
+        self, chosen: _Rows, log_probability: Tensor, original_essence: Tensor, delta: Tensor, size: Tensor
+    ) -> Tensor:
+        """Loss of every fact; of facts without rows only the decay. ``size`` is ||start||^2."""
+        batch, fact = chosen.batch, chosen.fact
+        rows, _, tokens = batch.answer_positions()
+        per_token = -log_probability[torch.arange(len(rows), device=tokens.device), tokens]
         # Mean over an answer's tokens, then over contexts.
-        weight = 1.0 / (self.batch.lengths - self.batch.answer).clamp(min=1).float()
-        contexts = self.prompt_rows // len(self.facts)
-        losses = torch.zeros(len(self.facts), device=self.lm.device)
-        losses = losses.index_add(0, self.fact_of_row[rows], per_token * weight[rows] / contexts)
+        weight = 1.0 / (batch.lengths - batch.answer).clamp(min=1).float() / len(self.contexts)
+        losses = torch.zeros(len(delta), device=delta.device).index_add(0, fact[rows], per_token * weight[rows])
         divergence = kl_div(original_essence, log_probability[len(rows) :], log_target=True, reduction="none").sum(1)
-        losses = losses.index_add(0, self.fact_of_row[essence_rows], self.options.kl_weight * divergence)
+        losses = losses.index_add(0, fact[chosen.essence], self.options.kl_weight * divergence)
         # The norm has no gradient at zero, where every fact starts.
-        size = (self.delta.square().sum(1) + 1e-24).sqrt()
-        return losses + self.options.weight_decay * size / self.start.square().sum(1)
+        return losses + self.options.weight_decay * (delta.square().sum(1) + 1e-24).sqrt() / size
 
-    def _essence_distribution(self) -> Tensor:
-        rows = torch.arange(self.prompt_rows, len(self.fact_of_row), device=self.lm.device)
-        return log_softmax(self._logits(rows, self.batch.lengths[rows] - 1), -1)
 
-    def _bare_probability(self) -> Tensor:
-        rows, positions, tokens = self.batch.answer_positions()
-        bare = rows < len(self.facts)
-        logits = self._logits(rows[bare], positions[bare])
-        return answer_scores(logits, tokens[bare], rows[bare], len(self.facts)).probability
+def _places(batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    """Rows and positions that the loss reads: before every answer token, then the ends of texts without an answer."""
+    rows, positions, _ = batch.answer_positions()
+    essence = (batch.answer == batch.lengths).nonzero().squeeze(1)
+    return torch.cat([rows, essence]), torch.cat([positions, batch.lengths[essence] - 1])
 
-    def _original_lost(self) -> Tensor:
-        """Whether the facts' own targets are gone when the bare prompts are decoded with the optimum in place."""
-        texts = [tokenize_fact(self.lm.tokenizer, fact, answer=fact.target) for fact in self.facts]
-        batch = self.lm.to_device(collate(texts, self.lm.tokenizer))
-        rows, positions, tokens = batch.answer_positions()
-        with self.lm.shifted(self.site, lambda hidden: _added(hidden, batch.lookup, self.delta)):
-            logits = self.lm.logits(batch, rows, positions)
-        return ~answer_scores(logits, tokens, rows, len(texts)).exact
 
-    def _logits(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """Logits with delta in place, computed from the edited layer's cached input on: nothing below it changes."""
-        delta = self.delta[self.fact_of_row]
-        with (
-            self.lm.resumed(self.layer, self.layer_input),
-            self.lm.shifted(self.site, lambda hidden: _added(hidden, self.batch.lookup, delta)),
-        ):
-            return self.lm.logits(self.batch, rows, positions)
+def _check_finite(losses: Tensor, facts: Sequence[Fact]) -> None:
+    if not torch.isfinite(losses).all():
+        names = [fact.id for fact, loss in zip(facts, losses.tolist(), strict=True) if not math.isfinite(loss)]
+        raise ValueError(f"the latent optimisation of {names} broke down: NaN.")
+
+
+def _of_active(active: Tensor, essence: Tensor, rows: _Rows) -> tuple[Tensor, _Rows]:
+    """Original distributions and rows of the facts that are not done."""
+    stays = active[rows.fact]
+    return essence[stays[rows.essence]], rows.select(stays)
 
 
 def _added(hidden: Tensor, lookup: Tensor, delta: Tensor) -> Tensor:

@@ -13,7 +13,14 @@ import torch
 from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.pytorch_utils import Conv1D
 
 from zu_lightning.errors import InputError
@@ -50,6 +57,42 @@ class Record:
 
     input: Tensor
     output: Tensor
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """Texts from their lookup tokens on, over what the upper layers computed for the tokens before.
+
+    A vector added at the lookup token changes nothing before it, since attention is causal: a forward pass over the
+    suffix gives what one over the whole text would.
+
+    Attributes:
+        layer: Where the pass starts.
+        hidden: Input of that layer, rows x length x width, the lookup tokens first.
+        input_ids: rows x length.
+        position_ids: rows x length, counted from the start of the text.
+        attention_mask: rows x (prefix + length), 0 for what is not before the lookup token, and for padding.
+        prefix: For ``layer`` and those above, keys and values before the lookup token, each rows x heads x prefix x
+            width of a head.
+    """
+
+    layer: int
+    hidden: Tensor
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+    prefix: tuple[tuple[Tensor, Tensor], ...]
+
+    def select(self, rows: Tensor) -> "Suffix":
+        """Some rows; ``rows`` are indices."""
+        return Suffix(
+            self.layer,
+            self.hidden[rows],
+            self.input_ids[rows],
+            self.position_ids[rows],
+            self.attention_mask[rows],
+            tuple((keys[rows], values[rows]) for keys, values in self.prefix),
+        )
 
 
 class _AllSeenError(Exception):
@@ -242,13 +285,14 @@ class EditableLM:
                 self._forward(batch)
         return [seen[i] for i in range(len(modules))]
 
-    def logits(self, batch: TokenBatch, rows: Tensor, positions: Tensor) -> Tensor:
+    def logits(self, batch: TokenBatch, rows: Tensor, positions: Tensor, **options: Any) -> Tensor:
         """Next-token logits at the given places only: the vocabulary is large, the answers are short.
 
         Args:
             batch: Texts.
             rows: Row of each place.
             positions: Position of each place in its row.
+            options: More arguments of the model's forward.
 
         Returns:
             places x vocabulary, float32.
@@ -259,8 +303,69 @@ class EditableLM:
 
         head: nn.Module = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         with _hooked(head.register_forward_pre_hook(select)):
-            logits: Tensor = self._forward(batch).logits
+            logits: Tensor = self._forward(batch, **options).logits
         return logits.float()
+
+    def suffix(
+        self, batch: TokenBatch, layer: int, hidden: Tensor, rows: Tensor, positions: Tensor
+    ) -> tuple[Suffix, Tensor]:
+        """The part of a batch that begins with the lookup tokens, and logits of the pass that has seen the rest.
+
+        Args:
+            batch: Texts.
+            layer: Where passes over the suffix will start; the number of layers for the output of the last.
+            hidden: Its input, rows x length x width, as recorded for this batch.
+            rows: Row of each place whose logits are wanted.
+            positions: Position of each place in its row, counted from the start of the text.
+
+        Returns:
+            The suffix, and logits, places x vocabulary, float32.
+        """
+        cache: Any = DynamicCache()
+        with torch.no_grad(), self.resumed(layer, hidden):
+            logits = self.logits(batch, rows, positions, past_key_values=cache, use_cache=True)
+        prefix = int(batch.lookup.max())
+        length = int((batch.lengths - batch.lookup).max())
+        offsets = torch.arange(length, device=self.device)
+        position_ids = batch.lookup[:, None] + offsets
+        # Padding of shorter suffixes lies beyond the text; any token does there.
+        columns = position_ids.clamp(max=batch.input_ids.shape[1] - 1)
+        before = torch.arange(prefix, device=self.device) < batch.lookup[:, None]
+        real = position_ids < batch.lengths[:, None]
+        every_row = torch.arange(len(columns), device=self.device)[:, None]
+        suffix = Suffix(
+            layer=layer,
+            hidden=hidden[every_row, columns],
+            input_ids=batch.input_ids.gather(1, columns),
+            position_ids=columns,
+            attention_mask=torch.cat([before, real], 1).long(),
+            prefix=tuple((seen.keys[:, :, :prefix], seen.values[:, :, :prefix]) for seen in cache.layers[layer:]),
+        )
+        return suffix, logits
+
+    def suffix_logits(self, suffix: Suffix, rows: Tensor, positions: Tensor) -> Tensor:
+        """Next-token logits at the given places of a suffix, whose positions count from the lookup token.
+
+        Args:
+            suffix: Made by :meth:`suffix`; its ``hidden`` may have been changed since.
+            rows: Row of each place.
+            positions: Position of each place, 0 for the lookup token.
+
+        Returns:
+            places x vocabulary, float32.
+        """
+        length = suffix.attention_mask.shape[1] - suffix.input_ids.shape[1]
+        # The first layer's entry tells transformers how long the prefix is, also where that layer is skipped.
+        skipped = suffix.hidden.new_zeros(1, 1, 1, 1).expand(len(suffix.hidden), 1, length, 1)
+        cache: Any = DynamicCache()
+        for i, (keys, values) in enumerate([(skipped, skipped)] * suffix.layer + list(suffix.prefix)):
+            cache.update(keys[:, :, :0], values[:, :, :0], i)
+            cache.layers[i].keys, cache.layers[i].values = keys, values
+        batch = TokenBatch(suffix.input_ids, suffix.attention_mask, *[torch.empty(0)] * 3)
+        with self.resumed(suffix.layer, suffix.hidden):
+            return self.logits(
+                batch, rows, positions, position_ids=suffix.position_ids, past_key_values=cache, use_cache=True
+            )
 
     @contextmanager
     def resumed(self, layer: int, hidden: Tensor) -> Iterator[None]:
@@ -333,9 +438,10 @@ class EditableLM:
         """``hidden`` as rows x length x width: OPT's MLP flattens rows and positions into one dimension."""
         return hidden if hidden.dim() == 3 else hidden.view(self._rows, -1, hidden.shape[-1])
 
-    def _forward(self, batch: TokenBatch) -> Any:
+    def _forward(self, batch: TokenBatch, **options: Any) -> Any:
         self._rows = len(batch.input_ids)
-        return self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+        options = {"use_cache": False} | options
+        return self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options)
 
 
 def check_model(name_or_path: str | Path, **load_options: Any) -> int:

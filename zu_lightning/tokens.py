@@ -44,6 +44,17 @@ class TokenBatch:
     answer: Tensor
     lengths: Tensor
 
+    def select(self, rows: Tensor) -> "TokenBatch":
+        """Some rows, with no more padding than they need; ``rows`` are indices."""
+        length = int(self.lengths[rows].max())
+        return TokenBatch(
+            input_ids=self.input_ids[rows, :length],
+            attention_mask=self.attention_mask[rows, :length],
+            lookup=self.lookup[rows],
+            answer=self.answer[rows],
+            lengths=self.lengths[rows],
+        )
+
     def answer_positions(self) -> tuple[Tensor, Tensor, Tensor]:
         """Row and position of every logit that predicts an answer token, and that token's id (each: answer tokens)."""
         index = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)

@@ -184,7 +184,7 @@ def layer_problem(
     """
     keys = lookup_keys(lm, facts, layer, known.contexts)
     if optimise_values:
-        values = original_values(lm, facts, layer, known.contexts, options, progress=progress).optimum
+        values = original_values(lm, facts, layer, known.contexts, options, progress=progress)
         bias = lm.bias(layer)
         if bias is not None:
             values = values - bias.double()[:, None]
