@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 from lightning import LightningDataModule, LightningModule, Trainer
@@ -73,6 +74,10 @@ class UnlearnCLI(LightningCLI):
         config = self.config[self.subcommand]
         folder = config.trainer.default_root_dir
         check_writable(folder)
+        for name, value in launcher_arguments().items():  # whatever a configuration says: the processes are there
+            config.trainer[name] = value
+        if config.ckpt_path not in (None, "last") and not Path(config.ckpt_path).is_file():
+            raise InputError(f"--ckpt_path {config.ckpt_path!r} is no file: name a checkpoint, or `last`.")
         if config.ckpt_path == "last":
             path = checkpoint_path(folder)
             config.ckpt_path = str(path) if path.exists() else None

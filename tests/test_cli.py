@@ -124,13 +124,16 @@ def test_gradient_descent_arrives_at_the_exact_optimum(tmp_path: Path) -> None:
     assert relative_norm[0] == pytest.approx(relative_norm[1], rel=1e-5)
 
 
-def test_adam_on_a_dense_delta_takes_all_its_steps_and_is_still_far_off(tmp_path: Path) -> None:
+def test_adam_on_a_dense_delta_takes_all_its_steps_and_is_still_far_off(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     few = ("--data.forget_num", "3", "--data.retain_num", "5", "--data.corpus_documents", "300")
     dense = ("--config", str(CONFIGS / "gradient_descent_paper.yaml"), "--model.steps=30")
     events = EventAccumulator(str(run(tmp_path, "fit", *dense, *few))).Reload()
     gaps = [event.value for event in events.Scalars("train/gap")]
     assert len(gaps) == 30
     assert gaps[0] > gaps[-1] > 1e-3
+    assert "descent ended" in caplog.text
     assert [event.value for event in events.Scalars("train/step_size")] == pytest.approx([1e-3] * 30)
 
 
@@ -234,6 +237,7 @@ def bad_input(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "no such layer": (["--model.layers=[0, 9]"], "layers [9] do not exist, the model has 0..2"),
         "no such model": (["--model.model_name_or_path", str(tmp_path / "none")], "neither a model directory"),
         "empty model": (["--model.model_name_or_path", str(tmp_path / "empty")], "neither a model directory"),
+        "no checkpoint": (["--ckpt_path", str(tmp_path / "none.ckpt")], "is no file: name a checkpoint, or `last`"),
         "no architecture": (["--model.tiny=true", "--model.model_name_or_path=mine"], "does not tell its architecture"),
         "no causal model": (["--model.model_name_or_path", str(tmp_path / "bert")], "no causal language model"),
         "broken model": (["--model.model_name_or_path", str(tmp_path / "broken")], "weights or tokenizer cannot be"),

@@ -69,6 +69,15 @@ def test_every_launcher_gives_the_result_of_one_process(launcher: str, one_proce
 
 
 @pytest.mark.slow
+def test_a_tiny_model_runs_on_several_processes(tmp_path: Path) -> None:
+    folder = run(
+        "torchrun", tmp_path, "--config=configs/qwen3.yaml", "--config=configs/tiny.yaml", "--model.layers=[1]"
+    )
+    assert (folder / "model" / "config.json").exists()
+    assert not folder.with_name("version_1").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_one_two_and_three_processes_forget_fifty_facts_alike(method: str, tmp_path: Path) -> None:
     arguments = [*METHODS[method], *MANY]

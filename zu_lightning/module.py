@@ -24,6 +24,9 @@ from zu_lightning.tiny import write_tiny_model
 
 log = logging.getLogger(__name__)
 
+FAR = 1e-3
+"""Optimality gap above which a user is told that descent has not arrived."""
+
 COMPLETION_TOKENS = 12
 """Tokens of a completion that people look at."""
 
@@ -130,8 +133,10 @@ class UnlearnModule(LightningModule):
             source = self.model_name_or_path
             if self.tiny:
                 self._tiny_folder = TemporaryDirectory()  # until the module goes: the export compares with the base
-                source = self._tiny_folder.name
-                write_tiny_model(self.model_name_or_path, max(self.layers) + 2, source)
+                source = self.trainer.strategy.broadcast(self._tiny_folder.name)
+                if self.trainer.is_global_zero:  # transformers saves from the first process only
+                    write_tiny_model(self.model_name_or_path, max(self.layers) + 2, source)
+                self.trainer.strategy.barrier("tiny model")
             lm = EditableLM.from_pretrained(source, dtype=self.dtype_name, **self.load_options)
             device = self.trainer.strategy.root_device
             self.lm = lm.to(device)
@@ -193,6 +198,13 @@ class UnlearnModule(LightningModule):
             return
         with torch.no_grad(), timed(self.seconds, "apply"):
             update = self.update or self.delta()
+            if self.optimum is not None:
+                gap = (self.loss.terms(update).total / self.optimum - 1).item()
+                if not gap <= FAR:
+                    log.warning(
+                        "layer %d: descent ended %.2g above the optimum (share of it): take more model.steps or another "
+                        "model.learning_rate, or a closed form.", batch.layer, gap,
+                    )  # fmt: skip
             figures = _effect(self.weight, batch, update)
             figures |= vars(self.lm.apply(batch.layer, update))
             check_identical(f"the edited weight of layer {batch.layer}", self.weight)
