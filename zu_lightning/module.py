@@ -202,7 +202,7 @@ class UnlearnModule(LightningModule):
                 gap = (self.loss.terms(update).total / self.optimum - 1).item()
                 if not gap <= FAR:
                     log.warning(
-                        "layer %d: descent ended %.2g above the optimum (share of it): take more model.steps or another "
+                        "layer %d: descent ended with an optimality gap of %.2g: take more model.steps, another "
                         "model.learning_rate, or a closed form.", batch.layer, gap,
                     )  # fmt: skip
             figures = _effect(self.weight, batch, update)
