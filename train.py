@@ -11,6 +11,7 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_only
+from torch import distributed
 
 import callbacks  # noqa: F401  (its classes can be named in configurations)
 import data  # noqa: F401
@@ -112,6 +113,10 @@ def main(args: list[str] | None = None) -> None:
         )
     except InputError as error:
         sys.exit(f"train.py: error: {error}")
+    if distributed.is_initialized():
+        # Left to the interpreter's exit, gloo's threads now and then abort a process that is done.
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
