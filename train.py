@@ -17,7 +17,7 @@ import callbacks  # noqa: F401  (its classes can be named in configurations)
 import data  # noqa: F401
 from callbacks import ClosedForm, Resume
 from callbacks.resume import checkpoint_path
-from callbacks.run_folder import check_writable, run_folder
+from callbacks.run_folder import check_writable, run_folder, write_whole
 from zu_lightning import InputError
 
 log = logging.getLogger(__name__)
@@ -51,9 +51,7 @@ class SaveConfig(SaveConfigCallback):
         if folder is None or self.already_saved:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / "config.partial"
-        partial.write_text(self.parser.dump(self.config, skip_none=False))
-        partial.replace(folder / self.config_filename)
+        write_whole(folder / self.config_filename, self.parser.dump(self.config, skip_none=False))
         self.already_saved = True
 
 

@@ -78,7 +78,7 @@ class Trial:
             return evaluate(self.lm, self.evaluation)
         finally:
             for layer, weight in weights.items():
-                self.lm.weight(layer).copy_(weight)
+                self.lm.set_weight(layer, weight)
 
 
 def row(name: str, figures: dict[str, float]) -> str:

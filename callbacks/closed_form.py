@@ -7,6 +7,11 @@ from lightning import Callback, LightningModule, Trainer
 from zu_lightning import LayerProblem, Rule, UnlearnModule, timed
 
 
+def chosen_rule(trainer: Trainer) -> Rule | None:
+    """The closed form of a run; ``None`` for gradient descent."""
+    return next((c.rule for c in trainer.callbacks if isinstance(c, ClosedForm)), None)  # type: ignore[attr-defined]
+
+
 class ClosedForm(Callback):
     """Solve each layer exactly before its only step, which then measures the solution.
 

@@ -12,8 +12,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from callbacks.closed_form import ClosedForm
-from callbacks.run_folder import run_folder
+from callbacks.closed_form import chosen_rule
+from callbacks.run_folder import run_folder, write_whole
 from zu_lightning import UnlearnModule
 from zu_lightning.module import COMPLETION_TOKENS
 
@@ -94,7 +94,7 @@ class Report(Callback):
 
     def _write(self, folder: Path, trainer: Trainer, module: UnlearnModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        rule = next((c.rule for c in trainer.callbacks if isinstance(c, ClosedForm)), None)  # type: ignore[attr-defined]
+        rule = chosen_rule(trainer)
         metrics = {
             "before": self.before,
             "after": self.after,
@@ -110,10 +110,7 @@ class Report(Callback):
             "layers": module.layer_figures,
             "forgotten": [fact.id for fact in data.forget],
         }
-        path = folder / "metrics.json"
-        temporary = path.with_suffix(".partial")
-        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
-        temporary.replace(path)
+        write_whole(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
     def _show_in_tensorboard(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:

@@ -9,7 +9,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from callbacks.closed_form import ClosedForm
+from callbacks.closed_form import chosen_rule
 from zu_lightning import InputError, Latents, LowRankUpdate, Preparation, UnlearnModule
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class Resume(Checkpoint):
 def _settings(trainer: Trainer, module: UnlearnModule) -> dict[str, str]:
     """All that decides about the weights that a run ends with, as text, by option."""
     data = trainer.datamodule  # type: ignore[attr-defined]
-    rule = next((c.rule for c in trainer.callbacks if isinstance(c, ClosedForm)), None)  # type: ignore[attr-defined]
+    rule = chosen_rule(trainer)
     descent = (module.parametrisation, module.learning_rate, module.steps, module.tolerance)
     settings = {
         "closed_form.rule": rule,

@@ -33,3 +33,10 @@ def run_folder(trainer: Trainer) -> Path | None:
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
     return folder
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that has its name only once it is complete."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)

@@ -172,7 +172,7 @@ def _explained(rule: Rule, problem: LayerProblem) -> Iterator[None]:
 def _null_space(problem: LayerProblem, threshold: float, criterion: NullSpaceCriterion) -> Tensor:
     basis = solvers.null_space(problem.second_moment, threshold, criterion)
     C = problem.second_moment.double()
-    energy = (basis.mT @ C @ basis).trace() / C.trace()
+    energy = ((C @ basis) * basis).sum() / C.trace()
     log.info(
         "layer %d: null space of %d of %d directions; they hold %.2g %% of the retain keys' energy",
         problem.layer, basis.shape[1], len(basis), 100 * energy,
