@@ -1,7 +1,5 @@
 """Reading and editing projections, on every architecture."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
@@ -66,29 +64,6 @@ def test_resuming_from_a_layers_input_changes_nothing(any_lm: EditableLM) -> Non
             with any_lm.resumed(layer, record.input):
                 assert torch.allclose(any_lm.logits(batch, rows, positions), whole, atol=1e-5)
         assert torch.allclose(any_lm.logits(batch, rows, positions), whole, atol=1e-6)
-
-
-def test_a_suffix_gives_the_logits_of_the_whole_text(any_lm: EditableLM) -> None:
-    texts = [tokenize(any_lm.tokenizer, text, lookup_end=5 + 3 * i) for i, text in enumerate(TEXTS)]
-    batch = collate(texts, any_lm.tokenizer)
-    last = batch.lengths - 1
-    every_row = torch.arange(len(texts))
-    for layer in (1, 3):
-        (below,) = any_lm.record(batch, [any_lm.layers[layer - 1]])
-        change = torch.randn(len(texts), 16)
-        suffix, unchanged = any_lm.suffix(batch, layer, below.output, every_row, last)
-        moved = suffix.hidden.index_put((every_row, torch.zeros_like(last)), change, accumulate=True)
-        with torch.no_grad():
-            found = any_lm.suffix_logits(replace(suffix, hidden=moved), every_row, last - batch.lookup)
-            again = any_lm.suffix_logits(suffix.select(every_row[1:]), every_row[:-1], (last - batch.lookup)[1:])
-            with any_lm.shifted(
-                any_lm.layers[layer - 1], lambda h, c=change: h.index_put((every_row, batch.lookup), c, accumulate=True)
-            ):
-                whole = any_lm.logits(batch, every_row, last)
-        assert torch.allclose(found, whole, atol=1e-4)
-        assert torch.allclose(again, unchanged[1:], atol=1e-4)
-        # Above the last layer nothing carries a change on to later tokens.
-        assert torch.allclose(found, unchanged, atol=1e-4) == (layer == 3)
 
 
 def test_padding_changes_no_logit(any_lm: EditableLM) -> None:

@@ -4,13 +4,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from zu_lightning.distributed import own_share, summed
 from zu_lightning.errors import InputError
 from zu_lightning.facts import Fact
-from zu_lightning.lm import EditableLM, Record
+from zu_lightning.lm import EditableLM
+from zu_lightning.suffix import after_shared_prefix
 from zu_lightning.tokens import TokenizedText, collate, tokenize, tokenize_fact
 
 
@@ -78,13 +79,18 @@ def lookup_keys(
     Returns:
         K, d_in x n.
     """
-    texts = [tokenize_fact(lm.tokenizer, fact, context=context) for context in contexts for fact in facts]
+    prompts = [tokenize_fact(lm.tokenizer, fact) for fact in facts]
     rest = 0.5 / max(1, len(contexts) - 1)
-    shares = [1.0 if len(contexts) == 1 else 0.5] + [rest] * (len(contexts) - 1)
+    shares = torch.tensor([1.0 if len(contexts) == 1 else 0.5] + [rest] * (len(contexts) - 1), dtype=torch.float64)
     keys = torch.zeros(len(facts), lm.weight(layer).shape[1], dtype=torch.float64, device=lm.device)
-    for indices, at_lookup in _own_states(lm, texts, lm.projections[layer], max_tokens):
-        for row, i in zip(at_lookup.input.double(), indices, strict=True):
-            keys[i % len(facts)] += shares[i // len(facts)] * row
+    for indices in own_share(batches(prompts, max(1, max_tokens // len(contexts)))):
+        texts = [tokenize_fact(lm.tokenizer, facts[i], context=context) for context in contexts for i in indices]
+        batch = lm.to_device(collate(texts, lm.tokenizer))
+        context = torch.arange(len(contexts), device=lm.device).repeat_interleave(len(indices))
+        suffix = after_shared_prefix(lm, batch, context)
+        (record,) = suffix.record(lm, [lm.projections[layer]])
+        at_lookup = record.input[range(len(texts)), batch.lookup - suffix.start].double()
+        keys[indices] = torch.einsum("c,cfk->fk", shares.to(lm.device), at_lookup.view(len(contexts), len(indices), -1))
     return summed(keys)[0].mT
 
 
@@ -92,20 +98,11 @@ def layer_outputs(lm: EditableLM, facts: Sequence[Fact], layer: int, *, max_toke
     """Hidden states after a layer at the lookup tokens of the bare prompts, d_out x n, float64."""
     texts = [tokenize_fact(lm.tokenizer, fact) for fact in facts]
     outputs = torch.zeros(len(facts), lm.weight(layer).shape[0], dtype=torch.float64, device=lm.device)
-    for indices, at_lookup in _own_states(lm, texts, lm.layers[layer], max_tokens):
-        outputs[indices] = at_lookup.output.double()
-    return summed(outputs)[0].mT
-
-
-def _own_states(
-    lm: EditableLM, texts: Sequence[TokenizedText], module: nn.Module, max_tokens: int
-) -> Iterator[tuple[list[int], Record]]:
-    """For this process's share of texts: indices, and what ``module`` sees at their lookup tokens (rows x width)."""
     for indices in own_share(batches(texts, max_tokens)):
         batch = lm.to_device(collate([texts[i] for i in indices], lm.tokenizer))
-        (record,) = lm.record(batch, [module])
-        places = (range(len(indices)), batch.lookup)
-        yield indices, Record(record.input[places], record.output[places])
+        (record,) = lm.record(batch, [lm.layers[layer]])
+        outputs[indices] = record.output[range(len(indices)), batch.lookup].double()
+    return summed(outputs)[0].mT
 
 
 def second_moments(

@@ -17,8 +17,9 @@ from tqdm.auto import tqdm
 
 from zu_lightning.distributed import own_share, summed
 from zu_lightning.facts import Fact
-from zu_lightning.lm import EditableLM, Suffix
+from zu_lightning.lm import EditableLM
 from zu_lightning.metrics.functional import AnswerScores, answer_scores
+from zu_lightning.suffix import Suffix, after_shared_prefix
 from zu_lightning.tokens import TokenBatch, collate, tokenize, tokenize_fact
 
 ESSENCE_PROMPT = "{} is a"
@@ -89,10 +90,10 @@ def neutral_targets(
     probability, original_lost = torch.zeros(2, n, dtype=torch.float64, device=lm.device)
     for share, before, after in _own_optima(problem, facts, answers, "Neutral targets", progress=progress):
         start[:, share], optimum[:, share] = before, after
-        delta = (after - before).mT.float()
-        probability[share] = problem.scores(facts[share], answers[share], delta).probability.double()
-        own = [fact.target for fact in facts[share]]
-        original_lost[share] = (~problem.scores(facts[share], own, delta).exact).double()
+        some, delta = [facts[i] for i in share], (after - before).mT.float()
+        probability[share] = problem.scores(some, [neutral] * len(some), delta).probability.double()
+        own = [fact.target for fact in some]
+        original_lost[share] = (~problem.scores(some, own, delta).exact).double()
     summed(start, optimum, probability, original_lost)
     return Latents(start, optimum, probability, original_lost.bool())
 
@@ -117,15 +118,20 @@ def original_values(
 
 def _own_optima(
     problem: "_LatentProblem", facts: Sequence[Fact], answers: Sequence[str], name: str, *, progress: bool
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """For each of this process's batches of facts: where they stand, start and optimum (each d_out x facts)."""
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """For each of this process's batches of facts: their indices, start and optimum (each d_out x facts)."""
+    # What follows the lookup token is computed in every step: facts of a batch should have equally much of it.
+    texts = [
+        tokenize_fact(problem.lm.tokenizer, fact, answer=answer) for fact, answer in zip(facts, answers, strict=True)
+    ]
+    order = sorted(range(len(facts)), key=lambda i: len(texts[i].ids) - texts[i].lookup)
     # Even batches, so that processes get even shares.
     count = -(-len(facts) // problem.options.facts_per_batch)
     edges = torch.linspace(0, len(facts), count + 1).round().int().tolist()
-    shares = list(own_share(slice(start, end) for start, end in pairwise(edges)))
+    shares = list(own_share(order[start:end] for start, end in pairwise(edges)))
     with tqdm(total=len(shares) * problem.options.steps, desc=name, disable=not progress, leave=False) as bar:
         for share in shares:
-            start, optimum = problem.solve(facts[share], answers[share], bar)
+            start, optimum = problem.solve([facts[i] for i in share], [answers[i] for i in share], bar)
             yield share, start.mT.double(), optimum.mT.double()
 
 
@@ -142,11 +148,6 @@ class _Rows:
         """Some rows, as a mask."""
         rows = chosen.nonzero().squeeze(1)
         return _Rows(self.batch.select(rows), self.suffix.select(rows), self.fact[rows])
-
-    @property
-    def essence(self) -> Tensor:
-        """Which rows have no answer."""
-        return self.batch.answer == self.batch.lengths
 
     @property
     def answer_tokens(self) -> int:
@@ -235,11 +236,15 @@ class _LatentProblem:
             for i in with_subject
         ]
         batch = lm.to_device(collate(texts, lm.tokenizer))
-        at_layer, at_site = lm.record(batch, [lm.layers[self.layer], self.site])
+        context_of_row = [i // n for i in range(len(texts) - len(with_subject))] + [len(self.contexts)] * len(
+            with_subject
+        )
+        begun = after_shared_prefix(lm, batch, torch.tensor(context_of_row, device=lm.device))
+        (at_layer, at_site), logits, cached = begun.seen(lm, [lm.layers[self.layer], self.site], *_places(batch))
         below = (self.layer, at_layer.input) if self.inside_layer else (self.layer + 1, at_layer.output)
-        rows, positions = _places(batch)
-        suffix, logits = lm.suffix(batch, *below, rows, positions)
-        start = at_site.output[torch.arange(n, device=lm.device), batch.lookup[:n]].float()
+        suffix = begun.later(batch.lookup, *below, cached)
+        lookup = (batch.lookup - begun.start)[:n]
+        start = at_site.output[torch.arange(n, device=lm.device), lookup].float()
         return _Rows(batch, suffix, fact_of_row), start, log_softmax(logits, -1)
 
     def _log_probability(self, chosen: _Rows, delta: Tensor) -> Tensor:
@@ -250,13 +255,12 @@ class _LatentProblem:
         def moved(hidden: Tensor) -> Tensor:
             return _added(hidden, first, of_row)
 
-        rows, positions = _places(chosen.batch)
-        positions = positions - chosen.batch.lookup[rows]
         if self.inside_layer:
             with self.lm.shifted(self.site, moved):
-                return log_softmax(self.lm.suffix_logits(chosen.suffix, rows, positions), -1)
+                return log_softmax(chosen.suffix.logits(self.lm, *_places(chosen.batch)), -1)
+        assert chosen.suffix.hidden is not None
         suffix = replace(chosen.suffix, hidden=moved(chosen.suffix.hidden))
-        return log_softmax(self.lm.suffix_logits(suffix, rows, positions), -1)
+        return log_softmax(suffix.logits(self.lm, *_places(chosen.batch)), -1)
 
     def _losses(
         self, chosen: _Rows, log_probability: Tensor, original_essence: Tensor, delta: Tensor, size: Tensor
@@ -269,7 +273,7 @@ class _LatentProblem:
         weight = 1.0 / (batch.lengths - batch.answer).clamp(min=1).float() / len(self.contexts)
         losses = torch.zeros(len(delta), device=delta.device).index_add(0, fact[rows], per_token * weight[rows])
         divergence = kl_div(original_essence, log_probability[len(rows) :], log_target=True, reduction="none").sum(1)
-        losses = losses.index_add(0, fact[chosen.essence], self.options.kl_weight * divergence)
+        losses = losses.index_add(0, fact[chosen.batch.without_answer], self.options.kl_weight * divergence)
         # The norm has no gradient at zero, where every fact starts.
         return losses + self.options.weight_decay * (delta.square().sum(1) + 1e-24).sqrt() / size
 
@@ -277,7 +281,7 @@ class _LatentProblem:
 def _places(batch: TokenBatch) -> tuple[Tensor, Tensor]:
     """Rows and positions that the loss reads: before every answer token, then the ends of texts without an answer."""
     rows, positions, _ = batch.answer_positions()
-    essence = (batch.answer == batch.lengths).nonzero().squeeze(1)
+    essence = batch.without_answer.nonzero().squeeze(1)
     return torch.cat([rows, essence]), torch.cat([positions, batch.lengths[essence] - 1])
 
 
@@ -290,7 +294,7 @@ def _check_finite(losses: Tensor, facts: Sequence[Fact]) -> None:
 def _of_active(active: Tensor, essence: Tensor, rows: _Rows) -> tuple[Tensor, _Rows]:
     """Original distributions and rows of the facts that are not done."""
     stays = active[rows.fact]
-    return essence[stays[rows.essence]], rows.select(stays)
+    return essence[stays[rows.batch.without_answer]], rows.select(stays)
 
 
 def _added(hidden: Tensor, lookup: Tensor, delta: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    DynamicCache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -57,42 +56,6 @@ class Record:
 
     input: Tensor
     output: Tensor
-
-
-@dataclass(frozen=True)
-class Suffix:
-    """Texts from their lookup tokens on, over what the upper layers computed for the tokens before.
-
-    A vector added at the lookup token changes nothing before it, since attention is causal: a forward pass over the
-    suffix gives what one over the whole text would.
-
-    Attributes:
-        layer: Where the pass starts.
-        hidden: Input of that layer, rows x length x width, the lookup tokens first.
-        input_ids: rows x length.
-        position_ids: rows x length, counted from the start of the text.
-        attention_mask: rows x (prefix + length), 0 for what is not before the lookup token, and for padding.
-        prefix: For ``layer`` and those above, keys and values before the lookup token, each rows x heads x prefix x
-            width of a head.
-    """
-
-    layer: int
-    hidden: Tensor
-    input_ids: Tensor
-    position_ids: Tensor
-    attention_mask: Tensor
-    prefix: tuple[tuple[Tensor, Tensor], ...]
-
-    def select(self, rows: Tensor) -> "Suffix":
-        """Some rows; ``rows`` are indices."""
-        return Suffix(
-            self.layer,
-            self.hidden[rows],
-            self.input_ids[rows],
-            self.position_ids[rows],
-            self.attention_mask[rows],
-            tuple((keys[rows], values[rows]) for keys, values in self.prefix),
-        )
 
 
 class _AllSeenError(Exception):
@@ -264,7 +227,20 @@ class EditableLM:
         Returns:
             One record for each module.
         """
+        with torch.no_grad(), self.recording(modules, stop=True) as records:
+            self._forward(batch)
+        return records
+
+    @contextmanager
+    def recording(self, modules: Sequence[nn.Module], *, stop: bool = False) -> Iterator[list[Record]]:
+        """Keep what ``modules`` receive and return in the forward pass that follows, in a list that it fills.
+
+        Args:
+            modules: Decoder layers or projections.
+            stop: Whether to leave the context when the last of them has been seen.
+        """
         seen: dict[int, Record] = {}
+        records: list[Record] = []
 
         def keep(i: int) -> Callable[..., None]:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -273,20 +249,22 @@ class EditableLM:
                 # Decoder layers return a tuple in transformers 4 and a tensor in 5; projections always a tensor.
                 self._layers_return_tuples |= isinstance(output, tuple)
                 if len(seen) == len(modules):
-                    raise _AllSeenError
+                    records.extend(seen[i] for i in range(len(modules)))
+                    if stop:
+                        raise _AllSeenError
 
             return hook
 
         with ExitStack() as stack:
             for i, module in enumerate(modules):
                 stack.enter_context(_hooked(module.register_forward_hook(keep(i), with_kwargs=True)))
-            stack.enter_context(torch.no_grad())
             with suppress(_AllSeenError):
-                self._forward(batch)
-        return [seen[i] for i in range(len(modules))]
+                yield records
 
     def logits(self, batch: TokenBatch, rows: Tensor, positions: Tensor, **options: Any) -> Tensor:
         """Next-token logits at the given places only: the vocabulary is large, the answers are short.
+
+        The last layer's MLP, from which no other place could read, is computed at these places only as well.
 
         Args:
             batch: Texts.
@@ -302,78 +280,35 @@ class EditableLM:
             return (args[0][rows.to(args[0].device), positions.to(args[0].device)],)
 
         head: nn.Module = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        with _hooked(head.register_forward_pre_hook(select)):
+        with _hooked(head.register_forward_pre_hook(select)), self._last_mlp_at(rows, positions):
             logits: Tensor = self._forward(batch, **options).logits
         return logits.float()
 
-    def suffix(
-        self, batch: TokenBatch, layer: int, hidden: Tensor, rows: Tensor, positions: Tensor
-    ) -> tuple[Suffix, Tensor]:
-        """The part of a batch that begins with the lookup tokens, and logits of the pass that has seen the rest.
+    @contextmanager
+    def _last_mlp_at(self, rows: Tensor, positions: Tensor) -> Iterator[None]:
+        """Within this context the last layer's MLP is zero except at the given places, unless somebody watches."""
+        watched = any(module._forward_hooks for module in self.layers[-1].modules())
+        mlp = self.model.get_submodule(self.weight_name(-1).rpartition(".")[0])
+        if watched or mlp is self.layers[-1]:  # OPT has no module for its MLP
+            yield
+            return
+        forward = mlp.forward
 
-        Args:
-            batch: Texts.
-            layer: Where passes over the suffix will start; the number of layers for the output of the last.
-            hidden: Its input, rows x length x width, as recorded for this batch.
-            rows: Row of each place whose logits are wanted.
-            positions: Position of each place in its row, counted from the start of the text.
+        def at_places(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            places = (rows.to(hidden.device), positions.to(hidden.device))
+            output: Tensor = forward(hidden[places][None], *args, **kwargs)
+            return output.new_zeros(hidden.shape).index_put(places, output[0])
 
-        Returns:
-            The suffix, and logits, places x vocabulary, float32.
-        """
-        cache: Any = DynamicCache()
-        with torch.no_grad(), self.resumed(layer, hidden):
-            logits = self.logits(batch, rows, positions, past_key_values=cache, use_cache=True)
-        prefix = int(batch.lookup.max())
-        length = int((batch.lengths - batch.lookup).max())
-        offsets = torch.arange(length, device=self.device)
-        position_ids = batch.lookup[:, None] + offsets
-        # Padding of shorter suffixes lies beyond the text; any token does there.
-        columns = position_ids.clamp(max=batch.input_ids.shape[1] - 1)
-        before = torch.arange(prefix, device=self.device) < batch.lookup[:, None]
-        real = position_ids < batch.lengths[:, None]
-        every_row = torch.arange(len(columns), device=self.device)[:, None]
-        suffix = Suffix(
-            layer=layer,
-            hidden=hidden[every_row, columns],
-            input_ids=batch.input_ids.gather(1, columns),
-            position_ids=columns,
-            attention_mask=torch.cat([before, real], 1).long(),
-            prefix=tuple((seen.keys[:, :, :prefix], seen.values[:, :, :prefix]) for seen in cache.layers[layer:]),
-        )
-        return suffix, logits
-
-    def suffix_logits(self, suffix: Suffix, rows: Tensor, positions: Tensor) -> Tensor:
-        """Next-token logits at the given places of a suffix, whose positions count from the lookup token.
-
-        Args:
-            suffix: Made by :meth:`suffix`; its ``hidden`` may have been changed since.
-            rows: Row of each place.
-            positions: Position of each place, 0 for the lookup token.
-
-        Returns:
-            places x vocabulary, float32.
-        """
-        length = suffix.attention_mask.shape[1] - suffix.input_ids.shape[1]
-        # The first layer's entry tells transformers how long the prefix is, also where that layer is skipped.
-        skipped = suffix.hidden.new_zeros(1, 1, 1, 1).expand(len(suffix.hidden), 1, length, 1)
-        cache: Any = DynamicCache()
-        for i, (keys, values) in enumerate([(skipped, skipped)] * suffix.layer + list(suffix.prefix)):
-            cache.update(keys[:, :, :0], values[:, :, :0], i)
-            cache.layers[i].keys, cache.layers[i].values = keys, values
-        batch = TokenBatch(suffix.input_ids, suffix.attention_mask, *[torch.empty(0)] * 3)
-        with self.resumed(suffix.layer, suffix.hidden):
-            return self.logits(
-                batch, rows, positions, position_ids=suffix.position_ids, past_key_values=cache, use_cache=True
-            )
+        with _replaced_forward(mlp, at_places):
+            yield
 
     @contextmanager
-    def resumed(self, layer: int, hidden: Tensor) -> Iterator[None]:
+    def resumed(self, layer: int, hidden: Tensor | None) -> Iterator[None]:
         """Within this context the model starts at ``layer`` from its cached input; the layers below are not computed.
 
         Args:
             layer: Index of the layer that comes next.
-            hidden: Its input, rows x length x width, as recorded for the same batch.
+            hidden: Its input, rows x length x width, as recorded for the same batch; not needed for layer 0.
         """
 
         def skip(*args: Any, **kwargs: Any) -> Any:

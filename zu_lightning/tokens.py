@@ -55,6 +55,16 @@ class TokenBatch:
             lengths=self.lengths[rows],
         )
 
+    @property
+    def read(self) -> Tensor:
+        """rows, how many tokens a model has to read: nobody asks what follows the last token of an answer."""
+        return torch.where(self.without_answer, self.lengths, self.lengths - 1)
+
+    @property
+    def without_answer(self) -> Tensor:
+        """rows, which of them have no answer."""
+        return self.answer == self.lengths
+
     def answer_positions(self) -> tuple[Tensor, Tensor, Tensor]:
         """Row and position of every logit that predicts an answer token, and that token's id (each: answer tokens)."""
         index = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)

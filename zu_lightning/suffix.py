@@ -1,0 +1,172 @@
+"""Forward passes over the end of a text only, with cached keys and values for its beginning.
+
+Attention is causal: what is added at a token changes nothing before it, and texts that begin alike are computed alike
+as far as they agree.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from zu_lightning.lm import EditableLM, Record
+from zu_lightning.tokens import TokenBatch
+
+KeysAndValues = tuple[tuple[Tensor, Tensor], ...]
+"""Of several layers, each rows x heads x tokens x width of a head."""
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """Texts from some token on, over what the layers computed for the tokens before.
+
+    Attributes:
+        layer: Where a pass starts; the number of layers for the output of the last.
+        hidden: Input of that layer, rows x length x width; ``None`` at layer 0 for the embeddings.
+        input_ids: rows x length.
+        start: rows, where in its text each row begins.
+        attention_mask: rows x (prefix + length), 0 for what is no token of the text.
+        prefix: Keys and values of the tokens before ``start``, for ``layer`` and those above.
+    """
+
+    layer: int
+    hidden: Tensor | None
+    input_ids: Tensor
+    start: Tensor
+    attention_mask: Tensor
+    prefix: KeysAndValues
+
+    @property
+    def prefix_length(self) -> int:
+        """Cached tokens of each row, masked ones included."""
+        return self.attention_mask.shape[1] - self.input_ids.shape[1]
+
+    def select(self, rows: Tensor) -> "Suffix":
+        """Some rows; ``rows`` are indices."""
+        return Suffix(
+            self.layer,
+            None if self.hidden is None else self.hidden[rows],
+            self.input_ids[rows],
+            self.start[rows],
+            self.attention_mask[rows],
+            tuple((keys[rows], values[rows]) for keys, values in self.prefix),
+        )
+
+    def logits(self, lm: EditableLM, rows: Tensor, positions: Tensor) -> Tensor:
+        """Next-token logits at the given places; positions count from the start of the text.
+
+        Returns:
+            places x vocabulary, float32.
+        """
+        return self._logits(lm, rows, positions, self._cache())
+
+    def record(self, lm: EditableLM, modules: Sequence[nn.Module]) -> list[Record]:
+        """What modules receive and return (rows x length x width); nothing above the last of them is computed."""
+        with torch.no_grad(), lm.recording(modules, stop=True) as records:
+            nowhere = self.start[:0]
+            self._logits(lm, nowhere, nowhere, self._cache())
+        return records
+
+    def seen(
+        self, lm: EditableLM, modules: Sequence[nn.Module], rows: Tensor, positions: Tensor
+    ) -> tuple[list[Record], Tensor, KeysAndValues]:
+        """A pass without gradients: what modules saw, logits, and the keys and values of all tokens in all layers."""
+        cache = self._cache()
+        with torch.no_grad(), lm.recording(modules) as records:
+            logits = self._logits(lm, rows, positions, cache)
+        return records, logits, tuple((layer.keys, layer.values) for layer in cache.layers)
+
+    def later(self, lookup: Tensor, layer: int, hidden: Tensor, cached: KeysAndValues) -> "Suffix":
+        """The part from later tokens on, over what a pass has :meth:`seen`.
+
+        Args:
+            lookup: rows, where in its text each row will begin.
+            layer: Where passes over it will start.
+            hidden: Input of that layer, as the pass has seen it.
+            cached: Keys and values of that pass.
+
+        Returns:
+            The shorter suffix.
+        """
+        before = lookup - self.start
+        between, own = int(before.max()), self.attention_mask[:, self.prefix_length :]
+        length = int((own.sum(1) - before).max())
+        columns = before[:, None] + torch.arange(length, device=lookup.device)
+        real = columns < own.sum(1, keepdim=True)
+        # Padding of shorter suffixes lies beyond the text; any token does there.
+        columns = columns.clamp(max=own.shape[1] - 1)
+        every_row = torch.arange(len(columns), device=lookup.device)[:, None]
+        is_before = torch.arange(between, device=lookup.device) < before[:, None]
+        end = self.prefix_length + between
+        return Suffix(
+            layer=layer,
+            hidden=hidden[every_row, columns],
+            input_ids=self.input_ids.gather(1, columns),
+            start=lookup,
+            attention_mask=torch.cat([self.attention_mask[:, : self.prefix_length], is_before, real], 1).long(),
+            prefix=tuple((keys[:, :, :end], values[:, :, :end]) for keys, values in cached[layer:]),
+        )
+
+    def _logits(self, lm: EditableLM, rows: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        offsets = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+        # Padding may lie beyond the model's context.
+        position_ids = (self.start[:, None] + offsets).clamp(max=lm.context_length - 1)
+        batch = TokenBatch(self.input_ids, self.attention_mask, *[torch.empty(0)] * 3)
+        with lm.resumed(self.layer, self.hidden):
+            return lm.logits(
+                batch,
+                rows,
+                positions - self.start[rows],
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=True,
+            )
+
+    def _cache(self) -> Any:
+        # The first layer's entry tells transformers how long the prefix is, also where that layer is skipped.
+        skipped = self.attention_mask.new_zeros(1, 1, 1, 1).expand(len(self.input_ids), 1, self.prefix_length, 1)
+        cache: Any = DynamicCache()
+        for i, (keys, values) in enumerate([(skipped, skipped)] * self.layer + list(self.prefix)):
+            cache.update(keys[:, :, :0], values[:, :, :0], i)
+            cache.layers[i].keys, cache.layers[i].values = keys, values
+        return cache
+
+
+def after_shared_prefix(lm: EditableLM, batch: TokenBatch, group: Tensor) -> Suffix:
+    """The texts from where those of a group differ, or from a lookup token on; what they share is computed once.
+
+    Args:
+        lm: The model.
+        batch: Texts.
+        group: rows, which group each row belongs to, from 0.
+
+    Returns:
+        The suffix, at layer 0.
+    """
+    first = [int((group == g).nonzero()[0]) for g in range(int(group.max()) + 1)]
+    ids = batch.input_ids
+    agrees = (ids == ids[first][group]).long().cumprod(1).sum(1).minimum(batch.lookup)
+    shared = torch.stack([agrees[group == g].min() for g in range(len(first))])
+    # A group that shares nothing gets one token all the same, which nobody looks at.
+    length = max(1, int(shared.max()))
+    index = torch.arange(length, device=lm.device)
+    cache: Any = DynamicCache()
+    prefix = TokenBatch(ids[first, :length], (index < shared.clamp(min=1)[:, None]).long(), *[torch.empty(0)] * 3)
+    nowhere = torch.zeros(0, dtype=torch.long, device=lm.device)
+    with torch.no_grad():
+        lm.logits(prefix, nowhere, nowhere, past_key_values=cache, use_cache=True)
+    start = shared[group]
+    rest = int((batch.read - start).max())
+    columns = start[:, None] + torch.arange(rest, device=lm.device)
+    real = columns < batch.read[:, None]
+    return Suffix(
+        layer=0,
+        hidden=None,
+        input_ids=ids.gather(1, columns.clamp(max=ids.shape[1] - 1)),
+        start=start,
+        attention_mask=torch.cat([index < start[:, None], real], 1).long(),
+        prefix=tuple((layer.keys[group], layer.values[group]) for layer in cache.layers),
+    )
