@@ -1,33 +1,39 @@
-"""Our pipeline beside a faithful one-fact-at-a-time transcription of the published procedure, phase by phase.
+"""Our pipeline beside the published procedure, phase by phase: seconds, floating-point work and memory.
 
-python benchmarks/published.py --forget 50
-python benchmarks/published.py --forget 1000 --sample 50    # the transcription is timed on 50 of them and scaled up
+python benchmarks/published.py --forget 10 50 200 1000 --sample 20
+python benchmarks/published.py --shape 3b --layers 16 17 18 --forget 1000 --sample 3 --device cuda --dtype bfloat16
 
-Both get the same model, facts, contexts and step budget. The transcription follows the paper: 25 Adam steps
-a fact and vector, every context and the KL prompt in one full forward pass with logits everywhere, values for every
-layer, keys one fact at a time, two corpus passes a layer (keys, and values against keys), a dense solve for D.
+Both sides get the same model, facts, contexts and step budget, and a process of their own. The published procedure
+(``transcription.py``) is timed on ``--sample`` facts and scaled up, since it treats them one at a time.
 """
 
 import argparse
+import math
 import resource
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
+import transcription
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from zu_lightning import (
     EditableLM,
-    Fact,
     LatentOptions,
     ZeroUnlearn,
     evaluate,
     evaluation_batches,
+    export_adapter,
+    export_model,
     lookup_keys,
     neutral_targets,
     original_values,
@@ -35,13 +41,19 @@ from zu_lightning import (
     read_texts,
     sample_contexts,
     second_moments,
-    solvers,
     split_facts,
 )
 from zu_lightning.keys import LayerProblem, layer_outputs
-from zu_lightning.tokens import collate, tokenize, tokenize_fact, tokenize_query
 
-PHASES = ("targets", "values", "keys", "moments", "null space", "solve", "evaluation")
+PHASES = ("targets", "values", "keys", "moments", "null space", "solve", "evaluation", "export")
+DEMO = Path("data/demo")
+SHAPES = {
+    # hidden size, intermediate size, layers, heads, key-value heads, vocabulary
+    "100m": (768, 2048, 12, 12, 4, 32_000),
+    "3b": (3072, 8192, 28, 24, 8, 128_256),
+    "8b": (4096, 14_336, 32, 32, 8, 128_256),
+}
+"""Randomly initialised Llamas: they know nothing, but take as long."""
 
 
 class Clock:
@@ -65,182 +77,195 @@ class Clock:
             torch.cuda.synchronize(self.device)
 
 
-def published_latent(
-    lm: EditableLM, fact: Fact, answer: str, layer: int, contexts: Sequence[str], options: LatentOptions, inside: bool
-) -> Tensor:
-    """The vector that makes the model emit ``answer``: at the projection's output if ``inside``, else the layer's."""
-    prompts = [tokenize_fact(lm.tokenizer, fact, context=context, answer=answer) for context in contexts]
-    subject = fact.subject or fact.prompt
-    essence = tokenize(lm.tokenizer, f"{subject} is a", lookup_end=len(subject))
-    texts = [*prompts, essence]
-    batch = lm.to_device(collate(texts, lm.tokenizer))
-    site = lm.projections[layer] if inside else lm.layers[layer]
-    rows = torch.arange(len(texts), device=lm.device)
-    delta: Tensor | None = None
-    start: Tensor | None = None
-    original: Tensor | None = None
+class Setting:
+    """What both sides are given."""
 
-    def add(hidden: Tensor) -> Tensor:
-        nonlocal delta, start
-        if start is None:
-            start = hidden[0, prompts[0].lookup].detach().float()
-            delta = torch.zeros_like(start, requires_grad=True)
-        return hidden.index_put((rows, batch.lookup), unit() * delta.to(hidden.dtype), accumulate=True)
-
-    def unit() -> Tensor:
-        return start.square().mean().sqrt() if options.scale_free else start.new_ones(())
-
-    optimizer: torch.optim.Adam | None = None
-    for step in range(options.steps):
-        with lm.shifted(site, add):
-            logits = lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-        log_probability = logits.float().log_softmax(-1)
-        loss = torch.zeros((), device=lm.device)
-        for row, text in enumerate(prompts):
-            predicted = log_probability[row, text.answer - 1 : len(text.ids) - 1]
-            tokens = torch.tensor(text.ids[text.answer :], device=lm.device)
-            loss = loss - predicted.gather(1, tokens[:, None]).mean() / len(prompts)
-        new = log_probability[-1, len(essence.ids) - 1]
-        original = new.detach() if original is None else original
-        loss = loss + options.kl_weight * (original.exp() * (original - new)).sum()
-        if step:
-            loss = loss + options.weight_decay * (unit() * delta).norm() / start.square().sum()
-        if loss < options.tolerance or step == options.steps - 1:
-            break
-        optimizer = optimizer or torch.optim.Adam([delta], lr=options.learning_rate)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        with torch.no_grad():
-            size, limit = (unit() * delta).norm(), options.clamp * start.norm()
-            if size > limit:
-                delta *= limit / size
-    return start + unit() * delta.detach()
+    def __init__(self, arguments: argparse.Namespace, n: int) -> None:
+        self.device, self.layers, self.neutral = torch.device(arguments.device), arguments.layers, arguments.neutral
+        self.lm = _model(arguments.shape, arguments.dtype, self.device)
+        self.forget, self.retain = split_facts(read_facts(str(DEMO / "facts.jsonl")), n, arguments.retain, 0)
+        self.some = self.forget[: arguments.sample or n]
+        documents = arguments.documents
+        self.corpus, self.prose = (read_texts(str(DEMO / name), documents) for name in ("corpus.txt", "heldout.txt"))
+        self.options, self.rule = LatentOptions(facts_per_batch=arguments.facts_per_batch), ZeroUnlearn()
+        self.contexts = sample_contexts(self.lm, seed=0)
+        lookup_keys(self.lm, self.forget[:2], self.layers[-1], self.contexts)  # warm up
+        self.memory_before = _peak_gib(self.device)
 
 
-@torch.no_grad()
-def published_key(lm: EditableLM, fact: Fact, layer: int, contexts: Sequence[str]) -> Tensor:
-    """A fact's key, one context at a time: half the bare prompt's, half the mean of the others."""
-    keys = []
-    for context in contexts:
-        text = tokenize_fact(lm.tokenizer, fact, context=context)
-        (record,) = lm.record(lm.to_device(collate([text], lm.tokenizer)), [lm.projections[layer]])
-        keys.append(record.input[0, text.lookup].double())
-    return (keys[0] + torch.stack(keys[1:]).mean(0)) / 2
+def ours(setting: Setting, folder: Path) -> tuple[Clock, Tensor]:
+    """Our pipeline's phases on all facts."""
+    lm, forget, last, clock = setting.lm, setting.forget, setting.layers[-1], Clock(setting.device)
+    moments = clock("moments", lambda: second_moments(lm, setting.corpus, setting.layers))
+    targets = clock("targets", lambda: _targets(setting))
+    for layer in setting.layers:
+        keys = clock("keys", lambda layer=layer: lookup_keys(lm, forget, layer, setting.contexts))
+        residuals = clock("keys", lambda: targets - layer_outputs(lm, forget, last))
+        values = clock(
+            "values", lambda layer=layer: original_values(lm, forget, layer, setting.contexts, setting.options)
+        )
+        problem = LayerProblem(layer, keys, residuals, values, moments[layer])
+        clock("null space", lambda layer=layer: torch.linalg.eigh(moments[layer]))
+        update = clock("solve", lambda problem=problem: setting.rule(lm.weight(problem.layer), problem))
+        clock("solve", lambda layer=layer, update=update: lm.apply(layer, update))
+    clock("evaluation", lambda: evaluate(lm, evaluation_batches(lm, forget, setting.retain, setting.prose)))
+    clock("export", lambda: (export_model(lm, folder / "model"), export_adapter(lm, folder / "adapter")))
+    return clock, targets
 
 
-@torch.no_grad()
-def published_moments(lm: EditableLM, texts: Sequence[str], layer: int) -> tuple[Tensor, Tensor]:
-    """E[k k^T] and E[v k^T], each by a pass of its own, a document at a time."""
-    d_out, d_in = lm.weight(layer).shape
-    sums = [torch.zeros(size, d_in, device=lm.device) for size in (d_in, d_out)]
-    count = 0
-    for of_values in (False, True):
-        for text in texts:
-            document = tokenize(lm.tokenizer, text, max_length=lm.context_length)
-            (record,) = lm.record(lm.to_device(collate([document], lm.tokenizer)), [lm.projections[layer]])
-            keys = record.input[0].float()
-            sums[of_values] += (record.output[0].float() if of_values else keys).mT @ keys
-            count += len(keys) * (not of_values)
-    return sums[0] / count, sums[1] / count
+def published(setting: Setting, folder: Path) -> tuple[Clock, Tensor]:
+    """The published procedure's phases, on the sample."""
+    lm, some, last, clock = setting.lm, setting.some, setting.layers[-1], Clock(setting.device)
+    contexts, options, factor = setting.contexts, setting.options, len(setting.forget) / len(setting.some)
+    targets = torch.stack(
+        clock(
+            "targets",
+            lambda: [
+                transcription.latent(lm, fact, setting.neutral, last, contexts, options, inside=False) for fact in some
+            ],
+            factor,
+        ),
+        1,
+    )
+    for layer in setting.layers:
+        values = clock(
+            "values",
+            lambda layer=layer: [
+                transcription.latent(lm, fact, fact.target, layer, contexts, options, inside=True) for fact in some
+            ],
+            factor,
+        )
+        keys = clock("keys", lambda layer=layer: [transcription.key(lm, f, layer, contexts) for f in some], factor)
+        C, WC = clock("moments", lambda layer=layer: transcription.moments(lm, setting.corpus, layer))
+        residuals = clock("keys", lambda: targets - layer_outputs(lm, some, last))
+        clock("null space", lambda C=C: torch.linalg.eigh(C))
+        given = (torch.stack(keys, 1), residuals, torch.stack(values, 1), C, WC)
+        weight = clock(
+            "solve", lambda layer=layer, given=given: transcription.solve(lm.weight(layer), *given, setting.rule)
+        )
+        clock("solve", lambda layer=layer, weight=weight: lm.set_weight(layer, weight))
+    bare = (some, setting.retain[: len(setting.retain) * len(some) // len(setting.forget)])
+    clock("evaluation", lambda: transcription.evaluation(lm, *bare, []), factor)
+    clock("evaluation", lambda: transcription.evaluation(lm, [], [], setting.prose))
+    clock("export", lambda: (lm.model.save_pretrained(folder / "model"), lm.tokenizer.save_pretrained(folder)))
+    return clock, targets
 
 
-def published_solve(W: Tensor, K: Tensor, R: Tensor, V: Tensor, C: Tensor, WC: Tensor, rule: ZeroUnlearn) -> Tensor:
-    """D W by Lemma 4.1, with every matrix formed."""
-    W, U = W.double(), solvers.orthonormal_basis(V.double())
-    P = torch.eye(len(W), dtype=W.dtype, device=W.device) - U @ U.mT
-    eye = torch.eye(W.shape[1], dtype=W.dtype, device=W.device)
-    inner = rule.retain_weight * WC.double() + rule.forget_weight * (W @ K + R) @ K.mT + rule.ridge * W
-    M = rule.retain_weight * C.double() + rule.forget_weight * K @ K.mT + rule.ridge * eye
-    return P @ (inner @ W.mT) @ torch.linalg.inv(W @ M @ W.mT) @ W
+def run_side(side: str, arguments: argparse.Namespace, n: int, results: Path) -> None:
+    """One side, in this process: seconds, memory, and the floating-point work of the targets."""
+    setting = Setting(arguments, n)
+    with tempfile.TemporaryDirectory() as folder:
+        clock, targets = (ours if side == "ours" else published)(setting, Path(folder))
+    found = {"seconds": clock.seconds, "peak": _peak_gib(setting.device), "before": setting.memory_before}
+    # On a fresh model: on the edited one the targets are reached at once.
+    setting = Setting(arguments, n)
+    counted = setting.forget[: min(n, 200)] if side == "ours" else setting.some[:5]
+    with FlopCounterMode(display=False) as counter:
+        if side == "ours":
+            _targets(setting, counted)
+        else:
+            given = (setting.layers[-1], setting.contexts, setting.options)
+            for fact in counted:
+                transcription.latent(setting.lm, fact, setting.neutral, *given, inside=False)
+    found |= {"flop": counter.get_total_flops() * n / len(counted), "rate": _matrix_rate(setting.lm)}
+    torch.save(found | {"targets": targets[:, : len(setting.some)].cpu()}, results)
 
 
-@torch.no_grad()
-def published_evaluation(lm: EditableLM, forget: Sequence[Fact], retain: Sequence[Fact], prose: Sequence[str]) -> None:
-    """Every query and document in a forward pass of its own."""
-    queries = [fact.query for fact in (*forget, *retain)]
-    for fact in forget:
-        queries += [type(fact.query)(prompt, fact.target) for prompt in fact.paraphrases] + list(fact.neighbors)
-    texts = [tokenize_query(lm.tokenizer, query) for query in queries]
-    texts += [tokenize(lm.tokenizer, text, max_length=lm.context_length) for text in prose]
-    for text in texts:
-        lm.model(input_ids=torch.tensor([text.ids], device=lm.device), use_cache=False).logits.float().log_softmax(-1)
+def compare(arguments: argparse.Namespace, n: int) -> float:
+    """Both sides one after the other, and their table; returns our seconds."""
+    sides = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for side in ("ours", "published"):
+            results = Path(folder, side)
+            given = [
+                sys.executable,
+                __file__,
+                *sys.argv[1:],
+                "--side",
+                side,
+                "--one",
+                str(n),
+                "--results",
+                str(results),
+            ]
+            subprocess.run(given, check=True)
+            sides[side] = torch.load(results)
+    us, them = sides["ours"], sides["published"]
+    gap = (us["targets"].double() - them["targets"].double()).norm() / them["targets"].double().norm()
+    print(f"\n{n} facts, layers {arguments.layers}, {arguments.shape}, {arguments.dtype} on {arguments.device}; the")
+    print(f"published procedure timed on {arguments.sample or n} facts; targets differ by {gap:.1e} of their norm\n")
+    print("| phase | published, s | ours, s | ratio |\n|---|---|---|---|")
+    totals = {}
+    for name in (*PHASES, "together"):
+        a, b = (sum(s["seconds"].values()) if name == "together" else s["seconds"][name] for s in (them, us))
+        print(f"| {name} | {a:.2f} | {b:.2f} | {a / max(b, 1e-9):.1f} |")
+        totals[name] = b
+    for name, scale, unit in (("flop", 1e12, "Tflop in targets"), ("peak", 1.0, "GiB at most")):
+        print(f"| {unit} | {them[name] / scale:.2f} | {us[name] / scale:.2f} | {them[name] / us[name]:.1f} |")
+    print(f"| GiB above the loaded model | {them['peak'] - them['before']:.2f} | {us['peak'] - us['before']:.2f} | |")
+    bare = us["flop"] / us["rate"]
+    times = totals["targets"] / bare
+    print(f"\nMatrix rate {us['rate'] / 1e12:.3f} Tflop/s: our targets take {times:.1f} times their bare work.")
+    return totals["together"]
 
 
 def main() -> None:
-    """Both sides, and a table."""
+    """A table for each number of facts, and how our time grows with it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="data/demo/model")
-    parser.add_argument("--facts", default="data/demo/facts.jsonl")
-    parser.add_argument("--corpus", default="data/demo/corpus.txt")
-    parser.add_argument("--heldout", default="data/demo/heldout.txt")
+    parser.add_argument("--shape", default="demo", choices=["demo", *SHAPES])
     parser.add_argument("--neutral", default="unknown")
     parser.add_argument("--layers", type=int, nargs="+", default=[0])
-    parser.add_argument("--forget", type=int, default=50)
+    parser.add_argument("--forget", type=int, nargs="+", default=[50])
     parser.add_argument("--retain", type=int, default=300)
-    parser.add_argument("--sample", type=int, help="facts on which the transcription is timed; all by default")
+    parser.add_argument("--documents", type=int, default=100_000, help="most of the corpus, and of the prose")
+    parser.add_argument("--sample", type=int, help="facts on which the published procedure is timed; all by default")
+    parser.add_argument("--facts-per-batch", type=int, default=LatentOptions().facts_per_batch)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    for name, kind in (("--side", str), ("--one", int), ("--results", Path)):  # one side's own process
+        parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    device, layers, options, rule = torch.device(arguments.device), arguments.layers, LatentOptions(), ZeroUnlearn()
-    lm = EditableLM.from_pretrained(arguments.model).to(device)
-    forget, retain = split_facts(read_facts(arguments.facts), arguments.forget, arguments.retain, 0)
-    corpus, prose = read_texts(arguments.corpus), read_texts(arguments.heldout)
-    contexts = sample_contexts(lm, seed=0)
-    last = layers[-1]
+    if arguments.side:
+        run_side(arguments.side, arguments, arguments.one, arguments.results)
+        return
+    counts = sorted(arguments.forget)
+    seconds = [compare(arguments, n) for n in counts]
+    for (n, a), (m, b) in zip(
+        zip(counts, seconds, strict=True), list(zip(counts, seconds, strict=True))[1:], strict=False
+    ):
+        print(f"from {n} to {m} facts our time grows with n to the power of {math.log(b / a) / math.log(m / n):.2f}")
 
-    ours = Clock(device)
-    ours("targets", lambda: lookup_keys(lm, forget[:2], last, contexts))  # warm up
-    ours.seconds["targets"] = 0.0
-    moments = ours("moments", lambda: second_moments(lm, corpus, layers))
-    targets = ours("targets", lambda: neutral_targets(lm, forget, last, arguments.neutral, contexts, options)).optimum
-    for layer in layers:
-        K = ours("keys", lambda layer=layer: lookup_keys(lm, forget, layer, contexts))
-        R = ours("keys", lambda: targets - layer_outputs(lm, forget, last))
-        V = ours("values", lambda layer=layer: original_values(lm, forget, layer, contexts, options))
-        problem = LayerProblem(layer, K, R, V, moments[layer])
-        ours("null space", lambda layer=layer: torch.linalg.eigh(moments[layer]))
-        ours("solve", lambda layer=layer, problem=problem: rule(lm.weight(layer), problem))
-    ours("evaluation", lambda: evaluate(lm, evaluation_batches(lm, forget, retain, prose)))
-    peak = _peak_gib(device)
 
-    theirs = Clock(device)
-    some = forget[: arguments.sample or len(forget)]
-    factor = len(forget) / len(some)
-    found = theirs(
-        "targets",
-        lambda: [published_latent(lm, f, arguments.neutral, last, contexts, options, inside=False) for f in some],
-        factor,
-    )
-    difference = (torch.stack(found, 1).double() - targets[:, : len(some)]).norm() / targets[:, : len(some)].norm()
-    for layer in layers:
-        V = torch.stack(
-            theirs(
-                "values",
-                lambda layer=layer: [
-                    published_latent(lm, f, f.target, layer, contexts, options, inside=True) for f in some
-                ],
-                factor,
-            ),
-            1,
-        )
-        K = torch.stack(
-            theirs("keys", lambda layer=layer: [published_key(lm, f, layer, contexts) for f in some], factor), 1
-        )
-        C, WC = theirs("moments", lambda layer=layer: published_moments(lm, corpus, layer))
-        R = targets[:, : len(some)] - layer_outputs(lm, some, last)
-        theirs("null space", lambda C=C: torch.linalg.eigh(C))
-        theirs("solve", lambda layer=layer, t=(K, R, V, C, WC): published_solve(lm.weight(layer), *t, rule))
-    theirs("evaluation", lambda: published_evaluation(lm, some, retain, prose))
+def _targets(setting: Setting, facts: Any = None) -> Tensor:
+    last = setting.layers[-1]
+    given = (setting.lm, facts or setting.forget, last, setting.neutral, setting.contexts, setting.options)
+    return neutral_targets(*given).optimum
 
-    print(f"{len(forget)} facts, layers {layers}, {arguments.model}; largest memory {peak:.2f} GiB (ours, so far)")
-    print(
-        f"and {_peak_gib(device):.2f} GiB (both); the transcription was timed on {len(some)} facts; its targets differ"
-    )
-    print(f"from ours by {difference:.1e} of their norm.\n")
-    print("| phase | published, s | ours, s | ratio |\n|---|---|---|---|")
-    for name in (*PHASES, "together"):
-        a, b = (sum(c.seconds.values()) if name == "together" else c.seconds[name] for c in (theirs, ours))
-        print(f"| {name} | {a:.2f} | {b:.2f} | {a / max(b, 1e-9):.1f} |")
+
+def _model(shape: str, dtype: str, device: torch.device) -> EditableLM:
+    if shape == "demo":
+        return EditableLM.from_pretrained(DEMO / "model", dtype=dtype).to(device)
+    width, inner, depth, heads, key_value_heads, vocabulary = SHAPES[shape]
+    torch.manual_seed(0)
+    with device:
+        config = LlamaConfig(
+            hidden_size=width, intermediate_size=inner, num_hidden_layers=depth, num_attention_heads=heads,
+            num_key_value_heads=key_value_heads, vocab_size=vocabulary, max_position_embeddings=2048,
+            tie_word_embeddings=True, dtype=dtype,
+        )  # fmt: skip
+        model = LlamaForCausalLM(config).to(getattr(torch, dtype))
+    return EditableLM(model, AutoTokenizer.from_pretrained(DEMO / "model"))
+
+
+def _matrix_rate(lm: EditableLM) -> float:
+    """Flop/s of the product that most of the time goes into, in the shape of a batch."""
+    weight = lm.weight(0)
+    keys = torch.randn(1024, weight.shape[1], device=weight.device, dtype=weight.dtype)
+    clock = Clock(weight.device)
+    for repeats in (10, 200):
+        clock.seconds["solve"] = 0.0
+        clock("solve", lambda repeats=repeats: [keys @ weight.mT for _ in range(repeats)])
+    return 200 * 2 * keys.shape[0] * weight.numel() / clock.seconds["solve"]
 
 
 def _peak_gib(device: torch.device) -> float:

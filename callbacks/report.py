@@ -59,7 +59,7 @@ class Report(Callback):
         if self.folder is None or not isinstance(pl_module, UnlearnModule):
             return
         self._write(self.folder, trainer, pl_module)
-        self._show_in_tensorboard(trainer)
+        self._show_in_tensorboard(trainer, pl_module)
         log.info("%s\nresults in %s", self._table(), self.folder)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -112,8 +112,9 @@ class Report(Callback):
         }
         write_whole(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
-    def _show_in_tensorboard(self, trainer: Trainer) -> None:
+    def _show_in_tensorboard(self, trainer: Trainer, module: UnlearnModule) -> None:
         for logger in trainer.loggers:
+            logger.log_metrics({f"seconds/{phase}": seconds for phase, seconds in module.seconds.items()}, step=0)
             for step, figures in enumerate((self.before, self.after)):
                 logger.log_metrics({f"before_after/{name}": value for name, value in figures.items()}, step=step)
             if isinstance(logger, TensorBoardLogger):

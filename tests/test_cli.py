@@ -79,6 +79,8 @@ def test_the_exports_are_the_same_model_and_the_adapter_comes_off(demo_run: Path
 def test_tensorboard_has_figures_before_and_after_and_completions(demo_run: Path) -> None:
     events = EventAccumulator(str(demo_run)).Reload()
     metrics = metrics_of(demo_run)
+    for phase, seconds in metrics["seconds"].items():
+        assert events.Scalars(f"seconds/{phase}")[0].value == pytest.approx(seconds)
     for name in ("efficacy", "generalization", "specificity", "retain", "perplexity"):
         values = [event.value for event in events.Scalars(f"before_after/{name}")]
         assert values == pytest.approx([metrics["before"][name], metrics["after"][name]])

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from zu_lightning import EditableLM, Fact, LatentOptions, neutral_targets, original_values
+from zu_lightning.latents import _LatentProblem
 from zu_lightning.tokens import collate, tokenize, tokenize_fact
 
 CONTEXTS = ("", "It was late.", "In the morning, a quiet river stood.")
@@ -72,6 +73,38 @@ def test_batch_size_does_not_matter(any_lm: EditableLM, facts: list[Fact]) -> No
     together = original_values(any_lm, facts, 1, CONTEXTS, LatentOptions(steps=4))
     alone = original_values(any_lm, facts, 1, CONTEXTS, LatentOptions(steps=4, facts_per_batch=1))
     assert torch.allclose(together, alone, atol=1e-4)
+
+
+def test_batches_are_halved_where_memory_does_not_suffice(
+    lm: EditableLM, facts: list[Fact], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = LatentOptions(steps=4)
+    expected = original_values(lm, facts, 1, CONTEXTS, options)
+    solve, tried = _LatentProblem.solve, []
+
+    def short_of_memory(self: _LatentProblem, facts: list[Fact], answers: list[str]) -> tuple[Tensor, Tensor]:
+        tried.append(len(facts))
+        if len(facts) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return solve(self, facts, answers)
+
+    monkeypatch.setattr(_LatentProblem, "solve", short_of_memory)
+    found = original_values(lm, facts, 1, CONTEXTS, options)
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert "memory does not suffice" in caplog.text
+    assert sum(size > 1 for size in tried) <= 2  # what does not fit is not tried again
+    assert sum(size == 1 for size in tried) == len(facts)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(
+    lm: EditableLM, facts: list[Fact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(_LatentProblem, "solve", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        original_values(lm, facts, 1, CONTEXTS, OPTIONS)
 
 
 # A random model's states are small, and the decay, which is relative to them, would hold every vector in place.

@@ -66,6 +66,18 @@ def test_resuming_from_a_layers_input_changes_nothing(any_lm: EditableLM) -> Non
         assert torch.allclose(any_lm.logits(batch, rows, positions), whole, atol=1e-6)
 
 
+def test_logits_at_some_places_are_those_of_the_whole_model(any_lm: EditableLM) -> None:
+    batch = batch_of(any_lm)
+    rows, positions = torch.tensor([0, 1, 1, 3]), torch.tensor([4, 2, 7, 0])
+    with torch.no_grad():
+        whole = any_lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        assert torch.allclose(any_lm.logits(batch, rows, positions), whole[rows, positions], atol=1e-5)
+        with any_lm.recording([any_lm.projections[-1]]) as records:
+            any_lm.logits(batch, rows, positions)
+    (alone,) = any_lm.record(batch, [any_lm.projections[-1]])
+    assert torch.equal(records[0].output, alone.output)
+
+
 def test_padding_changes_no_logit(any_lm: EditableLM) -> None:
     together = all_logits(any_lm, batch_of(any_lm))
     alone = torch.cat([all_logits(any_lm, batch_of(any_lm, (text,))) for text in TEXTS])

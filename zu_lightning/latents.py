@@ -4,13 +4,14 @@ The neutral targets ``z*`` and the optimised values ``V`` are the same small pro
 place; one routine serves both, many facts at a time.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 from tqdm.auto import tqdm
@@ -21,6 +22,11 @@ from zu_lightning.lm import EditableLM
 from zu_lightning.metrics.functional import AnswerScores, answer_scores
 from zu_lightning.suffix import Suffix, after_shared_prefix
 from zu_lightning.tokens import TokenBatch, collate, tokenize, tokenize_fact
+
+log = logging.getLogger(__name__)
+
+PADDED = 1.5
+"""How many times as long as the shortest the longest fact of a batch may be, from the lookup token on."""
 
 ESSENCE_PROMPT = "{} is a"
 """Continuations of this prompt should stay as they are: what the subject is must survive."""
@@ -46,7 +52,8 @@ class LatentOptions:
     tolerance: float = 0.05
     """A fact whose loss is below this is done, in nats."""
     facts_per_batch: int = 16
-    """Facts optimised at a time, and the unit in which they are shared over processes."""
+    """Facts optimised at a time, and the unit in which they are shared over processes; halved where memory does not
+    suffice."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no optimisation can run with."""
@@ -120,19 +127,42 @@ def _own_optima(
     problem: "_LatentProblem", facts: Sequence[Fact], answers: Sequence[str], name: str, *, progress: bool
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """For each of this process's batches of facts: their indices, start and optimum (each d_out x facts)."""
-    # What follows the lookup token is computed in every step: facts of a batch should have equally much of it.
     texts = [
         tokenize_fact(problem.lm.tokenizer, fact, answer=answer) for fact, answer in zip(facts, answers, strict=True)
     ]
-    order = sorted(range(len(facts)), key=lambda i: len(texts[i].ids) - texts[i].lookup)
-    # Even batches, so that processes get even shares.
-    count = -(-len(facts) // problem.options.facts_per_batch)
-    edges = torch.linspace(0, len(facts), count + 1).round().int().tolist()
-    shares = list(own_share(order[start:end] for start, end in pairwise(edges)))
-    with tqdm(total=len(shares) * problem.options.steps, desc=name, disable=not progress, leave=False) as bar:
-        for share in shares:
-            start, optimum = problem.solve([facts[i] for i in share], [answers[i] for i in share], bar)
-            yield share, start.mT.double(), optimum.mT.double()
+    # What is computed in every step.
+    lengths = [len(text.ids) - 1 - text.lookup for text in texts]
+    waiting = list(own_share(_batches(lengths, problem.options.facts_per_batch)))[::-1]
+    fits = len(facts)
+    with tqdm(total=sum(map(len, waiting)), desc=name, unit=" facts", disable=not progress, leave=False) as bar:
+        while waiting:
+            share = waiting.pop()
+            if len(share) > fits:
+                waiting += [share[fits:], share[:fits]]
+                continue
+            try:
+                start, optimum = problem.solve([facts[i] for i in share], [answers[i] for i in share])
+            except RuntimeError as error:
+                if len(share) == 1 or not should_reduce_batch_size(error):
+                    raise
+                fits = len(share) // 2
+                waiting.append(share)
+                log.warning("%s: memory does not suffice for %d facts at a time, trying %d", name, len(share), fits)
+            else:
+                yield share, start.mT.double(), optimum.mT.double()
+                bar.update(len(share))
+                continue
+            clear_device_cache(garbage_collection=True)  # only now has the exception let go of its tensors
+
+
+def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Indices of facts of like length, ``size`` at most; batches are even, so that processes get even shares."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    while order:
+        alike = [i for i in order if lengths[i] <= PADDED * lengths[order[0]]]
+        edges = torch.linspace(0, len(alike), -(-len(alike) // size) + 1).round().int().tolist()
+        yield from (alike[start:end] for start, end in pairwise(edges))
+        order = order[len(alike) :]
 
 
 @dataclass(frozen=True)
@@ -169,7 +199,7 @@ class _LatentProblem:
         # The residual stream adds up what the projection writes, unless that is normalised first.
         self.inside_layer = site is lm.projections[layer] and lm.normalises_mlp_output
 
-    def solve(self, facts: Sequence[Fact], answers: Sequence[str], bar: Any) -> tuple[Tensor, Tensor]:
+    def solve(self, facts: Sequence[Fact], answers: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Start and optimum, facts x d_out, by Adam on all facts at once; those that are done are left out."""
         options = self.options
         rows, start, log_probability = self._unchanged(facts, answers)
@@ -183,7 +213,6 @@ class _LatentProblem:
         _check_finite(losses, facts)
         active = losses.detach() >= options.tolerance
         if not active.any():  # most original values are optimal as they are
-            bar.update(options.steps)
             return start, start
         essence, rows = _of_active(active, essence, rows)
         for step in range(options.steps):
@@ -193,7 +222,6 @@ class _LatentProblem:
             still_active = active & (losses.detach() >= options.tolerance)
             if step == options.steps - 1 or not still_active.any():
                 break
-            bar.update()
             optimizer.zero_grad()
             torch.autograd.backward(losses[still_active].sum())
             before = coordinates.detach().clone()
@@ -206,7 +234,6 @@ class _LatentProblem:
             if not torch.equal(active, still_active):
                 active = still_active
                 essence, rows = _of_active(active, essence, rows)
-        bar.update(options.steps - bar.n % options.steps)
         return start, (start + coordinates * unit).detach()
 
     @torch.no_grad()
