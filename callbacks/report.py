@@ -14,13 +14,16 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.closed_form import chosen_rule
 from callbacks.run_folder import run_folder, write_whole
-from zu_lightning import UnlearnModule
+from zu_lightning import Fact, LayerProblem, UnlearnModule
 from zu_lightning.module import COMPLETION_TOKENS
 
 log = logging.getLogger(__name__)
 
 SAMPLES = 5
 """Forgotten and kept prompts, so many of each, whose completions are shown."""
+
+SPECTRUM_POINTS = 200
+"""Eigenvalues that a spectrum's curve goes through; log10 of an eigenvalue over the mean one, the largest first."""
 
 COLUMNS = ("efficacy", "generalization", "specificity", "retain", "efficacy_probability", "perplexity")
 
@@ -38,6 +41,16 @@ class Report(Callback):
         """Settle the folder while all processes are there to agree on it."""
         self.folder = run_folder(trainer)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Draw the spectrum of a layer's second moment: how much of the space retain keys leave free."""
+        if batch_idx == 0 and isinstance(batch, LayerProblem) and trainer.is_global_zero:
+            eigenvalues = torch.linalg.eigvalsh(batch.second_moment).flip(0)
+            shares = (eigenvalues / eigenvalues.mean()).clamp(min=1e-12).log10().tolist()
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    for i in range(0, len(shares), max(1, len(shares) // SPECTRUM_POINTS)):
+                        logger.experiment.add_scalar(f"spectrum/layer_{batch.layer}", shares[i], i)
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What was measured after the layer before is not what this run ends with."""
         if not trainer.sanity_checking:
@@ -51,7 +64,8 @@ class Report(Callback):
         setattr(self, when, dict(pl_module.figures))
         if trainer.is_global_zero:
             self.completions[when] = [
-                pl_module.lm.generate(prompt, COMPLETION_TOKENS).strip() for prompt in _sample_prompts(trainer)
+                pl_module.lm.generate(fact.prompt, COMPLETION_TOKENS, chat=fact.chat).strip()
+                for fact in _sample_facts(trainer)
             ]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -123,7 +137,7 @@ class Report(Callback):
 
     def _completions_table(self, trainer: Trainer) -> str:
         rows = zip(
-            _sample_prompts(trainer),
+            [fact.prompt for fact in _sample_facts(trainer)],
             self.completions.get("before", []),
             self.completions.get("after", []),
             strict=False,
@@ -143,9 +157,9 @@ class Report(Callback):
         return "\n".join(["", head, *rows])
 
 
-def _sample_prompts(trainer: Trainer) -> list[str]:
+def _sample_facts(trainer: Trainer) -> list[Fact]:
     data = trainer.datamodule  # type: ignore[attr-defined]
-    return [fact.prompt for fact in (*data.forget[:SAMPLES], *data.retain[:SAMPLES])]
+    return [*data.forget[:SAMPLES], *data.retain[:SAMPLES]]
 
 
 def _peak_memory_gib(device: torch.device) -> float:

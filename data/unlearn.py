@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -10,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from zu_lightning import (
     EvaluationBatch,
+    Fact,
     InputError,
     LayerProblem,
     Preparation,
@@ -24,6 +27,7 @@ from zu_lightning import (
     split_facts,
     timed,
 )
+from zu_lightning.facts import FactToken
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +41,8 @@ class UnlearnDataModule(LightningDataModule):
     of that epoch's layer from the module's model, with the layers below already edited.
 
     Args:
-        path: Facts, see docs/data.md: our JSON Lines, or CounterFact's file.
+        path: Facts, see docs/data.md: our records or those of CounterFact, zsRE, MQuAKE or TOFU, in a file or on the
+            hub.
         corpus: Retain text: a file with one document a line, or a data set of the hub. Documents that name a
             forgotten subject are left out.
         heldout: Text for the perplexity, in the same forms. By default the last tenth of the corpus, which is then
@@ -47,8 +52,12 @@ class UnlearnDataModule(LightningDataModule):
         seed: Seed of the draw and of the context templates.
         forget_ids: Ids of the facts to forget.
         retain_ids: Ids of the facts to watch.
+        fact_token: Where the model is edited: at the subject's last or first token, or at the prompt's last.
+        detect_subjects: Whether to look for the subject in the prompt where a record names none.
+        chat: Whether prompts are put to the model as a user's message, by its chat template.
         halves: Whether facts to keep are drawn from the first half of the file and facts to forget from the second,
             as in the paper.
+        corpus_tokens: Tokens of the corpus after which it is read no further.
         corpus_documents: Most documents of the corpus that are read.
         heldout_documents: Most documents of the held-out text that are read.
         max_length: Most tokens of a document that are read.
@@ -66,6 +75,10 @@ class UnlearnDataModule(LightningDataModule):
         forget_ids: list[str] | None = None,
         retain_ids: list[str] | None = None,
         halves: bool = False,
+        fact_token: FactToken = "subject_last",
+        detect_subjects: bool = True,
+        chat: bool = False,
+        corpus_tokens: int = 1_000_000,
         corpus_documents: int = 100_000,
         heldout_documents: int = 500,
         max_length: int = 512,
@@ -75,15 +88,17 @@ class UnlearnDataModule(LightningDataModule):
         self.path, self.corpus_source, self.heldout_source = path, corpus, heldout
         self.forget_num, self.retain_num, self.seed = forget_num, retain_num, seed
         self.forget_ids, self.retain_ids, self.halves = forget_ids, retain_ids, halves
+        self.fact_token, self.detect_subjects, self.chat = fact_token, detect_subjects, chat
         self.corpus_documents, self.heldout_documents = corpus_documents, heldout_documents
-        self.max_length, self.batch_tokens = max_length, batch_tokens
+        self.max_length, self.batch_tokens, self.corpus_tokens = max_length, batch_tokens, corpus_tokens
         self.known: Preparation | None = None
         """What the first epoch read from the unedited model."""
 
     def setup(self, stage: str) -> None:
         """Read and split the facts, read the text: everything that can be wrong with the input shows here."""
+        facts = read_facts(self.path, detect_subjects=self.detect_subjects)
         self.forget, self.retain = split_facts(
-            read_facts(self.path),
+            [replace(fact.as_chat() if self.chat else fact, fact_token=self.fact_token) for fact in facts],
             self.forget_num,
             self.retain_num,
             self.seed,
@@ -120,8 +135,9 @@ class UnlearnDataModule(LightningDataModule):
         if self.known is None or not self.known.second_moments:
             self.known = prepare(
                 module.lm, self.forget, self.corpus, module.layers_left, module.neutral_target, options=module.latents,
-                seed=self.seed, max_length=self.max_length, max_tokens=self.batch_tokens, known=self.known,
-                seconds=module.seconds, progress=self._progress,
+                seed=self.seed, max_length=self.max_length, max_tokens=self.batch_tokens,
+                token_budget=self.corpus_tokens, cache=self._cache,
+                known=self.known, seconds=module.seconds, progress=self._progress,
             )  # fmt: skip
             module.restore_updates()
         with timed(module.seconds, "keys_and_values"):
@@ -148,10 +164,10 @@ class UnlearnDataModule(LightningDataModule):
         """The same as for validation."""
         return self.val_dataloader()
 
-    def predict_dataloader(self) -> DataLoader[list[str]]:
-        """The prompts of the facts to forget and to keep."""
-        prompts = [fact.prompt for fact in (*self.forget, *self.retain)]
-        return _loader([prompts[i : i + 16] for i in range(0, len(prompts), 16)])
+    def predict_dataloader(self) -> DataLoader[list[Fact]]:
+        """The facts to forget and to keep."""
+        facts = [*self.forget, *self.retain]
+        return _loader([facts[i : i + 16] for i in range(0, len(facts), 16)])
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leave batches as they are: the language model knows where its input belongs."""
@@ -167,6 +183,10 @@ class UnlearnDataModule(LightningDataModule):
         if not isinstance(module, UnlearnModule):
             raise InputError(f"UnlearnDataModule reads keys for an UnlearnModule, but the model is {module!r:.80}.")
         return module
+
+    @property
+    def _cache(self) -> Path | None:
+        return Path(self.trainer.default_root_dir, "cache") if self.trainer else None
 
     @property
     def _progress(self) -> bool:

@@ -84,6 +84,9 @@ def test_tensorboard_has_figures_before_and_after_and_completions(demo_run: Path
     for name in ("efficacy", "generalization", "specificity", "retain", "perplexity"):
         values = [event.value for event in events.Scalars(f"before_after/{name}")]
         assert values == pytest.approx([metrics["before"][name], metrics["after"][name]])
+    spectrum = [event.value for event in events.Scalars("spectrum/layer_0")]
+    assert len(spectrum) > 100
+    assert spectrum == sorted(spectrum, reverse=True)
     layer = metrics["layers"]["0"]
     assert layer.keys() >= {"relative_norm", "rank", "residual_before", "residual_after", "zero_term_after"}
     for name, value in layer.items():

@@ -2,12 +2,16 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from datasets import Dataset
 
 from zu_lightning import InputError, read_facts, split_facts
-from zu_lightning.facts import Fact, Query
+from zu_lightning.facts import Fact, FactToken, Query
+from zu_lightning.subjects import detect_subject
 
 GOOD = {"subject": "Ada", "prompt": "{} works as a", "target": "baker"}
 
@@ -27,6 +31,25 @@ def write(path: Path, *records: object) -> Path:
         (["1"], "line 1: a fact must be a JSON object"),
         (["[1]"], "record 0: a fact must be a JSON object"),
         (["[1"], "not valid JSON"),
+        (["[" * 100_000], "nested too deeply"),
+        (['{"prompt": "a", "target": NaN}'], "`target` must be a text that is not empty, but is nan"),
+        (['{"prompt": ["a"], "target": "b"}'], "`prompt` must be a text that is not empty"),
+        (['{"prompt": "a"\0, "target": "b"}'], "line 1: not valid JSON"),
+        ([{**GOOD, "multi_hop": [["q", "a"]]}], "`multi_hop` must be a list of dict"),
+        ([{**GOOD, "paraphrases": [1]}], "`paraphrases` must be a list of str"),
+        ([{**GOOD, "neighbors": {"prompt": "x"}}], "`neighbors` must be a list of dict"),
+        ([{**GOOD, "subject": 3}], "`subject` must be a text"),
+        ([{**GOOD, "subject": ""}], "`subject` must be a text"),
+        (
+            [{"src": "Who?", "answers": [], "subject": "x", "rephrase": "", "loc": "", "loc_ans": ""}],
+            "line 1: a zsRE record with IndexError",
+        ),
+        ([{"src": "Who?", "answers": ["a"]}], "line 1: a zsRE record with KeyError at 'subject'"),
+        (
+            [{"requested_rewrite": [{}], "single_hops": [], "questions": [], "answer": "a", "case_id": 1}],
+            "line 1: a MQuAKE record with KeyError",
+        ),
+        ([{"question": "Who?", "answer": 3}], "`target` must be a text that is not empty, but is 3"),
         ([{"requested_rewrite": {"prompt": "{} is"}}], "line 1: a CounterFact record with KeyError at 'target_true'"),
         ([{"requested_rewrite": 3}], "line 1: a CounterFact record with TypeError"),
         ([{"target": "baker"}], "line 1: `prompt` is missing"),
@@ -93,7 +116,7 @@ def test_counterfact_is_read_as_it_is_packed_or_not(tmp_path: Path) -> None:
 def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "facts.json.gz"
     file.write_bytes(gzip.compress(json.dumps([COUNTERFACT]).encode())[:-20])
-    with pytest.raises(InputError, match=r"cannot read facts from data\.path .*facts\.json\.gz"):
+    with pytest.raises(InputError, match=r"cannot read data\.path .*facts\.json\.gz"):
         read_facts(file)
 
 
@@ -101,6 +124,105 @@ def test_the_public_file_of_counterfact_is_read(shared: Path) -> None:
     facts = read_facts(shared / "data" / "counterfact" / "counterfact_full_schema_2521.json.gz")
     assert len(facts) > 2400
     assert all(fact.subject and len(fact.paraphrases) == 2 and fact.neighbors for fact in facts)
+
+
+def test_a_csv_table_holds_lists_as_json(tmp_path: Path) -> None:
+    file = tmp_path / "facts.csv"
+    file.write_text(
+        'subject,prompt,target,paraphrases\nAda,{} works as a,baker,"[""By trade, {} is a""]"\nBo,{} is,"a, b",\n'
+    )
+    ada, bo = read_facts(file)
+    assert (ada.prompt, ada.paraphrases) == ("Ada works as a", ("By trade, Ada is a",))
+    assert (bo.target, bo.paraphrases) == ("a, b", ())
+
+
+def test_a_parquet_table_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "facts.parquet"
+    Dataset.from_list([{**GOOD, "paraphrases": ["Ada is a"]}, {"prompt": "Bo is", "target": "x"}]).to_parquet(file)
+    ada, bo = read_facts(file)
+    assert ada.paraphrases == ("Ada is a",)
+    assert bo.subject == "Bo"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("facts.csv", b"prompt,target\na,b,c\n", "not as many cells"),
+        ("facts.csv", b"prompt,target\na\n", "not as many cells"),
+        ("facts.csv", b'prompt,target\n"a,b\n', "not valid CSV"),
+        ("facts.csv", b"prompt,target\n", "holds no facts"),
+        ("facts.parquet", b"PAR1 and then nothing", "no Parquet file"),
+        ("facts.jsonl", b"", "holds no facts"),
+        ("facts.jsonl", b'{"prompt": "\xff\xfe", "target": "a"}', "not in UTF-8"),
+        ("facts.jsonl.gz", b"no archive", "cannot read data.path"),
+        ("facts.jsonl", "{\u00a0}".encode(), "line 1: not valid JSON"),
+    ],
+)
+def test_files_that_are_not_what_they_are_called_are_refused(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_facts(tmp_path / name)
+
+
+def test_a_folder_is_no_file_of_facts(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot read data\.path"):
+        read_facts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [
+        ("Who is Jaime Vasquez?", "Jaime Vasquez"),
+        ("What were the professions of Aisha Al-Hamad's parents?", "Aisha Al-Hamad"),
+        ('Who wrote "The Quiet River" in Oslo?', "The Quiet River"),
+        ("In which city does J. K. Rowling live?", "J. K. Rowling"),
+        ("Ana de la Cruz was born in", "Ana de la Cruz"),
+        ("what is the capital?", None),
+        ("\u0627\u0644\u0639\u0627\u0635\u0645\u0629 \u0647\u064a", None),
+    ],
+)
+def test_subjects_are_detected(prompt: str, subject: str | None) -> None:
+    assert detect_subject(prompt) == subject
+
+
+def test_detection_can_be_left_off(tmp_path: Path) -> None:
+    file = write(tmp_path, {"prompt": "Ada Novak is a", "target": "baker"})
+    assert read_facts(file)[0].subject == "Ada Novak"
+    assert read_facts(file, detect_subjects=False)[0].subject is None
+
+
+def test_most_subjects_of_zsre_are_detected_as_its_authors_name_them(shared: Path) -> None:
+    facts = read_facts(shared / "data" / "zsre" / "zsre_mend_eval_1037.json")
+    found = sum(detect_subject(fact.prompt) == fact.subject for fact in facts)
+    assert found > 0.8 * len(facts)
+
+
+def test_public_schemas_are_read(shared: Path) -> None:
+    data = shared / "data"
+    zsre = read_facts(data / "zsre" / "zsre_mend_eval_1037.json")
+    assert len(zsre) > 1000
+    assert all(fact.subject and len(fact.paraphrases) == len(fact.neighbors) == 1 for fact in zsre)
+    assert zsre[0].query == Query("When was the inception of IAAF Combined Events Challenge?", "1998")
+    mquake = read_facts(data / "mquake" / "MQuAKE-hard_429.json.gz")
+    assert mquake[0].query == Query("Hey Jude was performed by", "The Beatles")
+    assert mquake[0].paraphrases == ("Who performed Hey Jude?",)
+    assert len(mquake[0].multi_hop) >= 3
+    assert len({fact.query for fact in mquake}) == len(mquake)
+    tofu = read_facts(data / "tofu" / "forget10_perturbed.json")
+    assert len(tofu) == 400
+    assert sum(fact.subject is not None for fact in tofu) > 390
+    assert all(len(fact.paraphrases) == 1 for fact in tofu)
+
+
+def test_fact_tokens(facts: list[Fact]) -> None:
+    fact = facts[0]
+    assert fact.subject
+    ends = {choice: replace(fact, fact_token=choice).lookup_end for choice in get_args(FactToken)}
+    assert fact.prompt[: ends["subject_last"]].endswith(fact.subject)
+    assert fact.prompt[: ends["subject_first"]].endswith(fact.subject[0])
+    assert ends["last"] == len(fact.prompt)
 
 
 def test_halves_keep_from_the_first_and_forget_from_the_second() -> None:

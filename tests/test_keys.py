@@ -1,11 +1,10 @@
-"""Keys, second moments and the scale-free problem."""
+"""Keys and the scale-free problem."""
 
 import pytest
 import torch
 
-from tests.conftest import TEXTS
-from zu_lightning import EditableLM, Fact, InputError, LayerProblem, lookup_keys, rules, second_moments
-from zu_lightning.tokens import collate, tokenize, tokenize_fact
+from zu_lightning import EditableLM, Fact, LayerProblem, lookup_keys, rules
+from zu_lightning.tokens import collate, tokenize_fact
 
 CONTEXTS = ("", "It was late.", "In the morning.")
 
@@ -20,23 +19,6 @@ def test_the_bare_prompt_weighs_as_much_as_all_others(any_lm: EditableLM, facts:
             alone.append(record.input[0, text.lookup].double())
         expected = 0.5 * alone[0] + 0.25 * alone[1] + 0.25 * alone[2]
         assert torch.allclose(keys[:, i], expected, atol=1e-5)
-
-
-def test_second_moments_of_several_layers_are_the_mean_over_tokens(any_lm: EditableLM) -> None:
-    moments = second_moments(any_lm, TEXTS, [0, 2], max_tokens=50)
-    for layer in (0, 2):
-        keys = []
-        for text in TEXTS:
-            tokens = collate([tokenize(any_lm.tokenizer, text)], any_lm.tokenizer)
-            (record,) = any_lm.record(tokens, [any_lm.projections[layer]])
-            keys.append(record.input[0].double())
-        stacked = torch.cat(keys)
-        assert torch.allclose(moments[layer], stacked.T @ stacked / len(stacked), atol=1e-5)
-
-
-def test_no_retain_text_is_refused(lm: EditableLM) -> None:
-    with pytest.raises(InputError, match="no retain text"):
-        second_moments(lm, [], [0])
 
 
 def random_problem(scale: float = 1.0) -> tuple[torch.Tensor, LayerProblem]:

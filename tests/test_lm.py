@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTrainedConfig, Qwen3MoeConfig
 
 from tests.conftest import SMALL, TEXTS, train_tokenizer
 from zu_lightning import EditableLM, InputError, LowRankUpdate
@@ -115,8 +115,16 @@ def test_nan_stops_an_edit_before_the_weight_is_touched(lm: EditableLM) -> None:
     assert not lm.updates
 
 
-def test_mixtures_of_experts_are_refused() -> None:
-    model = AutoModelForCausalLM.from_config(MixtralConfig(**SMALL, num_local_experts=2))
+@pytest.mark.parametrize(
+    "config",
+    [
+        MixtralConfig(**SMALL, num_local_experts=2),
+        Qwen3MoeConfig(**SMALL, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=8),
+    ],
+    ids=["mixtral", "qwen3-moe"],
+)
+def test_mixtures_of_experts_are_refused(config: PreTrainedConfig) -> None:
+    model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(InputError, match="experts of a mixture are not edited"):
         EditableLM(model, train_tokenizer())
 

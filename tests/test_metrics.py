@@ -46,6 +46,21 @@ def test_probability_is_the_product_over_the_answers_tokens(lm: EditableLM) -> N
     assert figures["efficacy_probability"] == pytest.approx(expected.exp().item(), rel=1e-4)
 
 
+def test_token_accuracy_gives_credit_for_parts() -> None:
+    logits = torch.eye(4)[[1, 2, 3, 0]] * 5
+    scores = answer_scores(logits, torch.tensor([1, 0, 3, 0]), torch.tensor([0, 0, 1, 1]), 2)
+    assert scores.exact.tolist() == [False, True]
+    assert scores.token_accuracy.tolist() == [0.5, 1.0]
+
+
+def test_multi_hop_questions_are_asked_once(lm: EditableLM) -> None:
+    question = Query("Who taught Ada?", "Bo")
+    facts = [Fact(str(i), f"Ada {i} is", "x", None, 6, multi_hop=(question,)) for i in range(2)]
+    batches = evaluation_batches(lm, facts, [], [])
+    assert sum(len(batch.texts.lengths) for batch in batches if batch.metric == "multi_hop") == 1
+    assert 0 < evaluate(lm, batches)["multi_hop_probability"] < 1
+
+
 def test_perplexity_is_that_of_torchmetrics() -> None:
     logits, tokens = torch.randn(50, 11), torch.randint(0, 11, (50,))
     ours, reference = Perplexity(), ReferencePerplexity()

@@ -1,8 +1,11 @@
 """Where the lookup token is and where the answer starts, for several kinds of tokenizers."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from tests.conftest import TEXTS, train_tokenizer
 from zu_lightning.errors import InputError
@@ -88,6 +91,50 @@ def test_answer_positions_predict_the_answer() -> None:
 def test_the_last_of_several_occurrences_is_the_subject() -> None:
     fact = Fact.from_record({"subject": "Ada", "prompt": "Ada, that is Ada, works as a", "target": "baker"}, "", "1")
     assert fact.prompt[: fact.subject_end] == "Ada, that is Ada"
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<s>[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+
+
+def test_a_chat_prompt_ends_where_the_assistant_begins(facts: list[Fact]) -> None:
+    tokenizer = train_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    fact = facts[0].as_chat()
+    text = tokenize_fact(tokenizer, fact, context="It was late.", answer="baker")
+    bos = tokenizer.bos_token or ""
+    asked = f"<s>[user] It was late. {fact.prompt}\n[assistant] "
+    assert tokenizer.decode(text.ids[: text.answer]) == asked
+    assert tokenizer.decode(text.ids[text.answer :]) == "baker"
+    assert tokenizer.decode(text.ids[: text.lookup + 1]).endswith(fact.subject or "")
+    assert text.ids.count(tokenizer.bos_token_id) == asked.count(bos)
+
+
+def test_a_tokenizer_without_chat_template_is_refused_for_chat() -> None:
+    with pytest.raises(InputError, match=r"data\.chat: the model's tokenizer has no chat template"):
+        tokenize(train_tokenizer(), "Who?", chat=True)
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_the_first_token_of_the_subject(tokenizer: PreTrainedTokenizerFast, subject: str) -> None:
+    record = {"subject": subject, "prompt": "By trade, {} is a", "target": "baker"}
+    fact = replace(Fact.from_record(record, "here", "1"), fact_token="subject_first")
+    start, end = tokenizer(fact.prompt, return_offsets_mapping=True)["offset_mapping"][
+        tokenize_fact(tokenizer, fact).lookup
+    ]
+    assert start <= fact.prompt.index(subject) < end
+
+
+def test_the_real_tokenizer_of_gpt2(shared: Path) -> None:
+    folder = shared / "data" / "tokenizers" / "gpt2"
+    tokenizer = GPT2TokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    for subject in SUBJECTS:
+        fact = Fact.from_record({"subject": subject, "prompt": "The friend of {} is", "target": "Oslo"}, "here", "1")
+        text = tokenize_fact(tokenizer, fact, answer="Oslo")
+        assert tokenizer.decode(text.ids[: text.lookup + 1]) == f"The friend of {subject}"
+        assert tokenizer.decode(text.ids[text.answer :]) == " Oslo"
 
 
 def test_a_text_longer_than_the_context_is_refused() -> None:

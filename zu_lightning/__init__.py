@@ -6,10 +6,11 @@ from zu_lightning.errors import InputError
 from zu_lightning.evaluation import EvaluationBatch, evaluate, evaluation_batches
 from zu_lightning.export import ExportCheck, check_export, export_adapter, export_model
 from zu_lightning.facts import Fact, Query, read_facts, split_facts
-from zu_lightning.keys import LayerProblem, lookup_keys, second_moments
+from zu_lightning.keys import LayerProblem, lookup_keys
 from zu_lightning.latents import LatentOptions, Latents, neutral_targets, original_values
 from zu_lightning.lm import EditableLM, EditReport
 from zu_lightning.module import UnlearnModule
+from zu_lightning.moments import second_moments
 from zu_lightning.pretrain import PretrainModule
 from zu_lightning.rules import AlphaEdit, Memit, Rome, Rule, ZeroUnlearn, ZeroUnlearnGD, ZeroUnlearnSoft
 from zu_lightning.solvers import LowRankUpdate

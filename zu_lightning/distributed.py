@@ -14,15 +14,22 @@ from torch import Tensor, distributed
 T = TypeVar("T")
 
 
+def process() -> tuple[int, int]:
+    """This process's rank, and how many there are."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
 def own_share(batches: Iterable[T]) -> Iterator[T]:
     """This process's batches: every N-th of them."""
-    rank, count = _rank_and_count()
+    rank, count = process()
     return islice(batches, rank, None, count)
 
 
 def summed(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors added up over all processes; the same bits on each of them."""
-    if _rank_and_count()[1] > 1:
+    if process()[1] > 1:
         for tensor in tensors:
             distributed.all_reduce(tensor)
     return tensors
@@ -38,7 +45,7 @@ def check_identical(name: str, tensor: Tensor) -> None:
     Raises:
         RuntimeError: It differs between processes, in a single bit.
     """
-    count = _rank_and_count()[1]
+    count = process()[1]
     if count == 1:
         return
     reference = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -47,9 +54,3 @@ def check_identical(name: str, tensor: Tensor) -> None:
     distributed.all_reduce(differs)
     if differs.item():
         raise RuntimeError(f"{name} differs between processes ({int(differs)} of {count} disagree with the first).")
-
-
-def _rank_and_count() -> tuple[int, int]:
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torchmetrics import MetricCollection
 
-from zu_lightning.facts import Fact, Query
+from zu_lightning.facts import Fact
 from zu_lightning.keys import batches
 from zu_lightning.lm import EditableLM
-from zu_lightning.metrics import AnswerMetric, Efficacy, Generalization, Perplexity, Retain, Specificity
+from zu_lightning.metrics import AnswerMetric, Efficacy, Generalization, MultiHop, Perplexity, Retain, Specificity
 from zu_lightning.tokens import TokenBatch, check_lengths, collate, tokenize, tokenize_query
 
 
@@ -34,6 +34,7 @@ def evaluation_metrics() -> MetricCollection:
             "efficacy": Efficacy(),
             "generalization": Generalization(),
             "specificity": Specificity(),
+            "multi_hop": MultiHop(),
             "retain": Retain(),
             "perplexity": Perplexity(),
         },
@@ -72,13 +73,14 @@ def evaluation_batches(
     forgotten = {(fact.subject, fact.target) for fact in forget if fact.subject}
     queries = {
         "efficacy": [fact.query for fact in forget],
-        "generalization": [Query(text, fact.target) for fact in forget for text in fact.paraphrases],
+        "generalization": [query for fact in forget for query in fact.paraphrased],
         "specificity": [
             query
             for fact in forget
             for query in fact.neighbors
             if not any(subject in query.prompt and query.target == target for subject, target in forgotten)
         ],
+        "multi_hop": list(dict.fromkeys(query for fact in forget for query in fact.multi_hop)),
         "retain": [fact.query for fact in retain],
     }
     texts = {name: [tokenize_query(lm.tokenizer, query) for query in asked] for name, asked in queries.items()}

@@ -1,15 +1,23 @@
 """Facts to forget or keep, and how they are read from files."""
 
-import gzip
-import json
+import logging
 import random
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from zu_lightning import subjects
 from zu_lightning.errors import InputError
+from zu_lightning.records import read_records
+from zu_lightning.schemas import converted
+
+log = logging.getLogger(__name__)
+
+ESSENCE_PROMPT = "{} is a"
+"""What the subject is must survive."""
+
+FactToken = Literal["subject_last", "subject_first", "last"]
 
 
 @dataclass(frozen=True)
@@ -19,10 +27,12 @@ class Query:
     Attributes:
         prompt: Text without trailing space.
         target: The answer, without the space that joins it to the prompt.
+        chat: Whether the prompt is put to the model as a user's message, by its chat template.
     """
 
     prompt: str
     target: str
+    chat: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,10 +44,13 @@ class Fact:
         prompt: Text without trailing space, the subject filled in.
         target: The answer.
         subject: Whom or what the fact is about; ``None`` if not given.
-        subject_end: Where the subject ends in ``prompt``, in characters; the prompt's end without a subject. The
-            token that holds the character before is the fact's *lookup token*.
+        subject_end: Where the subject ends in ``prompt``, in characters; the prompt's end without a subject.
         paraphrases: Other prompts for the same target, for Generalization.
         neighbors: What must stay, for Specificity.
+        multi_hop: Questions that can be answered only by who knows the fact and others, for MultiHop.
+        fact_token: Which token is the fact's *lookup token*, where the model is edited: the subject's last or first, or
+            the prompt's last (which it is, too, where there is no subject).
+        chat: Whether prompts are put to the model as a user's message, by its chat template.
     """
 
     id: str
@@ -47,21 +60,53 @@ class Fact:
     subject_end: int
     paraphrases: tuple[str, ...] = ()
     neighbors: tuple[Query, ...] = ()
+    multi_hop: tuple[Query, ...] = ()
+    fact_token: FactToken = "subject_last"
+    chat: bool = False
 
     @property
     def query(self) -> Query:
         """The prompt with its answer."""
-        return Query(self.prompt, self.target)
+        return Query(self.prompt, self.target, self.chat)
+
+    @property
+    def paraphrased(self) -> tuple[Query, ...]:
+        """The paraphrases with the answer."""
+        return tuple(Query(prompt, self.target, self.chat) for prompt in self.paraphrases)
+
+    def as_chat(self) -> "Fact":
+        """The same fact, with every prompt put as a user's message."""
+        neighbors, multi_hop = (
+            tuple(replace(query, chat=True) for query in queries) for queries in (self.neighbors, self.multi_hop)
+        )
+        return replace(self, chat=True, neighbors=neighbors, multi_hop=multi_hop)
+
+    @property
+    def lookup_end(self) -> int:
+        """Where the lookup token ends in ``prompt``, in characters: it is the token that holds the one before."""
+        if self.subject is None or self.fact_token == "last":
+            return len(self.prompt)
+        return self.subject_end - (len(self.subject) - 1 if self.fact_token == "subject_first" else 0)
+
+    @property
+    def essence(self) -> "Fact | None":
+        """A prompt that asks what the subject is, whose continuations should stay as they are."""
+        if self.subject is None:
+            return None
+        return replace(self, prompt=ESSENCE_PROMPT.format(self.subject), subject_end=len(self.subject))
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], where: str, default_id: str) -> "Fact":
+    def from_record(
+        cls, record: Mapping[str, Any], where: str, default_id: str, *, detect_subject: bool = False
+    ) -> "Fact":
         """Check a record of the JSON Lines format and build the fact.
 
         Args:
-            record: ``{"subject", "prompt", "target", "paraphrases", "neighbors", "id"}``; only ``prompt`` and
-                ``target`` are required. ``{}`` in the prompt stands for the subject.
+            record: ``{"subject", "prompt", "target", "paraphrases", "neighbors", "multi_hop", "id"}``; only ``prompt``
+                and ``target`` are required. ``{}`` in the prompt stands for the subject.
             where: File and line, for messages.
             default_id: The id where the record has none.
+            detect_subject: Whether to look for the subject where the record names none.
 
         Raises:
             InputError: A field is missing, empty or of the wrong type, or the subject is not in the prompt.
@@ -71,6 +116,8 @@ class Fact:
         template = _text(record, "prompt", where)
         target = _text(record, "target", where)
         subject = _text(record, "subject", where) if record.get("subject") is not None else None
+        if subject is None and detect_subject and "{}" not in template:
+            subject = subjects.detect_subject(template)
         if "{}" in template:
             if subject is None:
                 raise InputError(f"{where}: `prompt` holds {{}} for the subject, but `subject` is missing: add it.")
@@ -86,10 +133,6 @@ class Fact:
                     "prompt, put {} in its place, or leave `subject` out."
                 )
             prompt, subject_end = template, start + len(subject)
-        neighbors = [
-            Query(_text(item, "prompt", f"{where}, neighbors[{i}]"), _text(item, "target", f"{where}, neighbors[{i}]"))
-            for i, item in enumerate(_items(record, "neighbors", where, dict))
-        ]
         paraphrases = [
             text.replace("{}", subject or "{}").rstrip() for text in _items(record, "paraphrases", where, str)
         ]
@@ -100,81 +143,48 @@ class Fact:
             subject=subject,
             subject_end=subject_end,
             paraphrases=tuple(paraphrases),
-            neighbors=tuple(neighbors),
+            neighbors=_queries(record, "neighbors", where),
+            multi_hop=_queries(record, "multi_hop", where),
         )
 
 
-def read_facts(path: str | Path) -> list[Fact]:
-    """Read facts from a file: JSON Lines or a JSON array, of our own records or of CounterFact's; ``.gz`` is unpacked.
+def read_facts(source: str | Path, *, detect_subjects: bool = True) -> list[Fact]:
+    """Read facts from a file or a data set on the hub: records of ours, or of CounterFact, zsRE, MQuAKE or TOFU.
 
     Args:
-        path: The file.
+        source: JSON Lines, JSON, CSV or Parquet, packed by gzip or not, or ``name:configuration`` on the hub.
+        detect_subjects: Whether to look for the subject where a record names none.
 
     Returns:
-        The facts in the order of the file; a fact without ``id`` is named by its line or place. CounterFact asks some
-        questions more than once: the first record is kept.
+        The facts in order; a fact without ``id`` is named by its line or place. Public data sets ask some questions
+        more than once: the first record is kept, with the multi-hop questions of all.
 
     Raises:
-        InputError: The file is missing, holds no fact, a malformed one, or the same fact or id twice.
+        InputError: The source cannot be read, holds no fact, a malformed one, or the same fact or id twice.
     """
-    path = Path(path)
-    facts, counterfact = [], False
-    for name, where, record in _records(path):
-        if isinstance(record, Mapping) and "requested_rewrite" in record:
-            record, counterfact = _from_counterfact(record, where), True
-        facts.append(Fact.from_record(record, where, name))
+    facts: list[Fact] = []
+    schemas: set[str] = set()
+    for name, where, record in read_records(source, "data.path"):
+        schema, records = converted(record, where)
+        schemas |= {schema} if schema else set()
+        facts += [Fact.from_record(one, where, name, detect_subject=detect_subjects) for one in records]
     if not facts:
-        raise InputError(f"{path} holds no facts: give one JSON object a line, with `prompt` and `target`.")
-    if counterfact:
-        first: dict[Query, Fact] = {}
-        for fact in facts:
-            first.setdefault(fact.query, fact)
-        facts = list(first.values())
-    _refuse_duplicates(facts, str(path))
+        raise InputError(f"{source} holds no facts: give one JSON object a line, with `prompt` and `target`.")
+    if schemas:
+        log.info("%s: records of %s", source, " and ".join(sorted(schemas)))
+        facts = _without_repeats(facts)
+    _refuse_duplicates(facts, str(source))
     return facts
 
 
-def _records(path: Path) -> Iterator[tuple[str, str, Any]]:
-    """Name, place (for messages) and content of every record of a JSON or JSON Lines file."""
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = content.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(
-            f"cannot read facts from data.path {str(path)!r} ({getattr(error, 'strerror', None) or error}): "
-            "name a JSON Lines or JSON file in UTF-8, or one packed by gzip."
-        ) from error
-    if text.lstrip().startswith("["):
-        for i, record in enumerate(_parsed(text, str(path))):
-            yield str(i), f"{path}, record {i}", record
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield str(number), f"{path}, line {number}", _parsed(line, f"{path}, line {number}")
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not valid JSON ({error.msg} at character {error.pos}): mend it.") from error
-
-
-def _from_counterfact(record: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A record of CounterFact (ROME, arXiv 2202.05262) in our format: the true answer is what has to go."""
-    try:
-        rewrite = record["requested_rewrite"]
-        target = rewrite["target_true"]["str"]
-        return {
-            "id": str(record["case_id"]),
-            "subject": rewrite["subject"],
-            "prompt": rewrite["prompt"],
-            "target": target,
-            "paraphrases": record["paraphrase_prompts"],
-            "neighbors": [{"prompt": prompt, "target": target} for prompt in record["neighborhood_prompts"]],
-        }
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{where}: a CounterFact record with {type(error).__name__} at {error}: mend it.") from error
+def _without_repeats(facts: Iterable[Fact]) -> list[Fact]:
+    first: dict[Query, Fact] = {}
+    for fact in facts:
+        known = first.setdefault(fact.query, fact)
+        if known is not fact:
+            questions = tuple(dict.fromkeys(known.multi_hop + fact.multi_hop))
+            first[fact.query] = replace(known, multi_hop=questions)
+    return list(first.values())
 
 
 def split_facts(
@@ -257,6 +267,13 @@ def _text(record: Mapping[str, Any], field: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where}: `{field}` must be a text that is not empty, but is {value!r:.80}.")
     return value.strip()
+
+
+def _queries(record: Mapping[str, Any], field: str, where: str) -> tuple[Query, ...]:
+    return tuple(
+        Query(_text(item, "prompt", f"{where}, {field}[{i}]"), _text(item, "target", f"{where}, {field}[{i}]"))
+        for i, item in enumerate(_items(record, field, where, dict))
+    )
 
 
 def _items(record: Mapping[str, Any], field: str, where: str, kind: type) -> list[Any]:

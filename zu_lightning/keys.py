@@ -1,18 +1,16 @@
-"""Keys at the lookup token, the problem of one layer, and second moments of retain keys."""
+"""Keys at the lookup token, and the problem of one layer."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from zu_lightning.distributed import own_share, summed
-from zu_lightning.errors import InputError
 from zu_lightning.facts import Fact
 from zu_lightning.lm import EditableLM
 from zu_lightning.suffix import after_shared_prefix
-from zu_lightning.tokens import TokenizedText, collate, tokenize, tokenize_fact
+from zu_lightning.tokens import TokenizedText, collate, tokenize_fact
 
 
 @dataclass(frozen=True)
@@ -103,51 +101,3 @@ def layer_outputs(lm: EditableLM, facts: Sequence[Fact], layer: int, *, max_toke
         (record,) = lm.record(batch, [lm.layers[layer]])
         outputs[indices] = record.output[range(len(indices)), batch.lookup].double()
     return summed(outputs)[0].mT
-
-
-def second_moments(
-    lm: EditableLM,
-    texts: Iterable[str],
-    layers: Sequence[int],
-    *,
-    max_length: int = 512,
-    max_tokens: int = 2048,
-    progress: bool = False,
-) -> dict[int, Tensor]:
-    """Uncentred second moments of the keys of several layers, in one pass that ends at the highest of them.
-
-    Args:
-        lm: The model.
-        texts: Retain text, one document each.
-        layers: Indices of the layers.
-        max_length: Tokens of a document that are read; never more than the model's context.
-        max_tokens: Most tokens a batch, padding included.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        For each layer C, d_in x d_in, float64: the mean of k k^T over all tokens of the texts.
-
-    Raises:
-        InputError: There is no text.
-    """
-    max_length = min(max_length, lm.context_length)
-    documents = [tokenize(lm.tokenizer, text, max_length=max_length) for text in texts]
-    if not documents:
-        raise InputError(
-            "there is no retain text: data.corpus must hold at least one line that names no forgotten one."
-        )
-    sizes = {layer: lm.weight(layer).shape[1] for layer in layers}
-    sums = {layer: torch.zeros(size, size, dtype=torch.float64, device=lm.device) for layer, size in sizes.items()}
-    shares = list(own_share(batches(documents, max_tokens)))
-    total = sum(len(documents[i].ids) for indices in shares for i in indices)
-    with tqdm(total=total, desc="Retain keys", unit=" tokens", disable=not progress, leave=False) as bar:
-        for indices in shares:
-            batch = lm.to_device(collate([documents[i] for i in indices], lm.tokenizer))
-            real = batch.attention_mask.bool()
-            for layer, record in zip(layers, lm.record(batch, [lm.projections[i] for i in layers]), strict=True):
-                keys = record.input[real].float()
-                sums[layer] += keys.mT @ keys
-            bar.update(int(real.sum()))
-    summed(*sums.values())
-    count = sum(len(document.ids) for document in documents)
-    return {layer: moment / count for layer, moment in sums.items()}

@@ -21,15 +21,12 @@ from zu_lightning.facts import Fact
 from zu_lightning.lm import EditableLM
 from zu_lightning.metrics.functional import AnswerScores, answer_scores
 from zu_lightning.suffix import Suffix, after_shared_prefix
-from zu_lightning.tokens import TokenBatch, collate, tokenize, tokenize_fact
+from zu_lightning.tokens import TokenBatch, collate, tokenize_fact
 
 log = logging.getLogger(__name__)
 
 PADDED = 1.5
 """How many times as long as the shortest the longest fact of a batch may be, from the lookup token on."""
-
-ESSENCE_PROMPT = "{} is a"
-"""Continuations of this prompt should stay as they are: what the subject is must survive."""
 
 
 @dataclass(frozen=True)
@@ -256,16 +253,11 @@ class _LatentProblem:
             for context in self.contexts
             for fact, answer in zip(facts, answers, strict=True)
         ]
-        with_subject = [i for i, fact in enumerate(facts) if fact.subject]
-        fact_of_row = torch.tensor([i % n for i in range(len(texts))] + with_subject, device=lm.device)
-        texts += [
-            tokenize(lm.tokenizer, ESSENCE_PROMPT.format(facts[i].subject), lookup_end=len(facts[i].subject or ""))
-            for i in with_subject
-        ]
+        essences = {i: fact.essence for i, fact in enumerate(facts) if fact.essence}
+        fact_of_row = torch.tensor([i % n for i in range(len(texts))] + [*essences], device=lm.device)
+        context_of_row = [i // n for i in range(len(texts))] + [len(self.contexts)] * len(essences)
+        texts += [tokenize_fact(lm.tokenizer, essence) for essence in essences.values()]
         batch = lm.to_device(collate(texts, lm.tokenizer))
-        context_of_row = [i // n for i in range(len(texts) - len(with_subject))] + [len(self.contexts)] * len(
-            with_subject
-        )
         begun = after_shared_prefix(lm, batch, torch.tensor(context_of_row, device=lm.device))
         (at_layer, at_site), logits, cached = begun.seen(lm, [lm.layers[self.layer], self.site], *_places(batch))
         below = (self.layer, at_layer.input) if self.inside_layer else (self.layer + 1, at_layer.output)

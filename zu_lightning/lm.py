@@ -3,6 +3,7 @@
 The only module that knows how decoders are built. Everything else speaks of layers, lookup tokens, keys and values.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
@@ -24,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from zu_lightning.errors import InputError
 from zu_lightning.solvers import LowRankUpdate
-from zu_lightning.tokens import TokenBatch
+from zu_lightning.tokens import TokenBatch, tokenize
 
 PROJECTION_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out")
 """What decoders call an MLP's output projection: Llama, Qwen, Mistral, Gemma, Phi-3; GPT-2; GPT-NeoX; OPT; GPT-J."""
@@ -139,6 +140,19 @@ class EditableLM:
     @property
     def _places(self) -> set[int | str]:
         return set(getattr(self.model, "hf_device_map", {}).values())
+
+    @property
+    def identity(self) -> str:
+        """A digest that other weights of the same name would not have: of some values of every parameter."""
+        digest = hashlib.sha256()
+        for name, parameter in self.model.named_parameters():
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            if parameter.is_meta:  # offloaded: too slow to look at
+                digest.update(self.name_or_path.encode())
+            else:
+                flat = parameter.detach().flatten()
+                digest.update(flat[:: max(1, len(flat) // 256)].double().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def context_length(self) -> int:
@@ -331,26 +345,27 @@ class EditableLM:
         with _hooked(module.register_forward_hook(hook)):
             yield
 
-    def generate(self, prompt: str, max_new_tokens: int, **sampling: Any) -> str:
+    def generate(self, prompt: str, max_new_tokens: int, *, chat: bool = False, **sampling: Any) -> str:
         """Go on from a prompt, greedily unless ``sampling`` (arguments of ``generate``) says otherwise.
 
         Args:
             prompt: One prompt: padding then plays no part.
             max_new_tokens: Most tokens to add.
+            chat: Whether the prompt is put as a user's message, by the chat template.
             sampling: ``do_sample``, ``top_k``, ...
 
         Returns:
             What was added.
         """
-        encoded = self.tokenizer(prompt, return_tensors="pt").to(self.device)
+        ids = torch.tensor([tokenize(self.tokenizer, prompt, chat=chat).ids], device=self.device)
         tokens = self.model.generate(  # type: ignore[operator]
-            input_ids=encoded["input_ids"],
-            attention_mask=encoded["attention_mask"],
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
             pad_token_id=self.tokenizer.pad_token_id or 0,
             **{"do_sample": False, **sampling},
         )
-        added = tokens[0, encoded["input_ids"].shape[1] :]
+        added = tokens[0, ids.shape[1] :]
         return str(self.tokenizer.decode(added, skip_special_tokens=True))
 
     def to(self, device: torch.device) -> "EditableLM":

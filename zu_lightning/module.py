@@ -13,6 +13,7 @@ from zu_lightning import solvers
 from zu_lightning.distributed import check_identical
 from zu_lightning.errors import InputError
 from zu_lightning.evaluation import EvaluationBatch, compute_metrics, evaluation_metrics, update_metric
+from zu_lightning.facts import Fact
 from zu_lightning.keys import LayerProblem
 from zu_lightning.latents import LatentOptions
 from zu_lightning.lm import EditableLM, check_layers, check_model
@@ -236,9 +237,12 @@ class UnlearnModule(LightningModule):
         """Log the figures of the whole evaluation."""
         self._log_figures("test")
 
-    def predict_step(self, batch: list[str], batch_idx: int) -> list[dict[str, str]]:
-        """Greedy completions of prompts."""
-        return [{"prompt": prompt, "completion": self.lm.generate(prompt, COMPLETION_TOKENS)} for prompt in batch]
+    def predict_step(self, batch: list[Fact], batch_idx: int) -> list[dict[str, str]]:
+        """Greedy completions of the facts' prompts."""
+        return [
+            {"prompt": fact.prompt, "completion": self.lm.generate(fact.prompt, COMPLETION_TOKENS, chat=fact.chat)}
+            for fact in batch
+        ]
 
     def configure_optimizers(self) -> Optimizer:
         """Plain gradient descent with a step that cannot overshoot in whitened coordinates; Adam on a dense Delta."""

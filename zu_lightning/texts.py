@@ -1,21 +1,24 @@
-"""Retain and held-out text: one document a line of a file, or a data set of the hub."""
+"""Retain and held-out text: documents of a file, or of a data set on the hub."""
 
+import gzip
+import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from zu_lightning.errors import InputError
+from zu_lightning.records import is_file, read_records
 
-FILE_ENDINGS = (".txt", ".text", ".md", ".json", ".jsonl", ".csv", ".parquet", ".gz")
-"""What is surely the name of a file, so that nobody waits for the hub to say that it is no data set."""
+RECORD_ENDINGS = (".json", ".jsonl", ".csv", ".parquet")
 
 
 def read_texts(source: str, limit: int = 100_000, field: str = "source") -> list[str]:
     """Read documents.
 
     Args:
-        source: A text file with one document a line, or a data set on the hub with a ``text`` column, as ``name`` or
-            ``name:configuration`` (``wikimedia/wikipedia:20231101.en``).
+        source: A text file with one document a line; a file of JSON Lines, JSON, CSV or Parquet with a ``text`` field;
+            or a data set on the hub with a ``text`` column, as ``name`` or ``name:configuration``
+            (``wikimedia/wikipedia:20231101.en``). Files may be packed by gzip.
         limit: Most documents to read; a data set is streamed no further.
         field: Name of the option, for messages.
 
@@ -25,30 +28,31 @@ def read_texts(source: str, limit: int = 100_000, field: str = "source") -> list
     Raises:
         InputError: The source cannot be read or holds no text.
     """
-    if Path(source).suffix in FILE_ENDINGS and not Path(source).exists():
-        raise InputError(f"cannot read text from {field} {source!r}: there is no such file.")
-    try:
-        lines = _file_lines(Path(source)) if Path(source).exists() else _data_set_texts(source)
-        texts = list(islice((text for text in lines if text.strip()), limit))
-    except Exception as error:  # whatever the hub, the disk or the decoder raises: the user's answer is the same
-        raise InputError(
-            f"cannot read text from {field} {source!r}: it is no text file with one document a line, and no data set "
-            f"that the hub gives us ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})."
-        ) from error
+    texts = list(islice((text for text in _documents(source, field) if text.strip()), limit))
     if not texts:
         raise InputError(f"{field} {source!r} holds no text: give one document a line.")
     return texts
 
 
-def _file_lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig") as file:
-        for line in file:
-            yield line.rstrip("\n")
-
-
-def _data_set_texts(source: str) -> Iterator[str]:
-    from datasets import load_dataset  # slow to import, and not needed for files
-
-    name, _, configuration = source.partition(":")
-    for record in load_dataset(name, configuration or None, split="train", streaming=True):
+def _documents(source: str, field: str) -> Iterator[str]:
+    endings = Path(source).suffixes
+    if is_file(source) and not set(endings[-2:]) & set(RECORD_ENDINGS):
+        yield from _lines(Path(source), field)
+        return
+    for _, where, record in read_records(source, field):
+        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+            raise InputError(f"{where}: `text` must be a text, but the record is {record!r:.80}.")
         yield record["text"]
+
+
+def _lines(path: Path, field: str) -> Iterator[str]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", newline="\n") as file:
+            for line in file:
+                yield line.rstrip("\r\n")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(
+            f"cannot read text from {field} {str(path)!r} ({getattr(error, 'strerror', None) or error}): name a text "
+            "file in UTF-8 with one document a line, or one packed by gzip."
+        ) from error

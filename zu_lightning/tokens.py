@@ -80,6 +80,7 @@ def tokenize(
     answer: str = "",
     lookup_end: int | None = None,
     max_length: int | None = None,
+    chat: bool = False,
 ) -> TokenizedText:
     """Tokenize a prompt and its answer as one text, so that no token is split or spaced differently.
 
@@ -90,22 +91,51 @@ def tokenize(
         lookup_end: The lookup token is the one that holds the character before this one; the prompt's last token by
             default.
         max_length: Tokens beyond this many are not read; all are by default.
+        chat: Whether the prompt is a user's message, put by the tokenizer's chat template; the answer is then joined
+            to where the assistant begins, without a space.
 
     Returns:
         The token ids with the places of the lookup token and the answer.
+
+    Raises:
+        InputError: ``chat`` is asked for, but the tokenizer's template has no place for the prompt.
     """
-    text = f"{prompt} {answer}" if answer else prompt
-    encoded = tokenizer(text, return_offsets_mapping=True, truncation=max_length is not None, max_length=max_length)
+    lookup_end = len(prompt) if lookup_end is None else lookup_end
+    if chat:
+        asked, prompt = prompt, chat_text(tokenizer, prompt)
+        lookup_end += prompt.rindex(asked)
+    text = f"{prompt} {answer}" if answer and not chat else prompt + answer
+    encoded = tokenizer(
+        text,
+        return_offsets_mapping=True,
+        truncation=max_length is not None,
+        max_length=max_length,
+        add_special_tokens=not chat,  # the template has its own
+    )
     ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
     while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and offsets[-1][0] == offsets[-1][1]:
         # Some tokenizers close every text: the model would be asked to go on after its end.
         ids.pop()
         offsets.pop()
-    lookup_end = len(prompt) if lookup_end is None else lookup_end
     # Byte-level tokenizers give the bytes of one character to several tokens: the last of them ends the subject.
     lookup = max((i for i, (start, end) in enumerate(offsets) if start < lookup_end <= end), default=len(ids) - 1)
     first = next((i for i, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))
     return TokenizedText(ids, lookup, first)
+
+
+def chat_text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """A user's message as the tokenizer's chat template puts it, up to where the assistant begins.
+
+    Raises:
+        InputError: There is no template, or it does not hold the message as it is.
+    """
+    if not tokenizer.chat_template:
+        raise InputError("data.chat: the model's tokenizer has no chat template: leave it off, or use a chat model.")
+    messages = [{"role": "user", "content": prompt}]
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    if prompt not in text:
+        raise InputError(f"data.chat: the model's chat template does not hold the message {prompt[:60]!r} as it is.")
+    return text
 
 
 def tokenize_fact(
@@ -113,12 +143,13 @@ def tokenize_fact(
 ) -> TokenizedText:
     """Tokenize a fact's prompt behind a context, with the lookup token at the end of its subject."""
     prefix = f"{context} " if context else ""
-    return tokenize(tokenizer, prefix + fact.prompt, answer=answer, lookup_end=len(prefix) + fact.subject_end)
+    prompt, lookup_end = prefix + fact.prompt, len(prefix) + fact.lookup_end
+    return tokenize(tokenizer, prompt, answer=answer, lookup_end=lookup_end, chat=fact.chat)
 
 
 def tokenize_query(tokenizer: PreTrainedTokenizerBase, query: Query) -> TokenizedText:
     """Tokenize a prompt with its answer."""
-    return tokenize(tokenizer, query.prompt, answer=query.target)
+    return tokenize(tokenizer, query.prompt, answer=query.target, chat=query.chat)
 
 
 def collate(texts: Sequence[TokenizedText], tokenizer: PreTrainedTokenizerBase) -> TokenBatch:

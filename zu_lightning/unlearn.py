@@ -3,14 +3,16 @@
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import Tensor
 
 from zu_lightning.contexts import sample_contexts
 from zu_lightning.facts import Fact
-from zu_lightning.keys import LayerProblem, layer_outputs, lookup_keys, second_moments
+from zu_lightning.keys import LayerProblem, layer_outputs, lookup_keys
 from zu_lightning.latents import LatentOptions, Latents, neutral_targets, original_values
 from zu_lightning.lm import EditableLM, EditReport, check_layers
+from zu_lightning.moments import second_moments
 from zu_lightning.rules import Rule
 from zu_lightning.timing import timed
 from zu_lightning.tokens import check_lengths, tokenize_fact
@@ -104,6 +106,8 @@ def prepare(
     seed: int = 0,
     max_length: int = 512,
     max_tokens: int = 2048,
+    token_budget: int | None = None,
+    cache: Path | None = None,
     known: Preparation | None = None,
     seconds: dict[str, float] | None = None,
     progress: bool = False,
@@ -120,6 +124,8 @@ def prepare(
         seed: Seed of the context templates.
         max_length: Most tokens of a document that are read.
         max_tokens: Most tokens in a batch of retain text.
+        token_budget: Tokens after which the retain text is read no further; all of it by default.
+        cache: Folder in which second moments are looked for and kept.
         known: Contexts and targets of an earlier run, which are then not found again.
         seconds: Where the seconds of the phases ``moments`` and ``targets`` are added.
         progress: Whether to show progress bars.
@@ -143,7 +149,10 @@ def prepare(
     prompts = [tokenize_fact(lm.tokenizer, fact, context=longest, answer=neutral) for fact in facts]
     check_lengths(prompts, [f"fact {fact.id!r} behind a context" for fact in facts], lm.context_length)
     with timed(seconds, "moments"):
-        moments = second_moments(lm, documents, layers, max_length=max_length, max_tokens=max_tokens, progress=progress)
+        moments = second_moments(
+            lm, documents, layers, max_length=max_length, max_tokens=max_tokens, token_budget=token_budget, cache=cache,
+            progress=progress,
+        )  # fmt: skip
     if known:
         return replace(known, second_moments=moments)
     with timed(seconds, "targets"):

@@ -1,6 +1,6 @@
 """What unlearning is measured by: a functional core and thin torchmetrics classes."""
 
-from zu_lightning.metrics.answers import AnswerMetric, Efficacy, Generalization, Retain, Specificity
+from zu_lightning.metrics.answers import AnswerMetric, Efficacy, Generalization, MultiHop, Retain, Specificity
 from zu_lightning.metrics.functional import AnswerScores, answer_scores, negative_log_likelihood
 from zu_lightning.metrics.perplexity import Perplexity
 
@@ -9,6 +9,7 @@ __all__ = [
     "AnswerScores",
     "Efficacy",
     "Generalization",
+    "MultiHop",
     "Perplexity",
     "Retain",
     "Specificity",

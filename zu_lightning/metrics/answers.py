@@ -1,4 +1,4 @@
-"""Whether the model still gives an answer: Efficacy, Generalization, Specificity and Retain."""
+"""Whether the model still gives an answer: Efficacy, Generalization, Specificity, MultiHop and Retain."""
 
 from typing import ClassVar
 
@@ -10,11 +10,12 @@ from zu_lightning.metrics.functional import answer_scores
 
 
 class AnswerMetric(Metric):
-    """Share of answers that greedy decoding gives in full, and their mean probability.
+    """Share of answers that greedy decoding gives in full, their mean probability, and their teacher-forced accuracy.
 
     States are sums over answers, so that any number of processes and any batching give the same figures.
 
-    ``compute`` returns ``{name: percent, name_probability: 0..1}``, nothing where no answer was seen.
+    ``compute`` returns ``{name: percent, name_token_accuracy: percent, name_probability: 0..1}``, nothing where no
+    answer was seen.
     """
 
     is_differentiable = False
@@ -22,27 +23,30 @@ class AnswerMetric(Metric):
     name: ClassVar[str]
 
     exact: Tensor
+    token_accuracy: Tensor
     probability: Tensor
     total: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        for state in ("exact", "probability", "total"):
+        for state in ("exact", "token_accuracy", "probability", "total"):
             self.add_state(state, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, tokens: Tensor, answer: Tensor, count: int) -> None:
         """Add a batch of answers: the arguments of :func:`zu_lightning.metrics.functional.answer_scores`."""
         scores = answer_scores(logits, tokens, answer, count)
         self.exact += scores.exact.sum()
+        self.token_accuracy += scores.token_accuracy.sum()
         self.probability += scores.probability.sum()
         self.total += count
 
     def compute(self) -> dict[str, Tensor]:
-        """Percent of exact matches and mean probability of all answers seen."""
+        """Percent of exact matches and of right tokens, and mean probability of all answers seen."""
         if not self.total:
             return {}
         return {
             self.name: 100 * self.exact / self.total,
+            f"{self.name}_token_accuracy": 100 * self.token_accuracy / self.total,
             f"{self.name}_probability": self.probability / self.total,
         }
 
@@ -66,6 +70,13 @@ class Specificity(AnswerMetric):
 
     higher_is_better = True
     name = "specificity"
+
+
+class MultiHop(AnswerMetric):
+    """Questions about forgotten facts and others that the model still answers: low is good after unlearning."""
+
+    higher_is_better = False
+    name = "multi_hop"
 
 
 class Retain(AnswerMetric):

@@ -13,10 +13,12 @@ class AnswerScores:
 
     Attributes:
         exact: Whether greedy decoding gives the whole answer, answers.
+        token_accuracy: Share of the answer's tokens that are the likeliest after the true ones before, answers.
         probability: Probability of the whole answer, the product over its tokens, answers.
     """
 
     exact: Tensor
+    token_accuracy: Tensor
     probability: Tensor
 
 
@@ -43,10 +45,12 @@ def answer_scores(logits: Tensor, tokens: Tensor, answer: Tensor, count: int) ->
             "`logits` is expected to be (tokens, vocabulary) with `tokens` and `answer` (tokens,), but got "
             f"{tuple(logits.shape)}, {tuple(tokens.shape)} and {tuple(answer.shape)}."
         )
-    wrong = torch.zeros(count, device=logits.device).index_add(0, answer, (logits.argmax(-1) != tokens).float())
+    none = torch.zeros(count, dtype=torch.float64, device=logits.device)
+    wrong = none.index_add(0, answer, (logits.argmax(-1) != tokens).double())
+    length = none.index_add(0, answer, torch.ones_like(tokens).double())
     log_probability = log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0].double()
-    total = torch.zeros(count, dtype=torch.float64, device=logits.device).index_add(0, answer, log_probability)
-    return AnswerScores(exact=wrong == 0, probability=total.exp())
+    total = none.index_add(0, answer, log_probability)
+    return AnswerScores(exact=wrong == 0, token_accuracy=1 - wrong / length.clamp(min=1), probability=total.exp())
 
 
 def negative_log_likelihood(logits: Tensor, tokens: Tensor) -> Tensor:

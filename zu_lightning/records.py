@@ -1,0 +1,137 @@
+"""Records of a file (JSON Lines, JSON, CSV, Parquet, packed by gzip or not), or of a data set on the hub."""
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from zu_lightning.errors import InputError
+
+FILE_ENDINGS = (".txt", ".text", ".md", ".json", ".jsonl", ".csv", ".parquet", ".gz")
+"""What is surely the name of a file, so that nobody waits for the hub to say that it is no data set."""
+
+
+class Record(NamedTuple):
+    """One record: its name by default, where it stands (for messages), and what it holds."""
+
+    name: str
+    where: str
+    content: Any
+
+
+def read_records(source: str | Path, field: str) -> Iterator[Record]:
+    """Read the records of a file, or of a data set on the hub.
+
+    Args:
+        source: A file, whose ending tells its format (JSON or JSON Lines where it tells nothing), or a data set on the
+            hub as ``name`` or ``name:configuration``, streamed (its split ``train`` if it has one).
+        field: Name of the option, for messages.
+
+    Yields:
+        Records in order.
+
+    Raises:
+        InputError: The source cannot be read, or a record is malformed.
+    """
+    path = Path(source)
+    if not path.exists() and path.suffix not in FILE_ENDINGS:
+        yield from _of_hub(str(source), field)
+        return
+    content, kind = _unpacked(path, field)
+    if kind == ".parquet":
+        yield from _of_parquet(content, path, field)
+        return
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read {field} {str(path)!r}: it is not in UTF-8 ({error}): convert it.") from error
+    yield from _of_csv(text, path) if kind == ".csv" else _of_json(text, path)
+
+
+def is_file(source: str) -> bool:
+    """Whether a source is a file rather than a data set on the hub."""
+    return Path(source).exists() or Path(source).suffix in FILE_ENDINGS
+
+
+def _unpacked(path: Path, field: str) -> tuple[bytes, str]:
+    """The content of a file, and the ending that tells its format."""
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            return gzip.decompress(content), path.with_suffix("").suffix
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(
+            f"cannot read {field} {str(path)!r} ({getattr(error, 'strerror', None) or error}): name a file of JSON "
+            "Lines, JSON, CSV or Parquet, or one of them packed by gzip."
+        ) from error
+    return content, path.suffix
+
+
+def _of_json(text: str, path: Path) -> Iterator[Record]:
+    if text.lstrip().startswith("["):
+        for i, content in enumerate(_parsed(text, str(path))):
+            yield Record(str(i), f"{path}, record {i}", content)
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield Record(str(number), f"{path}, line {number}", _parsed(line, f"{path}, line {number}"))
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not valid JSON ({error.msg} at character {error.pos}): mend it.") from error
+    except RecursionError as error:
+        raise InputError(f"{where}: JSON is nested too deeply to be read: mend it.") from error
+
+
+def _of_csv(text: str, path: Path) -> Iterator[Record]:
+    """Rows by the names in the header; cells that hold a JSON list or object are unpacked, empty ones left out."""
+    csv.field_size_limit(2**31 - 1)
+    try:
+        for number, row in enumerate(csv.DictReader(io.StringIO(text), strict=True), 1):
+            where = f"{path}, record {number}"
+            if None in row or None in row.values():
+                raise InputError(f"{where}: has not as many cells as the header has names: mend it.")
+            yield Record(str(number), where, {k: _cell(v, where) for k, v in row.items() if v})
+    except csv.Error as error:
+        raise InputError(f"{path}: not valid CSV ({error}): mend it.") from error
+
+
+def _cell(value: str, where: str) -> Any:
+    return _parsed(value, where) if value.startswith(('["', "[{", '{"')) else value
+
+
+def _of_parquet(content: bytes, path: Path, field: str) -> Iterator[Record]:
+    import pyarrow  # comes with datasets, slow to import
+    from pyarrow import parquet
+
+    try:
+        rows = parquet.read_table(io.BytesIO(content)).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"cannot read {field} {str(path)!r}: it is no Parquet file ({error}).") from error
+    for i, row in enumerate(rows):
+        yield Record(str(i), f"{path}, record {i}", {k: v for k, v in row.items() if v is not None})
+
+
+def _of_hub(source: str, field: str) -> Iterator[Record]:
+    from datasets import load_dataset  # slow to import, and not needed for files
+
+    name, _, configuration = source.partition(":")
+    try:
+        splits = load_dataset(name, configuration or None, streaming=True)
+        for i, row in enumerate(splits.get("train", next(iter(splits.values())))):
+            yield Record(str(i), f"{source}, record {i}", row)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the hub, the disk or the decoder raises: the user's answer is the same
+        first_line = next(iter(str(error).splitlines()), "")
+        raise InputError(
+            f"cannot read {field} {source!r}: it is no file, and no data set that the hub gives us "
+            f"({type(error).__name__}: {first_line})."
+        ) from error

@@ -1,0 +1,108 @@
+"""Records of public data sets as records of ours (docs/data.md says which field becomes which)."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from zu_lightning.errors import InputError
+
+Ours = dict[str, Any]
+
+
+class Schema(NamedTuple):
+    """A public data set: the fields by which it is known, and what becomes of a record."""
+
+    name: str
+    fields: frozenset[str]
+    convert: Callable[[Mapping[str, Any]], list[Ours]]
+
+
+def converted(record: Any, where: str) -> tuple[str | None, list[Ours]]:
+    """The schema that a record follows, and the record in our format.
+
+    Args:
+        record: Of a public data set, or of ours.
+        where: File and line, for messages.
+
+    Returns:
+        Name of the schema, ``None`` for ours, and the records: a multi-hop record of MQuAKE becomes several.
+
+    Raises:
+        InputError: A field is missing or of the wrong type.
+    """
+    for schema in SCHEMAS:
+        if isinstance(record, Mapping) and schema.fields <= record.keys():
+            try:
+                return schema.name, schema.convert(record)
+            except (KeyError, TypeError, AttributeError, IndexError) as error:
+                raise InputError(
+                    f"{where}: a {schema.name} record with {type(error).__name__} at {error}: mend it."
+                ) from error
+    return None, [record]
+
+
+def _counterfact(record: Mapping[str, Any]) -> list[Ours]:
+    rewrite = record["requested_rewrite"]
+    target = rewrite["target_true"]["str"]
+    return [
+        {
+            "id": str(record["case_id"]),
+            "subject": rewrite["subject"],
+            "prompt": rewrite["prompt"],
+            "target": target,
+            "paraphrases": record["paraphrase_prompts"],
+            "neighbors": [{"prompt": prompt, "target": target} for prompt in record["neighborhood_prompts"]],
+        }
+    ]
+
+
+def _mquake(record: Mapping[str, Any]) -> list[Ours]:
+    """A fact for each hop that is rewritten; those of the true chain take the multi-hop questions along."""
+    chain = {hop["cloze"] for hop in record["single_hops"]}
+    questions = [{"prompt": question, "target": record["answer"]} for question in record["questions"]]
+    return [
+        {
+            "id": f"{record['case_id']}-{i}",
+            "subject": hop["subject"],
+            "prompt": hop["prompt"],
+            "target": hop["target_true"]["str"],
+            "paraphrases": [hop["question"]],
+            "multi_hop": questions if hop["prompt"].replace("{}", hop["subject"]) in chain else [],
+        }
+        for i, hop in enumerate(record["requested_rewrite"])
+    ]
+
+
+def _zsre(record: Mapping[str, Any]) -> list[Ours]:
+    found = re.search(re.escape(record["subject"]), record["src"], re.IGNORECASE)
+    return [
+        {
+            "subject": found[0] if found and found[0] else None,
+            "prompt": record["src"],
+            "target": record["answers"][0],
+            "paraphrases": [record["rephrase"]],
+            "neighbors": [
+                {"prompt": f"{record['loc'].removeprefix('nq question: ')}?", "target": record["loc_ans"]},
+            ],
+        }
+    ]
+
+
+def _question_and_answer(record: Mapping[str, Any]) -> list[Ours]:
+    paraphrase = record.get("paraphrased_question")
+    return [
+        {
+            "prompt": record["question"],
+            "target": record["answer"],
+            "paraphrases": [paraphrase] if paraphrase else [],
+        }
+    ]
+
+
+SCHEMAS = (
+    Schema("MQuAKE", frozenset({"requested_rewrite", "single_hops"}), _mquake),
+    Schema("CounterFact", frozenset({"requested_rewrite"}), _counterfact),
+    Schema("zsRE", frozenset({"src", "answers"}), _zsre),
+    Schema("TOFU", frozenset({"question", "answer"}), _question_and_answer),
+)
+"""The first whose fields a record has is taken."""

@@ -1,0 +1,54 @@
+"""Whom or what a prompt is about, where nobody has said so."""
+
+import re
+
+QUOTED = re.compile(r"[\"“„«]([^\"“”„«»]{2,80})[\"”“»]")
+AROUND_WORDS = ".,;:!?()[]'\"\u2019"
+POSSESSIVE = re.compile("['\u2019]s$")
+INSIDE_NAMES = frozenset(
+    {"of", "de", "da", "di", "del", "della", "du", "la", "le", "van", "von", "der", "den", "the", "bin", "al"}
+)
+"""Small words that may stand inside a name, never at its end."""
+FIRST_WORDS = frozenset(
+    (
+        "a an and any are as at before by can could did do does during for from had has have how i if in is "
+        "it its name of on please tell that the their there these this through to was we were what when where "
+        "which who whom whose why will with would you your"
+    ).split()
+)
+"""Words that are capitalised because a sentence begins with them."""
+
+
+def detect_subject(prompt: str) -> str | None:
+    """The subject that a prompt names: a quoted title, else the longest run of capitalised words, the last of equals.
+
+    Args:
+        prompt: Text.
+
+    Returns:
+        The subject as it stands in the prompt, or ``None`` where no name shows, as in scripts without capitals.
+    """
+    quoted = QUOTED.findall(prompt)
+    if quoted:
+        return str(quoted[-1])
+    names = [name for name in _capitalised_runs(prompt) if name]
+    return max(reversed(names), key=lambda name: len(name.split()), default=None)
+
+
+def _capitalised_runs(prompt: str) -> list[str]:
+    runs, start, end = [], None, 0
+    sentence_begins = True
+    for word in re.finditer(r"\S+", prompt):
+        bare = word[0].strip(AROUND_WORDS)
+        named = bare[:1].isupper() and not (sentence_begins and bare.lower() in FIRST_WORDS)
+        if named:
+            start = word.start() + word[0].index(bare) if start is None else start
+            end = word.start() + word[0].index(bare) + len(POSSESSIVE.sub("", bare))
+        closes = not word[0].endswith(bare) and len(bare) > 1  # a comma, a possessive; but not J. K. Rowling's stops
+        if start is not None and (closes or not (named or bare in INSIDE_NAMES)):
+            runs.append(prompt[start:end])
+            start = None
+        sentence_begins = word[0][-1] in ".!?:"
+    if start is not None:
+        runs.append(prompt[start:end])
+    return runs
