@@ -259,7 +259,7 @@ with tempfile.TemporaryDirectory() as folder:
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_stops_before_any_work(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments, message = bad_input(tmp_path)[case]
-    monkeypatch.setattr("zu_lightning.keys.second_moments", lambda *_, **__: pytest.fail("expensive work was begun"))
+    monkeypatch.setattr("zu_lightning.unlearn.second_moments", lambda *_, **__: pytest.fail("expensive work was begun"))
     with pytest.raises(SystemExit) as stopped:
         run(tmp_path / "run", "fit", *arguments)
     assert message in str(stopped.value.code)

@@ -105,7 +105,8 @@ def test_a_neighbour_that_is_itself_forgotten_is_no_neighbour(lm: EditableLM) ->
 
 
 def test_what_was_not_measured_is_left_out(lm: EditableLM) -> None:
-    assert set(evaluate(lm, evaluation_batches(lm, known_facts(lm), [], []))) == {"efficacy", "efficacy_probability"}
+    figures = evaluate(lm, evaluation_batches(lm, known_facts(lm), [], []))
+    assert set(figures) == {"efficacy", "efficacy_token_accuracy", "efficacy_probability"}
 
 
 def test_wrong_shapes_are_refused_with_what_was_expected() -> None:

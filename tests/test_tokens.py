@@ -95,7 +95,7 @@ def test_the_last_of_several_occurrences_is_the_subject() -> None:
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<s>[{{ m.role }}] {{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}[assistant] {% endif %}"
+    "{% if add_generation_prompt %}[assistant]\n{% endif %}"
 )
 
 
@@ -105,7 +105,7 @@ def test_a_chat_prompt_ends_where_the_assistant_begins(facts: list[Fact]) -> Non
     fact = facts[0].as_chat()
     text = tokenize_fact(tokenizer, fact, context="It was late.", answer="baker")
     bos = tokenizer.bos_token or ""
-    asked = f"<s>[user] It was late. {fact.prompt}\n[assistant] "
+    asked = f"<s>[user] It was late. {fact.prompt}\n[assistant]\n"
     assert tokenizer.decode(text.ids[: text.answer]) == asked
     assert tokenizer.decode(text.ids[text.answer :]) == "baker"
     assert tokenizer.decode(text.ids[: text.lookup + 1]).endswith(fact.subject or "")

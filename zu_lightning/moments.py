@@ -1,6 +1,7 @@
 """Second moments of retain keys: one pass over the corpus for all layers, cached, and continued where it was killed."""
 
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from zu_lightning.distributed import own_share, process, summed
 from zu_lightning.errors import InputError
@@ -69,7 +71,7 @@ def second_moments(
         documents = _documents(lm, texts, max_length, token_budget)
         return _one_pass(lm, documents, layers, max_tokens, None, progress=progress)
     cache.mkdir(parents=True, exist_ok=True)
-    given = _digest(*texts, lm.tokenizer.backend_tokenizer.to_str(), (max_length, max_tokens, token_budget))
+    given = _digest(*texts, _described(lm.tokenizer), (max_length, max_tokens, token_budget))
     files = {layer: cache / f"moments-{_digest(lm.identity, given)}-layer{layer}.safetensors" for layer in layers}
     found = {layer: _read(file, lm.device) for layer, file in files.items()}
     # Only what all processes have found spares them all the pass.
@@ -149,6 +151,12 @@ def _add_product(total: Tensor, keys: Tensor) -> None:
     edges = torch.linspace(0, len(total), BLOCKS + 1).round().int().tolist()
     for start, end in pairwise(edges):
         total[start:end, start:] += keys[:, start:end].mT @ keys[:, start:]
+
+
+def _described(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    # How it was last called is no part of what it is.
+    return {name: value for name, value in described.items() if name not in ("truncation", "padding")}
 
 
 def _digest(*parts: object) -> str:
