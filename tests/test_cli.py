@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, BertConfig
 
 from tests.conftest import DEMO, ROOT
 from train import main
+from zu_lightning import EditableLM
 
 CONFIGS = ROOT / "configs"
 MODELS = ["llama31.yaml", "llama32.yaml", "qwen3.yaml"]
@@ -259,7 +260,7 @@ with tempfile.TemporaryDirectory() as folder:
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_stops_before_any_work(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments, message = bad_input(tmp_path)[case]
-    monkeypatch.setattr("zu_lightning.unlearn.second_moments", lambda *_, **__: pytest.fail("expensive work was begun"))
+    monkeypatch.setattr(EditableLM, "record", lambda *_: pytest.fail("expensive work was begun"))
     with pytest.raises(SystemExit) as stopped:
         run(tmp_path / "run", "fit", *arguments)
     assert message in str(stopped.value.code)
