@@ -19,6 +19,7 @@ from zu_lightning import (
     UnlearnModule,
     evaluation_batches,
     layer_problem,
+    only,
     own_share,
     prepare,
     read_facts,
@@ -47,6 +48,7 @@ class UnlearnDataModule(LightningDataModule):
             forgotten subject are left out.
         heldout: Text for the perplexity, in the same forms. By default the last tenth of the corpus, which is then
             not used for anything else.
+        ids: File with one id a line: no other facts are drawn from, such as those that the model is known to know.
         forget_num: How many facts to forget, drawn by seed; ignored where ``forget_ids`` is given.
         retain_num: How many other facts to watch, drawn by seed; ignored where ``retain_ids`` is given.
         seed: Seed of the draw and of the context templates.
@@ -69,6 +71,7 @@ class UnlearnDataModule(LightningDataModule):
         path: str = "data/demo/facts.jsonl",
         corpus: str = "data/demo/corpus.txt",
         heldout: str | None = None,
+        ids: str | None = None,
         forget_num: int = 10,
         retain_num: int = 200,
         seed: int = 0,
@@ -86,6 +89,7 @@ class UnlearnDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.path, self.corpus_source, self.heldout_source = path, corpus, heldout
+        self.ids = ids
         self.forget_num, self.retain_num, self.seed = forget_num, retain_num, seed
         self.forget_ids, self.retain_ids, self.halves = forget_ids, retain_ids, halves
         self.fact_token, self.detect_subjects, self.chat = fact_token, detect_subjects, chat
@@ -97,6 +101,8 @@ class UnlearnDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read and split the facts, read the text: everything that can be wrong with the input shows here."""
         facts = read_facts(self.path, detect_subjects=self.detect_subjects)
+        if self.ids is not None:
+            facts = only(facts, read_texts(self.ids, field="data.ids"))
         self.forget, self.retain = split_facts(
             [replace(fact.as_chat() if self.chat else fact, fact_token=self.fact_token) for fact in facts],
             self.forget_num,

@@ -187,6 +187,19 @@ def _without_repeats(facts: Iterable[Fact]) -> list[Fact]:
     return list(first.values())
 
 
+def only(facts: Sequence[Fact], ids: Sequence[str]) -> list[Fact]:
+    """The facts of these ids, in the order of ``facts``.
+
+    Raises:
+        InputError: There is no fact of some id.
+    """
+    wanted = {name.strip() for name in ids}
+    missing = sorted(wanted - {fact.id for fact in facts})
+    if missing:
+        raise InputError(f"data.ids names {missing[:5]}, which are not ids of the {len(facts)} facts in data.path.")
+    return [fact for fact in facts if fact.id in wanted]
+
+
 def split_facts(
     facts: Sequence[Fact],
     forget_num: int,

@@ -87,7 +87,7 @@ def tokenize(
     Args:
         tokenizer: A fast tokenizer.
         prompt: Text without trailing space.
-        answer: Joined to the prompt by one space; may be empty.
+        answer: Joined to the prompt by one space, or by none if it is a special token, such as the end of the text.
         lookup_end: The lookup token is the one that holds the character before this one; the prompt's last token by
             default.
         max_length: Tokens beyond this many are not read; all are by default.
@@ -104,7 +104,8 @@ def tokenize(
     if chat:
         asked, prompt = prompt, chat_text(tokenizer, prompt)
         lookup_end += prompt.rindex(asked)
-    text = f"{prompt} {answer}" if answer and not chat else prompt + answer
+    space = "" if not answer or chat or answer in tokenizer.all_special_tokens else " "
+    text = prompt + space + answer
     encoded = tokenizer(
         text,
         return_offsets_mapping=True,
