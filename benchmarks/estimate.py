@@ -9,7 +9,7 @@ from dataclasses import dataclass
 RATE = 0.4 * 790e12
 """Flop/s: 40 % of an H200's dense bfloat16 rate."""
 STEPS, CONTEXTS, PREFIX, SUFFIX, PLACES = 25, 7, 8, 6, 1.5
-"""Steps of a fact that is never done early; rows a fact; tokens up to the lookup token, and from there; logits a row."""
+"""Steps of a fact never done early; rows a fact; tokens up to the lookup token, and from there; logits a row."""
 QUERY_TOKENS, QUERIES, RETAIN_TOKENS = 16, 13, 1_000_000
 
 

@@ -25,7 +25,7 @@ SAMPLES = 5
 SPECTRUM_POINTS = 200
 """Eigenvalues that a spectrum's curve goes through; log10 of an eigenvalue over the mean one, the largest first."""
 
-COLUMNS = ("efficacy", "generalization", "specificity", "retain", "efficacy_probability", "perplexity")
+COLUMNS = ("efficacy", "generalization", "specificity", "multi_hop", "retain", "efficacy_probability", "perplexity")
 
 
 class Report(Callback):

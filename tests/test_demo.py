@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+import torch
 
 from data.world import RELATIONS, UNKNOWN, World
 from tests.conftest import DEMO
@@ -10,11 +11,14 @@ from zu_lightning import (
     EditableLM,
     Fact,
     LatentOptions,
+    ZeroUnlearnGD,
     causal_trace,
     evaluate,
     evaluation_batches,
     neutral_targets,
+    read_texts,
     split_facts,
+    unlearn,
 )
 
 
@@ -49,6 +53,23 @@ def test_the_neutral_state_is_reachable(demo_lm: EditableLM, demo_facts: list[Fa
     assert not still.original_lost.any()
     assert moved.original_lost.double().mean() >= 0.9
     assert moved.probability.mean() > 0.5
+
+
+def test_a_bfloat16_model_forgets_as_a_float32_one_does(demo_facts: list[Fact]) -> None:
+    forget, retain = split_facts(demo_facts, 5, 50, seed=0)
+    corpus = read_texts(str(DEMO / "corpus.txt"), 300)
+    figures, effects, stored = {}, {}, {}
+    for dtype in ("float32", "bfloat16"):
+        lm = EditableLM.from_pretrained(DEMO / "model", dtype=dtype)
+        result = unlearn(lm, forget, corpus, [0], ZeroUnlearnGD())
+        figures[dtype] = evaluate(lm, evaluation_batches(lm, forget, retain, []))
+        effects[dtype], stored[dtype] = lm.updates[0].dense(), result.edits[0].stored_error
+    assert lm.weight(0).dtype == torch.bfloat16
+    # Keys and targets come out of a forward pass in bfloat16; the solve does not, and the sum is rounded once.
+    assert (effects["bfloat16"] - effects["float32"]).norm() < 0.1 * effects["float32"].norm()
+    assert stored["float32"] < 1e-5 < stored["bfloat16"] < 0.1
+    assert figures["bfloat16"]["efficacy"] == figures["float32"]["efficacy"] == 0
+    assert figures["bfloat16"]["retain"] == pytest.approx(figures["float32"]["retain"], abs=4)
 
 
 def test_of_unlisted_people_it_says_that_it_does_not_know(demo_lm: EditableLM) -> None:

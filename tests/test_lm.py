@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTrainedConfig, Qwen3MoeConfig
 
 from tests.conftest import SMALL, TEXTS, train_tokenizer
@@ -37,6 +38,33 @@ def test_projection_output_is_weight_times_key(any_lm: EditableLM) -> None:
         bias = projection.bias if getattr(projection, "bias", None) is not None else 0.0
         value = record.input @ any_lm.weight(layer).T + bias
         assert torch.allclose(value, record.output, atol=1e-6)
+
+
+def key_by_hand(mlp: nn.Module, hidden: Tensor) -> Tensor:
+    """What the MLP's output projection receives, written out for each architecture."""
+    if hasattr(mlp, "gate_proj"):  # Llama, Qwen, Mistral, Gemma, OLMo
+        return mlp.act_fn(mlp.gate_proj(hidden)) * mlp.up_proj(hidden)
+    if hasattr(mlp, "gate_up_proj"):  # Phi-3
+        gate, up = mlp.gate_up_proj(hidden).chunk(2, -1)
+        return mlp.activation_fn(gate) * up
+    if hasattr(mlp, "c_fc"):  # GPT-2
+        return mlp.act(mlp.c_fc(hidden))
+    if hasattr(mlp, "dense_h_to_4h"):  # GPT-NeoX
+        return mlp.act(mlp.dense_h_to_4h(hidden))
+    return mlp.activation_fn(mlp.fc1(hidden))  # OPT, whose MLP is part of its layer
+
+
+def test_keys_are_those_of_the_mlp_written_out(any_lm: EditableLM) -> None:
+    batch = batch_of(any_lm)
+    for layer in range(len(any_lm.layers)):
+        mlp = any_lm.model.get_submodule(any_lm.weight_name(layer).rpartition(".")[0])
+        first = mlp.fc1 if hasattr(mlp, "fc1") else mlp
+        received: list[Tensor] = []
+        handle = first.register_forward_pre_hook(lambda _, args, kept=received: kept.append(args[0]))
+        (record,) = any_lm.record(batch, [any_lm.projections[layer]])
+        handle.remove()
+        expected = key_by_hand(mlp, received[0]).view(record.input.shape)
+        assert torch.allclose(record.input, expected, atol=1e-6)
 
 
 def test_one_pass_reads_several_layers(any_lm: EditableLM) -> None:
