@@ -26,6 +26,10 @@ OVERLAYS = sorted(
 )
 
 
+SHORT = ("--model.latents.steps=2", "--data.corpus_documents=10")
+FEW = ("--data.forget_num=2", "--data.retain_num=5", "--data.corpus_documents=200", "--data.heldout_documents=10")
+
+
 @pytest.fixture(autouse=True)
 def from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
@@ -119,9 +123,8 @@ def test_validation_of_the_edited_model_gives_the_figures_after(demo_run: Path, 
 
 
 def test_gradient_descent_arrives_at_the_exact_optimum(tmp_path: Path) -> None:
-    few = ("--data.forget_num", "3", "--data.retain_num", "5", "--data.corpus_documents", "300")
-    exact = run(tmp_path / "exact", "fit", "--config", str(CONFIGS / "zero_unlearn_gd.yaml"), *few)
-    descent = run(tmp_path / "descent", "fit", "--config", str(CONFIGS / "gradient_descent.yaml"), *few)
+    exact = run(tmp_path / "exact", "fit", "--config", str(CONFIGS / "zero_unlearn_gd.yaml"), *FEW)
+    descent = run(tmp_path / "descent", "fit", "--config", str(CONFIGS / "gradient_descent.yaml"), *FEW)
     gaps = [event.value for event in EventAccumulator(str(descent)).Reload().Scalars("train/gap")]
     assert 2 < len(gaps) <= 20
     assert gaps[0] > 1e-2
@@ -133,9 +136,8 @@ def test_gradient_descent_arrives_at_the_exact_optimum(tmp_path: Path) -> None:
 def test_adam_on_a_dense_delta_takes_all_its_steps_and_is_still_far_off(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    few = ("--data.forget_num", "3", "--data.retain_num", "5", "--data.corpus_documents", "300")
     dense = ("--config", str(CONFIGS / "gradient_descent_paper.yaml"), "--model.steps=30")
-    events = EventAccumulator(str(run(tmp_path, "fit", *dense, *few))).Reload()
+    events = EventAccumulator(str(run(tmp_path, "fit", *dense, *FEW))).Reload()
     gaps = [event.value for event in events.Scalars("train/gap")]
     assert len(gaps) == 30
     assert gaps[0] > gaps[-1] > 1e-3
@@ -148,13 +150,12 @@ def test_adam_on_a_dense_delta_takes_all_its_steps_and_is_still_far_off(
 )
 def test_a_null_space_that_is_empty_is_explained(threshold: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stopped:
-        run(tmp_path, "fit", *threshold, "--data.corpus_documents=300", "--data.forget_num=1")
+        run(tmp_path, "fit", *threshold, *FEW)
     assert "ZeroUnlearnGD cannot be solved at layer 0: the null space is empty" in str(stopped.value.code)
 
 
 def test_layers_are_edited_one_after_the_other(tmp_path: Path) -> None:
-    few = ("--data.forget_num", "2", "--data.retain_num", "5", "--data.corpus_documents", "300")
-    folder = run(tmp_path, "fit", "--model.layers", "[0, 1]", *few)
+    folder = run(tmp_path, "fit", "--model.layers", "[0, 1]", *FEW)
     assert list(metrics_of(folder)["layers"]) == ["0", "1"]
     edited, base = (AutoModelForCausalLM.from_pretrained(path) for path in (folder / "model", DEMO / "model"))
     original = base.state_dict()
@@ -164,21 +165,22 @@ def test_layers_are_edited_one_after_the_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_every_config_runs(name: str, tmp_path: Path) -> None:
-    few = ("--data.forget_num=2", "--data.retain_num=5", "--data.corpus_documents=100", "--data.heldout_documents=20")
-    run(tmp_path, "fit", "--config", str(CONFIGS / name), "--trainer.fast_dev_run", "true", *few)
+    run(tmp_path, "fit", "--config", str(CONFIGS / name), "--trainer.fast_dev_run", "true", *FEW)
 
 
-@pytest.mark.parametrize("overlay", [None, "zero_unlearn_gd.yaml", "zero_unlearn.yaml"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "overlay"),
+    [*((name, None) for name in MODELS), (MODELS[0], "zero_unlearn_gd.yaml"), (MODELS[0], "zero_unlearn.yaml")],
+)
 def test_every_model_config_runs_on_a_tiny_model(name: str, overlay: str | None, tmp_path: Path) -> None:
     files = [name, "tiny.yaml", *([overlay] if overlay else [])]
     configs = [f"--config={CONFIGS / file}" for file in files]
-    main(["fit", *configs, "--trainer.fast_dev_run=true", f"--trainer.default_root_dir={tmp_path}"])
+    main(["fit", *configs, "--trainer.fast_dev_run=true", f"--trainer.default_root_dir={tmp_path}", *SHORT])
 
 
 def test_a_tiny_model_takes_the_whole_road(tmp_path: Path) -> None:
     configs = [f"--config={CONFIGS / name}" for name in ("qwen3.yaml", "tiny.yaml")]
-    main(["fit", *configs, f"--trainer.default_root_dir={tmp_path}", "--model.latents.steps=2"])
+    main(["fit", *configs, f"--trainer.default_root_dir={tmp_path}", *SHORT])
     folder = tmp_path / "lightning_logs" / "version_0"
     assert list(metrics_of(folder)["layers"]) == ["9", "10", "11"]
     assert AutoModelForCausalLM.from_pretrained(folder / "model").config.model_type == "qwen3"

@@ -56,8 +56,8 @@ def test_the_neutral_state_is_reachable(demo_lm: EditableLM, demo_facts: list[Fa
 
 
 def test_a_bfloat16_model_forgets_as_a_float32_one_does(demo_facts: list[Fact]) -> None:
-    forget, retain = split_facts(demo_facts, 5, 50, seed=0)
-    corpus = read_texts(str(DEMO / "corpus.txt"), 300)
+    forget, retain = split_facts(demo_facts, 3, 30, seed=0)
+    corpus = read_texts(str(DEMO / "corpus.txt"), 150)
     figures, effects, stored = {}, {}, {}
     for dtype in ("float32", "bfloat16"):
         lm = EditableLM.from_pretrained(DEMO / "model", dtype=dtype)

@@ -8,6 +8,7 @@ import pytest
 import train
 from tests.conftest import ROOT
 
+SHORT = ("--data.retain_num=5", "--data.corpus_tokens=3000")
 NEUTRAL = "<|end_of_text|>"
 
 
@@ -24,8 +25,8 @@ def run(root: Path, model: Path, facts: Path, *arguments: str) -> dict[str, dict
     train.main([
         "fit", "--config=configs/demo.yaml", f"--model.model_name_or_path={model}", "--model.layers=[1,2]",
         f"--model.neutral_target={NEUTRAL}", f"--data.path={facts}", f"--data.corpus={model / 'corpus.txt'}",
-        f"--data.heldout={model / 'heldout.txt'}", "--data.corpus_tokens=20000", "--data.heldout_documents=5",
-        "--data.retain_num=30", f"--trainer.default_root_dir={root}", *arguments,
+        f"--data.heldout={model / 'heldout.txt'}", "--data.corpus_tokens=15000", "--data.heldout_documents=5",
+        "--data.retain_num=20", f"--trainer.default_root_dir={root}", *arguments,
     ])  # fmt: skip
     metrics: dict[str, dict[str, float]] = json.loads((root / "lightning_logs/version_0/metrics.json").read_text())
     return metrics
@@ -52,6 +53,6 @@ def test_facts_of_counterfact_are_forgotten(model: Path, shared: Path, tmp_path:
 def test_other_data_sets_take_the_whole_road(
     model: Path, shared: Path, tmp_path: Path, path: str, figures: set[str]
 ) -> None:
-    metrics = run(tmp_path, model, shared / "data" / path, "--data.forget_num=2", "--model.latents.steps=3")
+    metrics = run(tmp_path, model, shared / "data" / path, "--data.forget_num=2", "--model.latents.steps=2", *SHORT)
     assert metrics["before"].keys() >= figures
     assert metrics["after"].keys() == metrics["before"].keys()
