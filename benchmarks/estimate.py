@@ -7,7 +7,7 @@ import argparse
 from dataclasses import dataclass
 
 RATE = 0.4 * 790e12
-"""Flop/s: 40 % of an H200's dense bfloat16 rate."""
+"""Flop/s: 40 % of what bfloat16 products of large matrices have been seen to reach on an H200."""
 STEPS, CONTEXTS, PREFIX, SUFFIX, PLACES = 25, 7, 8, 6, 1.5
 """Steps of a fact never done early; rows a fact; tokens up to the lookup token, and from there; logits a row."""
 QUERY_TOKENS, QUERIES, RETAIN_TOKENS = 16, 13, 1_000_000
@@ -38,10 +38,9 @@ class Shape:
         """Parameters of the language model's head."""
         return self.width * self.vocabulary
 
-    @property
-    def above(self) -> int:
-        """Layers above the highest edited one."""
-        return self.depth - 1 - self.layers[-1]
+    def above(self, layer: int) -> int:
+        """Layers above one."""
+        return self.depth - 1 - layer
 
 
 SHAPES = (
@@ -55,12 +54,17 @@ def seconds(shape: Shape, facts: int, gpus: int) -> dict[str, float]:
     """By phase, at the assumed rate."""
     below = (shape.layers[-1] + 1) * shape.layer
     prefix = 2 * PREFIX * shape.depth * shape.layer
-    steps = 4 * STEPS * (SUFFIX * shape.above * shape.layer + PLACES * shape.head)
+
+    def latent(layer: int) -> float:
+        steps = 4 * STEPS * (SUFFIX * shape.above(layer) * shape.layer + PLACES * shape.head)
+        return facts * CONTEXTS * (prefix + steps)
+
     queries = facts * QUERIES * QUERY_TOKENS * 2 * (shape.depth * shape.layer + shape.head / QUERY_TOKENS)
     products = len(shape.layers) * 2 * 5 / 8 * shape.inner**2
     shared = {
-        "targets": facts * CONTEXTS * (prefix + steps),
-        "values, at most": facts * CONTEXTS * (prefix + steps) * len(shape.layers),
+        "targets": latent(shape.layers[-1]),
+        "values, at most": sum(latent(layer) for layer in shape.layers),
+        "keys": sum(facts * CONTEXTS * 2 * PREFIX * (layer + 1) * shape.layer for layer in shape.layers),
         "moments": RETAIN_TOKENS * (2 * below + products),
         "evaluation": queries * (1 + len(shape.layers)),
     }
@@ -74,8 +78,11 @@ def gibibytes(shape: Shape, facts: int) -> dict[str, float]:
     """By what is held, on every GPU."""
     parameters = shape.depth * shape.layer + shape.head
     rows = 64 * CONTEXTS
-    cached = 2 * 2 * (PREFIX + 12) * shape.key_value_heads * shape.head_width * shape.above
-    activations = 2 * SUFFIX * (12 * shape.width + 4 * shape.inner) * shape.above + 3 * 4 * PLACES * shape.vocabulary
+    above = shape.above(shape.layers[0])
+    # Two bytes a number: keys and values of contexts (12 tokens) and prompts; about 12 vectors of the stream's width
+    # and 4 of the MLP's that a layer keeps for its gradient. Logits, their softmax and its gradient in float32.
+    cached = 2 * 2 * (12 + PREFIX) * shape.key_value_heads * shape.head_width * above
+    activations = 2 * SUFFIX * (12 * shape.width + 4 * shape.inner) * above + 3 * 4 * PLACES * shape.vocabulary
     sizes = {
         "weights": 2 * parameters,
         "second moments": 8 * len(shape.layers) * shape.inner**2,

@@ -26,8 +26,8 @@ from zu_lightning import (
     ZeroUnlearnGD,
     evaluate,
     evaluation_batches,
+    facts_by_id,
     layer_problem,
-    only,
     prepare,
     read_facts,
     read_texts,
@@ -93,7 +93,7 @@ def main() -> None:
     print(f"from the cache {cached:.3f} s\n")
 
     facts, rule = read_facts(arguments.facts), ZeroUnlearnGD()
-    facts = only(facts, read_texts(arguments.ids)) if arguments.ids else facts
+    facts = facts_by_id(facts, read_texts(arguments.ids)) if arguments.ids else facts
     weights = copy.deepcopy(lm.model.state_dict())
     names = ("efficacy", "specificity", "retain", "perplexity")
     print(f"| tokens | energy in free directions, % | {' | '.join(names)} |\n|---|---|---|---|---|---|")

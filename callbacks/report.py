@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.closed_form import chosen_rule
 from callbacks.run_folder import run_folder, write_whole
-from zu_lightning import Fact, LayerProblem, UnlearnModule
+from zu_lightning import Fact, UnlearnModule, timed
 from zu_lightning.module import COMPLETION_TOKENS
 
 log = logging.getLogger(__name__)
@@ -43,13 +43,15 @@ class Report(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Draw the spectrum of a layer's second moment: how much of the space retain keys leave free."""
-        if batch_idx == 0 and isinstance(batch, LayerProblem) and trainer.is_global_zero:
+        boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if batch_idx > 0 or not isinstance(pl_module, UnlearnModule) or not trainer.is_global_zero or not boards:
+            return
+        with timed(pl_module.seconds, "spectrum"):
             eigenvalues = torch.linalg.eigvalsh(batch.second_moment).flip(0)
             shares = (eigenvalues / eigenvalues.mean()).clamp(min=1e-12).log10().tolist()
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    for i in range(0, len(shares), max(1, len(shares) // SPECTRUM_POINTS)):
-                        logger.experiment.add_scalar(f"spectrum/layer_{batch.layer}", shares[i], i)
+        for i in range(0, len(shares), max(1, len(shares) // SPECTRUM_POINTS)):
+            for board in boards:
+                board.add_scalar(f"spectrum/layer_{batch.layer}", shares[i], i)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What was measured after the layer before is not what this run ends with."""

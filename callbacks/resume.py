@@ -119,7 +119,7 @@ def _settings(trainer: Trainer, module: UnlearnModule) -> dict[str, str]:
         "model.latents": asdict(module.latents),
         "model.objective": asdict(module.objective) if rule is None else None,
         "model.delta": descent if rule is None else None,
-        "data.path, data.forget_num or data.seed": _digest(data.forget),
+        "data.path, or another option that decides which facts are drawn and how they are read": _digest(data.forget),
         "data.corpus": (data.corpus_source, _digest(data.corpus), data.max_length, data.corpus_tokens),
     }
     return {name: repr(value) for name, value in settings.items()}

@@ -1,6 +1,7 @@
 """Facts to forget and to keep, retain text, and the key batches of the layer that is being edited."""
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from zu_lightning import (
     Preparation,
     UnlearnModule,
     evaluation_batches,
+    facts_by_id,
     layer_problem,
-    only,
     own_share,
     prepare,
     read_facts,
@@ -59,7 +60,7 @@ class UnlearnDataModule(LightningDataModule):
         chat: Whether prompts are put to the model as a user's message, by its chat template.
         halves: Whether facts to keep are drawn from the first half of the file and facts to forget from the second,
             as in the paper.
-        corpus_tokens: Tokens of the corpus after which it is read no further.
+        corpus_tokens: Tokens of the corpus after which it is read no further; ``null`` for all of it.
         corpus_documents: Most documents of the corpus that are read.
         heldout_documents: Most documents of the held-out text that are read.
         max_length: Most tokens of a document that are read.
@@ -81,7 +82,7 @@ class UnlearnDataModule(LightningDataModule):
         fact_token: FactToken = "subject_last",
         detect_subjects: bool = True,
         chat: bool = False,
-        corpus_tokens: int = 1_000_000,
+        corpus_tokens: int | None = 1_000_000,
         corpus_documents: int = 100_000,
         heldout_documents: int = 500,
         max_length: int = 512,
@@ -100,9 +101,11 @@ class UnlearnDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read and split the facts, read the text: everything that can be wrong with the input shows here."""
+        if self.corpus_tokens is not None and self.corpus_tokens < 1:
+            raise InputError(f"data.corpus_tokens is {self.corpus_tokens}: give a positive number, or null for all.")
         facts = read_facts(self.path, detect_subjects=self.detect_subjects)
         if self.ids is not None:
-            facts = only(facts, read_texts(self.ids, field="data.ids"))
+            facts = facts_by_id(facts, read_texts(self.ids, sys.maxsize, "data.ids"))
         self.forget, self.retain = split_facts(
             [replace(fact.as_chat() if self.chat else fact, fact_token=self.fact_token) for fact in facts],
             self.forget_num,
@@ -192,7 +195,10 @@ class UnlearnDataModule(LightningDataModule):
 
     @property
     def _cache(self) -> Path | None:
-        return Path(self.trainer.default_root_dir, "cache") if self.trainer else None
+        trainer = self.trainer
+        if trainer is None or trainer.fast_dev_run or self.module.lm.is_dispatched:  # type: ignore[attr-defined]
+            return None
+        return Path(trainer.default_root_dir, "cache")
 
     @property
     def _progress(self) -> bool:

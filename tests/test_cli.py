@@ -228,6 +228,7 @@ def bad_input(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
+    (tmp_path / "ids").write_text("nobody\n")
     long = {**FACT, "prompt": "very " * 500 + "{} works as a"}
 
     def facts(name: str, *records: dict[str, Any]) -> list[str]:
@@ -251,6 +252,8 @@ def bad_input(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "broken model": (["--model.model_name_or_path", str(tmp_path / "broken")], "weights or tokenizer cannot be"),
         "no neutral target": (["--model.neutral_target="], "model.neutral_target is empty"),
         "no corpus": (["--data.corpus", str(tmp_path / "nowhere.txt")], "cannot read text from data.corpus"),
+        "no tokens": (["--data.corpus_tokens=-1"], "data.corpus_tokens is -1: give a positive number"),
+        "no such id": (["--data.ids", str(tmp_path / "ids")], "data.ids names ['nobody']"),
         "unwritable": (["--trainer.default_root_dir", str(tmp_path / "file")], "cannot be written to"),
     }
 

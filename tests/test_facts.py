@@ -44,6 +44,11 @@ def write(path: Path, *records: object) -> Path:
             [{"src": "Who?", "answers": [], "subject": "x", "rephrase": "", "loc": "", "loc_ans": ""}],
             "line 1: a zsRE record with IndexError",
         ),
+        (
+            [{"src": "Who?", "answers": "Paris", "subject": "x", "rephrase": "", "loc": "", "loc_ans": ""}],
+            "line 1: a zsRE record with TypeError at a str where a list should be: 'Paris'",
+        ),
+        ([{**GOOD, "paraphrases": "[1"}], "`paraphrases` is no list in JSON"),
         ([{"src": "Who?", "answers": ["a"]}], "line 1: a zsRE record with KeyError at 'subject'"),
         (
             [{"requested_rewrite": [{}], "single_hops": [], "questions": [], "answer": "a", "case_id": 1}],
@@ -180,6 +185,8 @@ def test_a_folder_is_no_file_of_facts(tmp_path: Path) -> None:
         ("In which city does J. K. Rowling live?", "J. K. Rowling"),
         ("Ana de la Cruz was born in", "Ana de la Cruz"),
         ("what is the capital?", None),
+        ("Explain quantum tunnelling", None),
+        ("In Paris, where did I see it?", "Paris"),
         ("\u0627\u0644\u0639\u0627\u0635\u0645\u0629 \u0647\u064a", None),
     ],
 )
@@ -214,6 +221,14 @@ def test_public_schemas_are_read(shared: Path) -> None:
     assert len(tofu) == 400
     assert sum(fact.subject is not None for fact in tofu) > 390
     assert all(len(fact.paraphrases) == 1 for fact in tofu)
+
+
+def test_records_of_ours_may_have_other_columns(tmp_path: Path) -> None:
+    (fact,) = read_facts(write(tmp_path, {**GOOD, "question": "Who?", "answer": "Bo"}))
+    assert fact.query == Query("Ada works as a", "baker")
+    named = {"id": "7", "subject": "Ada", "question": "Who is Ada to Bo Holm?", "answer": "A friend"}
+    (fact,) = read_facts(write(tmp_path, named))
+    assert (fact.id, fact.subject) == ("7", "Ada")
 
 
 def test_fact_tokens(facts: list[Fact]) -> None:

@@ -94,7 +94,7 @@ def test_the_last_of_several_occurrences_is_the_subject() -> None:
 
 
 CHAT_TEMPLATE = (
-    "{% for m in messages %}<s>[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    "{% for m in messages %}<s>[{{ m.role }}]{{ ' ' if m.role == 'user' else '\n' }}{{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]\n{% endif %}"
 )
 

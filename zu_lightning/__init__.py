@@ -5,7 +5,7 @@ from zu_lightning.distributed import check_identical, own_share
 from zu_lightning.errors import InputError
 from zu_lightning.evaluation import EvaluationBatch, evaluate, evaluation_batches
 from zu_lightning.export import ExportCheck, check_export, export_adapter, export_model
-from zu_lightning.facts import Fact, Query, only, read_facts, split_facts
+from zu_lightning.facts import Fact, Query, facts_by_id, read_facts, split_facts
 from zu_lightning.keys import LayerProblem, lookup_keys
 from zu_lightning.latents import LatentOptions, Latents, neutral_targets, original_values
 from zu_lightning.lm import EditableLM, EditReport
@@ -51,10 +51,10 @@ __all__ = [
     "evaluation_batches",
     "export_adapter",
     "export_model",
+    "facts_by_id",
     "layer_problem",
     "lookup_keys",
     "neutral_targets",
-    "only",
     "original_values",
     "own_share",
     "prepare",

@@ -1,5 +1,6 @@
 """Facts to forget or keep, and how they are read from files."""
 
+import json
 import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -164,12 +165,21 @@ def read_facts(source: str | Path, *, detect_subjects: bool = True) -> list[Fact
     """
     facts: list[Fact] = []
     schemas: set[str] = set()
+    detected: list[str] = []
     for name, where, record in read_records(source, "data.path"):
         schema, records = converted(record, where)
         schemas |= {schema} if schema else set()
-        facts += [Fact.from_record(one, where, name, detect_subject=detect_subjects) for one in records]
+        for one in records:
+            facts.append(Fact.from_record(one, where, name, detect_subject=detect_subjects))
+            if facts[-1].subject and not one.get("subject"):
+                detected.append(facts[-1].subject)
     if not facts:
         raise InputError(f"{source} holds no facts: give one JSON object a line, with `prompt` and `target`.")
+    if detected:
+        log.info(
+            "%s: %d facts name no subject, for %d it was found in the prompt: %s, ...",
+            source, sum(not fact.subject for fact in facts) + len(detected), len(detected), ", ".join(detected[:3]),
+        )  # fmt: skip
     if schemas:
         log.info("%s: records of %s", source, " and ".join(sorted(schemas)))
         facts = _without_repeats(facts)
@@ -187,7 +197,7 @@ def _without_repeats(facts: Iterable[Fact]) -> list[Fact]:
     return list(first.values())
 
 
-def only(facts: Sequence[Fact], ids: Sequence[str]) -> list[Fact]:
+def facts_by_id(facts: Sequence[Fact], ids: Sequence[str]) -> list[Fact]:
     """The facts of these ids, in the order of ``facts``.
 
     Raises:
@@ -240,7 +250,7 @@ def split_facts(
         if ids is not None:
             missing = [name for name in ids if name not in by_id]
             if missing:
-                raise InputError(f"data.{field}_ids {missing[:5]} are not ids of the {len(facts)} facts in data.path.")
+                raise InputError(f"data.{field}_ids {missing[:5]} are not ids of the {len(facts)} facts to draw from.")
             return [by_id[name] for name in dict.fromkeys(ids)]
         pool = [fact for fact in free if not halves or (fact.id in first_half) == (field == "retain")]
         if not 0 <= count <= len(pool):
@@ -291,6 +301,11 @@ def _queries(record: Mapping[str, Any], field: str, where: str) -> tuple[Query, 
 
 def _items(record: Mapping[str, Any], field: str, where: str, kind: type) -> list[Any]:
     items = record.get(field) or []
+    if isinstance(items, str) and items.lstrip().startswith("["):  # a cell of a table
+        try:
+            items = json.loads(items)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{where}: `{field}` is no list in JSON ({error.msg}), but {items!r:.80}.") from error
     if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
         raise InputError(f"{where}: `{field}` must be a list of {kind.__name__}, but is {items!r:.80}.")
     return items

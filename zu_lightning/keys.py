@@ -72,7 +72,7 @@ def lookup_keys(
         facts: n facts.
         layer: Index of the layer.
         contexts: Texts put before the prompt, the first one empty.
-        max_tokens: Most tokens a batch, padding included.
+        max_tokens: Most tokens a batch, padding included, contexts not.
 
     Returns:
         K, d_in x n.

@@ -143,15 +143,15 @@ class EditableLM:
 
     @property
     def identity(self) -> str:
-        """A digest that other weights of the same name would not have: of some values of every parameter."""
-        digest = hashlib.sha256()
+        """A digest that other weights of the same name would not have: of some values of every parameter.
+
+        Of a model of which nothing is offloaded: what is elsewhere cannot be looked at.
+        """
+        digest = hashlib.sha256(self.model.config.to_json_string().encode())
         for name, parameter in self.model.named_parameters():
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-            if parameter.is_meta:  # offloaded: too slow to look at
-                digest.update(self.name_or_path.encode())
-            else:
-                flat = parameter.detach().flatten()
-                digest.update(flat[:: max(1, len(flat) // 256)].double().cpu().numpy().tobytes())
+            flat = parameter.detach().flatten()
+            digest.update(flat[:: max(1, len(flat) // 256)].double().cpu().numpy().tobytes())
         return digest.hexdigest()
 
     @property

@@ -72,7 +72,8 @@ def second_moments(
         return _one_pass(lm, documents, layers, max_tokens, None, progress=progress)
     cache.mkdir(parents=True, exist_ok=True)
     given = _digest(*texts, _described(lm.tokenizer), (max_length, max_tokens, token_budget))
-    files = {layer: cache / f"moments-{_digest(lm.identity, given)}-layer{layer}.safetensors" for layer in layers}
+    given = _digest(lm.identity, given)
+    files = {layer: cache / f"moments-{given}-layer{layer}.safetensors" for layer in layers}
     found = {layer: _read(file, lm.device) for layer, file in files.items()}
     # Only what all processes have found spares them all the pass.
     here = torch.tensor([found[layer] is not None for layer in layers], device=lm.device).long()
@@ -80,17 +81,16 @@ def second_moments(
     missing = [layer for layer, is_there in zip(layers, everywhere.tolist(), strict=True) if not is_there]
     if missing:
         documents = _documents(lm, texts, max_length, token_budget)
-        name = "-".join(map(str, (_digest(lm.identity, given, tuple(missing)), *process())))
-        moments = _one_pass(
-            lm, documents, missing, max_tokens, cache / f"partial-{name}.safetensors", progress=progress
-        )
-        for layer, moment in moments.items():
-            found[layer] = moment
+        name = "-".join(map(str, (_digest(given, tuple(missing)), *process())))
+        partial = cache / f"partial-{name}.safetensors"
+        for layer, moment in _one_pass(lm, documents, missing, max_tokens, partial, progress=progress).items():
+            found[layer] = whole = {"moment": moment}
             if process()[0] == 0:
-                _write(files[layer], {"moment": moment})
+                _write(files[layer], whole)
+        partial.unlink(missing_ok=True)
     else:
         log.info("second moments: read from %s", cache)
-    return {layer: moment for layer, moment in found.items() if moment is not None}
+    return {layer: state["moment"] for layer, state in found.items() if state}
 
 
 def _documents(lm: EditableLM, texts: Sequence[str], max_length: int, token_budget: int | None) -> list[TokenizedText]:
@@ -116,8 +116,8 @@ def _one_pass(
     widths = {layer: lm.weight(layer).shape[1] for layer in layers}
     sums = {layer: torch.zeros(d_in, d_in, dtype=torch.float64, device=lm.device) for layer, d_in in widths.items()}
     done = 0
-    if partial and partial.exists():
-        state = load_file(partial, device=str(lm.device))
+    state = _read(partial, lm.device) if partial else None
+    if state:
         done, sums = int(state["done"]), {layer: state[str(layer)] for layer in layers}
         log.info("second moments: going on after %d batches", done)
     shares = list(own_share(batches(documents, max_tokens)))
@@ -141,8 +141,6 @@ def _one_pass(
         total.triu_().add_(total.triu(1).mT)
     summed(*sums.values())
     count = sum(len(document.ids) for document in documents)
-    if partial:
-        partial.unlink(missing_ok=True)
     return {layer: total.div_(count) for layer, total in sums.items()}
 
 
@@ -166,19 +164,23 @@ def _digest(*parts: object) -> str:
     return digest.hexdigest()[:32]
 
 
-def _read(file: Path, device: torch.device) -> Tensor | None:
-    """A cached moment; ``None`` where there is none, or none that can be read."""
+def _read(file: Path, device: torch.device) -> dict[str, Tensor] | None:
+    """What was written; ``None`` where nothing was, or nothing that can be read."""
     try:
-        return load_file(file, device=str(device))["moment"]
+        return load_file(file, device=str(device))
     except FileNotFoundError:
         return None
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, SafetensorError) as error:
         log.warning("second moments: %s cannot be read (%s) and is computed again", file, error)
         return None
 
 
 def _write(file: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a file that has its name only when it is complete."""
+    """Write a file that has its name only when it is complete; a run can do without."""
     temporary = file.with_name(f"{file.name}.{time.monotonic_ns()}-{process()[0]}.tmp")
-    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary)
-    temporary.replace(file)
+    try:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary)
+        temporary.replace(file)
+    except (OSError, SafetensorError) as error:
+        log.warning("second moments: %s cannot be written (%s)", file, error)
+        temporary.unlink(missing_ok=True)

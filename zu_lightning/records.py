@@ -38,7 +38,7 @@ def read_records(source: str | Path, field: str) -> Iterator[Record]:
         InputError: The source cannot be read, or a record is malformed.
     """
     path = Path(source)
-    if not path.exists() and path.suffix not in FILE_ENDINGS:
+    if not is_file(source):
         yield from _of_hub(str(source), field)
         return
     content, kind = _unpacked(path, field)
@@ -52,7 +52,7 @@ def read_records(source: str | Path, field: str) -> Iterator[Record]:
     yield from _of_csv(text, path) if kind == ".csv" else _of_json(text, path)
 
 
-def is_file(source: str) -> bool:
+def is_file(source: str | Path) -> bool:
     """Whether a source is a file rather than a data set on the hub."""
     return Path(source).exists() or Path(source).suffix in FILE_ENDINGS
 
@@ -91,20 +91,16 @@ def _parsed(text: str, where: str) -> Any:
 
 
 def _of_csv(text: str, path: Path) -> Iterator[Record]:
-    """Rows by the names in the header; cells that hold a JSON list or object are unpacked, empty ones left out."""
+    """Rows by the names in the header; empty cells are left out."""
     csv.field_size_limit(2**31 - 1)
     try:
         for number, row in enumerate(csv.DictReader(io.StringIO(text), strict=True), 1):
             where = f"{path}, record {number}"
             if None in row or None in row.values():
                 raise InputError(f"{where}: has not as many cells as the header has names: mend it.")
-            yield Record(str(number), where, {k: _cell(v, where) for k, v in row.items() if v})
+            yield Record(str(number), where, {name: cell for name, cell in row.items() if cell})
     except csv.Error as error:
         raise InputError(f"{path}: not valid CSV ({error}): mend it.") from error
-
-
-def _cell(value: str, where: str) -> Any:
-    return _parsed(value, where) if value.startswith(('["', "[{", '{"')) else value
 
 
 def _of_parquet(content: bytes, path: Path, field: str) -> Iterator[Record]:
@@ -127,8 +123,6 @@ def _of_hub(source: str, field: str) -> Iterator[Record]:
         splits = load_dataset(name, configuration or None, streaming=True)
         for i, row in enumerate(splits.get("train", next(iter(splits.values())))):
             yield Record(str(i), f"{source}, record {i}", row)
-    except InputError:
-        raise
     except Exception as error:  # whatever the hub, the disk or the decoder raises: the user's answer is the same
         first_line = next(iter(str(error).splitlines()), "")
         raise InputError(

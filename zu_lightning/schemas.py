@@ -17,7 +17,7 @@ class Schema(NamedTuple):
     convert: Callable[[Mapping[str, Any]], list[Ours]]
 
 
-def converted(record: Any, where: str) -> tuple[str | None, list[Ours]]:
+def converted(record: Any, where: str) -> tuple[str | None, list[Any]]:
     """The schema that a record follows, and the record in our format.
 
     Args:
@@ -30,8 +30,10 @@ def converted(record: Any, where: str) -> tuple[str | None, list[Ours]]:
     Raises:
         InputError: A field is missing or of the wrong type.
     """
+    if not isinstance(record, Mapping) or {"prompt", "target"} <= record.keys():
+        return None, [record]
     for schema in SCHEMAS:
-        if isinstance(record, Mapping) and schema.fields <= record.keys():
+        if schema.fields <= record.keys():
             try:
                 return schema.name, schema.convert(record)
             except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -50,8 +52,8 @@ def _counterfact(record: Mapping[str, Any]) -> list[Ours]:
             "subject": rewrite["subject"],
             "prompt": rewrite["prompt"],
             "target": target,
-            "paraphrases": record["paraphrase_prompts"],
-            "neighbors": [{"prompt": prompt, "target": target} for prompt in record["neighborhood_prompts"]],
+            "paraphrases": _list(record["paraphrase_prompts"]),
+            "neighbors": [{"prompt": prompt, "target": target} for prompt in _list(record["neighborhood_prompts"])],
         }
     ]
 
@@ -59,7 +61,7 @@ def _counterfact(record: Mapping[str, Any]) -> list[Ours]:
 def _mquake(record: Mapping[str, Any]) -> list[Ours]:
     """A fact for each hop that is rewritten; those of the true chain take the multi-hop questions along."""
     chain = {hop["cloze"] for hop in record["single_hops"]}
-    questions = [{"prompt": question, "target": record["answer"]} for question in record["questions"]]
+    questions = [{"prompt": question, "target": record["answer"]} for question in _list(record["questions"])]
     return [
         {
             "id": f"{record['case_id']}-{i}",
@@ -69,7 +71,7 @@ def _mquake(record: Mapping[str, Any]) -> list[Ours]:
             "paraphrases": [hop["question"]],
             "multi_hop": questions if hop["prompt"].replace("{}", hop["subject"]) in chain else [],
         }
-        for i, hop in enumerate(record["requested_rewrite"])
+        for i, hop in enumerate(_list(record["requested_rewrite"]))
     ]
 
 
@@ -79,7 +81,7 @@ def _zsre(record: Mapping[str, Any]) -> list[Ours]:
         {
             "subject": found[0] if found and found[0] else None,
             "prompt": record["src"],
-            "target": record["answers"][0],
+            "target": _list(record["answers"])[0],
             "paraphrases": [record["rephrase"]],
             "neighbors": [
                 {"prompt": f"{record['loc'].removeprefix('nq question: ')}?", "target": record["loc_ans"]},
@@ -91,12 +93,19 @@ def _zsre(record: Mapping[str, Any]) -> list[Ours]:
 def _question_and_answer(record: Mapping[str, Any]) -> list[Ours]:
     paraphrase = record.get("paraphrased_question")
     return [
-        {
+        {name: record[name] for name in ("id", "subject") if name in record}
+        | {
             "prompt": record["question"],
             "target": record["answer"],
             "paraphrases": [paraphrase] if paraphrase else [],
         }
     ]
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"a {type(value).__name__} where a list should be: {value!r:.40}")
+    return value
 
 
 SCHEMAS = (

@@ -11,9 +11,10 @@ INSIDE_NAMES = frozenset(
 """Small words that may stand inside a name, never at its end."""
 FIRST_WORDS = frozenset(
     (
-        "a an and any are as at before by can could did do does during for from had has have how i if in is "
-        "it its name of on please tell that the their there these this through to was we were what when where "
-        "which who whom whose why will with would you your"
+        "a an and any are as at before by can compare complete could define describe did discuss do does "
+        "during explain find for from give had has have how identify if in is it its list mention name of on "
+        "please provide say show state suggest summarize tell that the their there these this through to was "
+        "we were what when where which who whom whose why will with would write you your"
     ).split()
 )
 """Words that are capitalised because a sentence begins with them."""
@@ -40,11 +41,11 @@ def _capitalised_runs(prompt: str) -> list[str]:
     sentence_begins = True
     for word in re.finditer(r"\S+", prompt):
         bare = word[0].strip(AROUND_WORDS)
-        named = bare[:1].isupper() and not (sentence_begins and bare.lower() in FIRST_WORDS)
+        named = bare[:1].isupper() and bare != "I" and not (sentence_begins and bare.lower() in FIRST_WORDS)
         if named:
             start = word.start() + word[0].index(bare) if start is None else start
             end = word.start() + word[0].index(bare) + len(POSSESSIVE.sub("", bare))
-        closes = not word[0].endswith(bare) and len(bare) > 1  # a comma, a possessive; but not J. K. Rowling's stops
+        closes = not word[0].endswith(bare) and len(bare) > 1  # a comma, say; but not J. K. Rowling's stops
         if start is not None and (closes or not (named or bare in INSIDE_NAMES)):
             runs.append(prompt[start:end])
             start = None

@@ -52,7 +52,7 @@ class Suffix:
             self.input_ids[rows],
             self.start[rows],
             self.attention_mask[rows],
-            tuple((keys[rows], values[rows]) for keys, values in self.prefix),
+            tuple((_rows(keys, rows), _rows(values, rows)) for keys, values in self.prefix),
         )
 
     def logits(self, lm: EditableLM, rows: Tensor, positions: Tensor) -> Tensor:
@@ -168,5 +168,10 @@ def after_shared_prefix(lm: EditableLM, batch: TokenBatch, group: Tensor) -> Suf
         input_ids=ids.gather(1, columns.clamp(max=ids.shape[1] - 1)),
         start=start,
         attention_mask=torch.cat([index < start[:, None], real], 1).long(),
-        prefix=tuple((layer.keys[group], layer.values[group]) for layer in cache.layers),
+        prefix=tuple((_rows(layer.keys, group), _rows(layer.values, group)) for layer in cache.layers),
     )
+
+
+def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of a tensor, which may be on another device than their indices."""
+    return tensor[rows.to(tensor.device)]

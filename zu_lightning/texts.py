@@ -35,14 +35,16 @@ def read_texts(source: str, limit: int = 100_000, field: str = "source") -> list
 
 
 def _documents(source: str, field: str) -> Iterator[str]:
-    endings = Path(source).suffixes
-    if is_file(source) and not set(endings[-2:]) & set(RECORD_ENDINGS):
-        yield from _lines(Path(source), field)
+    path = Path(source)
+    ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if is_file(source) and ending not in RECORD_ENDINGS:
+        yield from _lines(path, field)
         return
     for _, where, record in read_records(source, field):
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        text = (record.get("text") or "") if isinstance(record, dict) else record
+        if not isinstance(record, dict) or not isinstance(text, str):
             raise InputError(f"{where}: `text` must be a text, but the record is {record!r:.80}.")
-        yield record["text"]
+        yield text
 
 
 def _lines(path: Path, field: str) -> Iterator[str]:

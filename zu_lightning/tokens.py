@@ -92,7 +92,7 @@ def tokenize(
             default.
         max_length: Tokens beyond this many are not read; all are by default.
         chat: Whether the prompt is a user's message, put by the tokenizer's chat template; the answer is then joined
-            to where the assistant begins, without a space.
+            to where the assistant begins as the template joins it.
 
     Returns:
         The token ids with the places of the lookup token and the answer.
@@ -104,8 +104,10 @@ def tokenize(
     if chat:
         asked, prompt = prompt, chat_text(tokenizer, prompt)
         lookup_end += prompt.rindex(asked)
-    space = "" if not answer or chat or answer in tokenizer.all_special_tokens else " "
-    text = prompt + space + answer
+        joined = f"{prompt} {answer}" in chat_text(tokenizer, asked, answer)
+    else:
+        joined = answer not in tokenizer.all_special_tokens
+    text = f"{prompt} {answer}" if answer and joined else prompt + answer
     encoded = tokenizer(
         text,
         return_offsets_mapping=True,
@@ -124,8 +126,8 @@ def tokenize(
     return TokenizedText(ids, lookup, first)
 
 
-def chat_text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """A user's message as the tokenizer's chat template puts it, up to where the assistant begins.
+def chat_text(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str = "") -> str:
+    """A user's message as the tokenizer's chat template puts it, up to where the assistant begins, or its answer.
 
     Raises:
         InputError: There is no template, or it does not hold the message as it is.
@@ -133,7 +135,8 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     if not tokenizer.chat_template:
         raise InputError("data.chat: the model's tokenizer has no chat template: leave it off, or use a chat model.")
     messages = [{"role": "user", "content": prompt}]
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    messages += [{"role": "assistant", "content": answer}] if answer else []
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answer))
     if prompt not in text:
         raise InputError(f"data.chat: the model's chat template does not hold the message {prompt[:60]!r} as it is.")
     return text
@@ -142,7 +145,7 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
 def tokenize_fact(
     tokenizer: PreTrainedTokenizerBase, fact: Fact, *, context: str = "", answer: str = ""
 ) -> TokenizedText:
-    """Tokenize a fact's prompt behind a context, with the lookup token at the end of its subject."""
+    """Tokenize a fact's prompt behind a context, with the lookup token that it names."""
     prefix = f"{context} " if context else ""
     prompt, lookup_end = prefix + fact.prompt, len(prefix) + fact.lookup_end
     return tokenize(tokenizer, prompt, answer=answer, lookup_end=lookup_end, chat=fact.chat)

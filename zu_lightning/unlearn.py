@@ -145,9 +145,10 @@ def prepare(
             "rule gives to the projection does not arrive unchanged, and edits are weaker or stronger than asked for."
         )
     contexts = known.contexts if known else sample_contexts(lm, seed=seed)
-    longest = max(contexts, key=len)
-    prompts = [tokenize_fact(lm.tokenizer, fact, context=longest, answer=neutral) for fact in facts]
-    check_lengths(prompts, [f"fact {fact.id!r} behind a context" for fact in facts], lm.context_length)
+    longest = max(contexts, key=lambda context: len(lm.tokenizer(context)["input_ids"]))
+    for fact in facts:
+        texts = [tokenize_fact(lm.tokenizer, fact, context=longest, answer=word) for word in (neutral, fact.target)]
+        check_lengths(texts, [f"fact {fact.id!r} with an answer behind a context"] * 2, lm.context_length)
     with timed(seconds, "moments"):
         moments = second_moments(
             lm, documents, layers, max_length=max_length, max_tokens=max_tokens, token_budget=token_budget, cache=cache,
