@@ -223,6 +223,27 @@ def test_public_schemas_are_read(shared: Path) -> None:
     assert all(len(fact.paraphrases) == 1 for fact in tofu)
 
 
+def test_a_data_set_of_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(name: str, configuration: str | None, *, streaming: bool) -> dict[str, list[dict[str, object]]]:
+        asked.append((name, configuration, streaming))
+        return {"test": [], "train": [COUNTERFACT]}
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert read_facts("somebody/counterfact:all")[0].query == Query("Ada works as a", "baker")
+    assert asked == [("somebody/counterfact", "all", True)]
+
+
+def test_what_the_hub_does_not_give_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*_: object, **__: object) -> None:
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(InputError, match=r"data\.path 'somebody/facts'.*\(ConnectionError: no route\)"):
+        read_facts("somebody/facts")
+
+
 def test_records_of_ours_may_have_other_columns(tmp_path: Path) -> None:
     (fact,) = read_facts(write(tmp_path, {**GOOD, "question": "Who?", "answer": "Bo"}))
     assert fact.query == Query("Ada works as a", "baker")
