@@ -64,6 +64,10 @@ class Report(Callback):
             return
         when = "before" if trainer.sanity_checking else "after"
         setattr(self, when, dict(pl_module.figures))
+        if trainer.sanity_checking and pl_module.figures.get("efficacy") == 0:
+            log.warning(
+                "the model answers none of the facts to forget even before it is edited: efficacy will tell nothing."
+            )
         if trainer.is_global_zero:
             self.completions[when] = [
                 pl_module.lm.generate(fact.prompt, COMPLETION_TOKENS, chat=fact.chat).strip()
