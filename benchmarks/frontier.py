@@ -28,6 +28,7 @@ from zu_lightning import (
     ZeroUnlearnSoft,
     evaluate,
     evaluation_batches,
+    facts_by_id,
     layer_problem,
     prepare,
     read_facts,
@@ -95,13 +96,16 @@ def main() -> None:
     parser.add_argument("--heldout", default="data/demo/heldout.txt")
     parser.add_argument("--neutral", default="unknown")
     parser.add_argument("--layers", type=int, nargs="+", default=[0])
+    parser.add_argument("--ids", help="file of the ids of facts to draw from; all by default")
     parser.add_argument("--forget", type=int, default=10)
     parser.add_argument("--retain", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     lm = EditableLM.from_pretrained(arguments.model).to(torch.device(arguments.device))
-    forget, retain = split_facts(read_facts(arguments.facts), arguments.forget, arguments.retain, arguments.seed)
+    facts = read_facts(arguments.facts)
+    facts = facts_by_id(facts, read_texts(arguments.ids)) if arguments.ids else facts
+    forget, retain = split_facts(facts, arguments.forget, arguments.retain, arguments.seed)
     documents = retain_documents(read_texts(arguments.corpus, 100_000, "--corpus"), forget)
     evaluation = evaluation_batches(lm, forget, retain, read_texts(arguments.heldout, 500, "--heldout"))
     known = prepare(lm, forget, documents, arguments.layers, arguments.neutral, seed=arguments.seed, progress=True)
