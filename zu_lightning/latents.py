@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -163,6 +164,22 @@ def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 @dataclass(frozen=True)
+class _Places:
+    """What the loss reads: before every answer token, then at the ends of texts without an answer."""
+
+    rows: Tensor
+    positions: Tensor
+    tokens: Tensor
+    """Of the answers; the places after them have none."""
+
+    @classmethod
+    def of(cls, batch: TokenBatch) -> "_Places":
+        rows, positions, tokens = batch.answer_positions()
+        essence = batch.without_answer.nonzero().squeeze(1)
+        return cls(torch.cat([rows, essence]), torch.cat([positions, batch.lengths[essence] - 1]), tokens)
+
+
+@dataclass(frozen=True)
 class _Rows:
     """Texts of some facts, from their lookup tokens on: prompts with answers, and essence prompts without."""
 
@@ -176,10 +193,10 @@ class _Rows:
         rows = chosen.nonzero().squeeze(1)
         return _Rows(self.batch.select(rows), self.suffix.select(rows), self.fact[rows])
 
-    @property
-    def answer_tokens(self) -> int:
-        """Tokens of all answers together."""
-        return int((self.batch.lengths - self.batch.answer).sum())
+    @cached_property
+    def places(self) -> "_Places":
+        """Where the loss looks, step after step."""
+        return _Places.of(self.batch)
 
 
 class _LatentProblem:
@@ -200,7 +217,7 @@ class _LatentProblem:
         """Start and optimum, facts x d_out, by Adam on all facts at once; those that are done are left out."""
         options = self.options
         rows, start, log_probability = self._unchanged(facts, answers)
-        essence = log_probability[rows.answer_tokens :]
+        essence = log_probability[len(rows.places.tokens) :]
         size = start.square().sum(1)
         unit = ((size / start.shape[1]).sqrt() if options.scale_free else torch.ones_like(size))[:, None]
         limit = options.clamp * size.sqrt()[:, None] / unit
@@ -259,7 +276,9 @@ class _LatentProblem:
         texts += [tokenize_fact(lm.tokenizer, essence) for essence in essences.values()]
         batch = lm.to_device(collate(texts, lm.tokenizer))
         begun = after_shared_prefix(lm, batch, torch.tensor(context_of_row, device=lm.device))
-        (at_layer, at_site), logits, cached = begun.seen(lm, [lm.layers[self.layer], self.site], *_places(batch))
+        places = _Places.of(batch)
+        modules = [lm.layers[self.layer], self.site]
+        (at_layer, at_site), logits, cached = begun.seen(lm, modules, places.rows, places.positions)
         below = (self.layer, at_layer.input) if self.inside_layer else (self.layer + 1, at_layer.output)
         suffix = begun.later(batch.lookup, *below, cached)
         lookup = (batch.lookup - begun.start)[:n]
@@ -268,7 +287,7 @@ class _LatentProblem:
 
     def _log_probability(self, chosen: _Rows, delta: Tensor) -> Tensor:
         """At the places that the loss reads, with ``delta`` (facts x d_out) in place: places x vocabulary."""
-        first = torch.zeros_like(chosen.fact)
+        places, first = chosen.places, torch.zeros_like(chosen.fact)
         of_row = delta[chosen.fact]
 
         def moved(hidden: Tensor) -> Tensor:
@@ -276,17 +295,18 @@ class _LatentProblem:
 
         if self.inside_layer:
             with self.lm.shifted(self.site, moved):
-                return log_softmax(chosen.suffix.logits(self.lm, *_places(chosen.batch)), -1)
+                return log_softmax(chosen.suffix.logits(self.lm, places.rows, places.positions), -1)
         assert chosen.suffix.hidden is not None
         suffix = replace(chosen.suffix, hidden=moved(chosen.suffix.hidden))
-        return log_softmax(suffix.logits(self.lm, *_places(chosen.batch)), -1)
+        return log_softmax(suffix.logits(self.lm, places.rows, places.positions), -1)
 
     def _losses(
         self, chosen: _Rows, log_probability: Tensor, original_essence: Tensor, delta: Tensor, size: Tensor
     ) -> Tensor:
         """Loss of every fact; of facts without rows only the decay. ``size`` is ||start||^2."""
         batch, fact = chosen.batch, chosen.fact
-        rows, _, tokens = batch.answer_positions()
+        tokens = chosen.places.tokens
+        rows = chosen.places.rows[: len(tokens)]
         per_token = -log_probability[torch.arange(len(rows), device=tokens.device), tokens]
         # Mean over an answer's tokens, then over contexts.
         weight = 1.0 / (batch.lengths - batch.answer).clamp(min=1).float() / len(self.contexts)
@@ -295,13 +315,6 @@ class _LatentProblem:
         losses = losses.index_add(0, fact[chosen.batch.without_answer], self.options.kl_weight * divergence)
         # The norm has no gradient at zero, where every fact starts.
         return losses + self.options.weight_decay * (delta.square().sum(1) + 1e-24).sqrt() / size
-
-
-def _places(batch: TokenBatch) -> tuple[Tensor, Tensor]:
-    """Rows and positions that the loss reads: before every answer token, then the ends of texts without an answer."""
-    rows, positions, _ = batch.answer_positions()
-    essence = batch.without_answer.nonzero().squeeze(1)
-    return torch.cat([rows, essence]), torch.cat([positions, batch.lengths[essence] - 1])
 
 
 def _check_finite(losses: Tensor, facts: Sequence[Fact]) -> None:
