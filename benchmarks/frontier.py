@@ -87,9 +87,9 @@ def row(name: str, figures: dict[str, float]) -> str:
     return f"| {name} | " + " | ".join(f"{figures.get(column, float('nan')):.4g}" for column in COLUMNS) + " |"
 
 
-def main() -> None:
-    """Prepare once, then try every rule."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def setting_parser(description: str | None) -> argparse.ArgumentParser:
+    """What a trial is made of: the model, its layers, facts and text."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="data/demo/model")
     parser.add_argument("--facts", default="data/demo/facts.jsonl")
     parser.add_argument("--corpus", default="data/demo/corpus.txt")
@@ -99,13 +99,23 @@ def main() -> None:
     parser.add_argument("--ids", help="file of the ids of facts to draw from; all by default")
     parser.add_argument("--forget", type=int, default=10)
     parser.add_argument("--retain", type=int, default=300)
+    return parser
+
+
+def facts_of(arguments: argparse.Namespace) -> list[Fact]:
+    """The facts to draw from."""
+    facts = read_facts(arguments.facts)
+    return facts_by_id(facts, read_texts(arguments.ids)) if arguments.ids else facts
+
+
+def main() -> None:
+    """Prepare once, then try every rule."""
+    parser = setting_parser(__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     lm = EditableLM.from_pretrained(arguments.model).to(torch.device(arguments.device))
-    facts = read_facts(arguments.facts)
-    facts = facts_by_id(facts, read_texts(arguments.ids)) if arguments.ids else facts
-    forget, retain = split_facts(facts, arguments.forget, arguments.retain, arguments.seed)
+    forget, retain = split_facts(facts_of(arguments), arguments.forget, arguments.retain, arguments.seed)
     documents = retain_documents(read_texts(arguments.corpus, 100_000, "--corpus"), forget)
     evaluation = evaluation_batches(lm, forget, retain, read_texts(arguments.heldout, 500, "--heldout"))
     known = prepare(lm, forget, documents, arguments.layers, arguments.neutral, seed=arguments.seed, progress=True)

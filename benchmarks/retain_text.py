@@ -8,8 +8,6 @@ With too little text, directions that retain keys do use look unused: the second
 differ, and edits are paid for by what should stay.
 """
 
-import argparse
-import copy
 import sys
 import tempfile
 import time
@@ -19,17 +17,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
+from frontier import Trial, facts_of, setting_parser
 from torch import Tensor
 
 from zu_lightning import (
     EditableLM,
     ZeroUnlearnGD,
-    evaluate,
     evaluation_batches,
-    facts_by_id,
-    layer_problem,
     prepare,
-    read_facts,
     read_texts,
     retain_documents,
     second_moments,
@@ -65,16 +60,8 @@ def energy_in_free_directions(moment: Tensor, reference: Tensor, threshold: floa
 
 def main() -> None:
     """Two tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="data/demo/model")
-    parser.add_argument("--facts", default="data/demo/facts.jsonl")
-    parser.add_argument("--corpus", default="data/demo/corpus.txt")
-    parser.add_argument("--heldout", default="data/demo/heldout.txt")
-    parser.add_argument("--neutral", default="unknown")
-    parser.add_argument("--layers", type=int, nargs="+", default=[0])
-    parser.add_argument("--forget", type=int, default=10)
-    parser.add_argument("--retain", type=int, default=200)
-    parser.add_argument("--ids", help="file of the ids of facts to draw from; all by default")
+    parser = setting_parser(__doc__)
+    parser.set_defaults(retain=200)
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--budgets", type=int, nargs="+", default=[300, 1000, 3000, 10_000, 30_000, 100_000])
     arguments = parser.parse_args()
@@ -92,27 +79,25 @@ def main() -> None:
     )
     print(f"from the cache {cached:.3f} s\n")
 
-    facts, rule = read_facts(arguments.facts), ZeroUnlearnGD()
-    facts = facts_by_id(facts, read_texts(arguments.ids)) if arguments.ids else facts
-    weights = copy.deepcopy(lm.model.state_dict())
+    rule, lowest = ZeroUnlearnGD(), arguments.layers[0]
     names = ("efficacy", "specificity", "retain", "perplexity")
+    sums = torch.zeros(len(arguments.budgets), 1 + len(names))
+    for seed in range(arguments.draws):
+        forget, retain = split_facts(facts_of(arguments), arguments.forget, arguments.retain, seed)
+        documents = retain_documents(corpus, forget)
+        evaluation = evaluation_batches(lm, forget, retain, heldout)
+        whole = prepare(lm, forget, documents, arguments.layers, arguments.neutral)
+        for row, budget in zip(sums, arguments.budgets, strict=True):
+            known = prepare(
+                lm, forget, documents, arguments.layers, arguments.neutral, token_budget=budget, known=whole
+            )
+            moments = (known.second_moments[lowest], whole.second_moments[lowest])
+            found = Trial(lm, arguments.layers, forget, evaluation, known).figures(rule)
+            energy = 100 * energy_in_free_directions(*moments, rule.threshold)
+            row += torch.tensor([energy, *(found[name] for name in names)])
     print(f"| tokens | energy in free directions, % | {' | '.join(names)} |\n|---|---|---|---|---|---|")
-    for budget in arguments.budgets:
-        figures: list[Tensor] = []
-        for seed in range(arguments.draws):
-            forget, retain = split_facts(facts, arguments.forget, arguments.retain, seed)
-            documents = retain_documents(corpus, forget)
-            known = prepare(lm, forget, documents, arguments.layers, arguments.neutral, token_budget=budget)
-            whole = second_moments(lm, documents, arguments.layers)
-            lowest = arguments.layers[0]
-            energy = energy_in_free_directions(known.second_moments[lowest], whole[lowest], rule.threshold)
-            for layer in arguments.layers:
-                lm.apply(layer, rule(lm.weight(layer), layer_problem(lm, forget, layer, arguments.layers, known)))
-            found = evaluate(lm, evaluation_batches(lm, forget, retain, heldout))
-            lm.model.load_state_dict(weights)
-            figures.append(torch.tensor([100 * energy, *(found[name] for name in names)]))
-        row = torch.stack(figures).mean(0).tolist()
-        print(f"| {budget} | " + " | ".join(f"{value:.1f}" for value in row) + " |", flush=True)
+    for row, budget in zip(sums / arguments.draws, arguments.budgets, strict=True):
+        print(f"| {budget} | " + " | ".join(f"{value:.1f}" for value in row.tolist()) + " |")
 
 
 if __name__ == "__main__":

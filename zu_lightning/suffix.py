@@ -93,11 +93,7 @@ class Suffix:
         """
         before = lookup - self.start
         between, own = int(before.max()), self.attention_mask[:, self.prefix_length :]
-        length = int((own.sum(1) - before).max())
-        columns = before[:, None] + torch.arange(length, device=lookup.device)
-        real = columns < own.sum(1, keepdim=True)
-        # Padding of shorter suffixes lies beyond the text; any token does there.
-        columns = columns.clamp(max=own.shape[1] - 1)
+        columns, real = _tails(before, own.sum(1), own.shape[1])
         every_row = torch.arange(len(columns), device=lookup.device)[:, None]
         is_before = torch.arange(between, device=lookup.device) < before[:, None]
         end = self.prefix_length + between
@@ -114,7 +110,7 @@ class Suffix:
         offsets = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
         # Padding may lie beyond the model's context.
         position_ids = (self.start[:, None] + offsets).clamp(max=lm.context_length - 1)
-        batch = TokenBatch(self.input_ids, self.attention_mask, *[torch.empty(0)] * 3)
+        batch = _bare(self.input_ids, self.attention_mask)
         with lm.resumed(self.layer, self.hidden):
             return lm.logits(
                 batch,
@@ -154,22 +150,32 @@ def after_shared_prefix(lm: EditableLM, batch: TokenBatch, group: Tensor) -> Suf
     length = max(1, int(shared.max()))
     index = torch.arange(length, device=lm.device)
     cache: Any = DynamicCache()
-    prefix = TokenBatch(ids[first, :length], (index < shared.clamp(min=1)[:, None]).long(), *[torch.empty(0)] * 3)
+    prefix = _bare(ids[first, :length], (index < shared.clamp(min=1)[:, None]).long())
     nowhere = torch.zeros(0, dtype=torch.long, device=lm.device)
     with torch.no_grad():
         lm.logits(prefix, nowhere, nowhere, past_key_values=cache, use_cache=True)
     start = shared[group]
-    rest = int((batch.read - start).max())
-    columns = start[:, None] + torch.arange(rest, device=lm.device)
-    real = columns < batch.read[:, None]
+    columns, real = _tails(start, batch.read, ids.shape[1])
     return Suffix(
         layer=0,
         hidden=None,
-        input_ids=ids.gather(1, columns.clamp(max=ids.shape[1] - 1)),
+        input_ids=ids.gather(1, columns),
         start=start,
         attention_mask=torch.cat([index < start[:, None], real], 1).long(),
         prefix=tuple((_rows(layer.keys, group), _rows(layer.values, group)) for layer in cache.layers),
     )
+
+
+def _tails(start: Tensor, end: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Columns from ``start`` on, rows x length, and which of them come before ``end``; all lie within ``width``."""
+    columns = start[:, None] + torch.arange(int((end - start).max()), device=start.device)
+    # Padding of shorter tails lies beyond the text; any token does there.
+    return columns.clamp(max=width - 1), columns < end[:, None]
+
+
+def _bare(input_ids: Tensor, attention_mask: Tensor) -> TokenBatch:
+    """A batch of which only what a forward pass needs is known."""
+    return TokenBatch(input_ids, attention_mask, *[torch.empty(0)] * 3)
 
 
 def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
