@@ -23,7 +23,7 @@ from zu_lightning import (
     retain_documents,
     split_facts,
 )
-from zu_lightning.objective import Delta, DenseDelta, Objective, WhitenedDelta, step_size
+from zu_lightning.methods.objective import Delta, DenseDelta, Objective, WhitenedDelta, step_size
 
 
 def row(name: str, steps: int | str, gap: float, seconds: float) -> str:

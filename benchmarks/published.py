@@ -43,7 +43,7 @@ from zu_lightning import (
     second_moments,
     split_facts,
 )
-from zu_lightning.keys import LayerProblem, layer_outputs
+from zu_lightning.problem.keys import LayerProblem, layer_outputs
 
 PHASES = ("targets", "values", "keys", "moments", "null space", "solve", "evaluation", "export")
 DEMO = Path("data/demo")

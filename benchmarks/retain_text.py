@@ -30,8 +30,8 @@ from zu_lightning import (
     second_moments,
     split_facts,
 )
-from zu_lightning.keys import batches
-from zu_lightning.tokens import collate, tokenize
+from zu_lightning.lm.tokens import collate, tokenize
+from zu_lightning.problem.keys import batches
 
 
 def bare_forward(lm: EditableLM, texts: list[str], highest: int) -> None:

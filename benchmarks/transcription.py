@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zu_lightning import EditableLM, Fact, LatentOptions, ZeroUnlearn, solvers
-from zu_lightning.tokens import collate, tokenize, tokenize_fact, tokenize_query
+from zu_lightning.lm.tokens import collate, tokenize, tokenize_fact, tokenize_query
 
 
 def latent(

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from callbacks.closed_form import chosen_rule
 from callbacks.run_folder import run_folder, write_whole
 from zu_lightning import Fact, UnlearnModule, timed
-from zu_lightning.module import COMPLETION_TOKENS
+from zu_lightning.modules.base import COMPLETION_TOKENS
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from zu_lightning import (
     split_facts,
     timed,
 )
-from zu_lightning.facts import FactToken
+from zu_lightning.facts.fact import FactToken
 
 log = logging.getLogger(__name__)
 

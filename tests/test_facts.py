@@ -10,8 +10,8 @@ import pytest
 from datasets import Dataset
 
 from zu_lightning import InputError, read_facts, split_facts
-from zu_lightning.facts import Fact, FactToken, Query
-from zu_lightning.subjects import detect_subject
+from zu_lightning.facts.fact import Fact, FactToken, Query
+from zu_lightning.facts.subjects import detect_subject
 
 GOOD = {"subject": "Ada", "prompt": "{} works as a", "target": "baker"}
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from zu_lightning import EditableLM, Fact, LayerProblem, lookup_keys, rules
-from zu_lightning.tokens import collate, tokenize_fact
+from zu_lightning import EditableLM, Fact, LayerProblem, lookup_keys
+from zu_lightning.lm.tokens import collate, tokenize_fact
+from zu_lightning.methods import rules
 
 CONTEXTS = ("", "It was late.", "In the morning.")
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from zu_lightning import EditableLM, Fact, LatentOptions, neutral_targets, original_values
-from zu_lightning.latents import _LatentProblem
-from zu_lightning.tokens import collate, tokenize, tokenize_fact
+from zu_lightning.lm.tokens import collate, tokenize, tokenize_fact
+from zu_lightning.problem.latents import _LatentProblem
 
 CONTEXTS = ("", "It was late.", "In the morning, a quiet river stood.")
 OPTIONS = LatentOptions(steps=6)

@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTr
 
 from tests.conftest import SMALL, TEXTS, train_tokenizer
 from zu_lightning import EditableLM, InputError, LowRankUpdate
-from zu_lightning.lm import check_layers
-from zu_lightning.tokens import TokenBatch, collate, tokenize
+from zu_lightning.lm.editable import check_layers
+from zu_lightning.lm.tokens import TokenBatch, collate, tokenize
 
 
 def batch_of(lm: EditableLM, texts: tuple[str, ...] = TEXTS) -> TokenBatch:

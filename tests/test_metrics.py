@@ -6,9 +6,9 @@ from torchmetrics.text import Perplexity as ReferencePerplexity
 
 from tests.conftest import TEXTS
 from zu_lightning import EditableLM, Fact, Query, evaluate, evaluation_batches
-from zu_lightning.evaluation import compute_metrics, evaluation_metrics, update_metric
+from zu_lightning.evaluation.evaluate import compute_metrics, evaluation_metrics, update_metric
+from zu_lightning.lm.tokens import tokenize
 from zu_lightning.metrics import Efficacy, Perplexity, answer_scores
-from zu_lightning.tokens import tokenize
 
 
 def known_facts(lm: EditableLM, count: int = 6) -> list[Fact]:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from tests.conftest import TEXTS
-from zu_lightning import EditableLM, InputError, LowRankUpdate, moments, second_moments
-from zu_lightning.tokens import collate, tokenize
+from zu_lightning import EditableLM, InputError, LowRankUpdate, second_moments
+from zu_lightning.lm.tokens import collate, tokenize
+from zu_lightning.problem import moments
 
 
 def test_second_moments_of_several_layers_are_the_mean_over_tokens(any_lm: EditableLM) -> None:

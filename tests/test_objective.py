@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from zu_lightning.objective import Objective, WhitenedDelta, step_size
+from zu_lightning.methods.objective import Objective, WhitenedDelta, step_size
 from zu_lightning.solvers import null_space
 
 

@@ -84,7 +84,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
 ) -> None:
     kill(moment, tmp_path, monkeypatch)
     assert len(torch.load(checkpoint_path(str(tmp_path)))["unlearning"]["updates"]) == KILLS[moment][1]
-    module = sys.modules["zu_lightning.unlearn"]  # the package's attribute of this name is the function
+    module = sys.modules["zu_lightning.methods.unlearning"]
     monkeypatch.setattr(module, "neutral_targets", lambda *_, **__: pytest.fail("targets are known"))
     train.main([*SMALL, f"--trainer.default_root_dir={tmp_path}"])
     weights, metrics = outcome(tmp_path)

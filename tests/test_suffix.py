@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tests.conftest import TEXTS
 from zu_lightning import EditableLM
-from zu_lightning.suffix import Suffix, after_shared_prefix
-from zu_lightning.tokens import TokenBatch, collate, tokenize
+from zu_lightning.lm.suffix import Suffix, after_shared_prefix
+from zu_lightning.lm.tokens import TokenBatch, collate, tokenize
 
 BEGINNINGS = ("It was late. ", "In the morning, a quiet river stood. ")
 PROMPTS = ("Ada Novak works as a baker.", "Ada Nilsen keeps a parrot and plays the cello.", "Greta Holm sings.")

@@ -9,8 +9,8 @@ from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from tests.conftest import TEXTS, train_tokenizer
 from zu_lightning.errors import InputError
-from zu_lightning.facts import Fact
-from zu_lightning.tokens import check_lengths, collate, tokenize, tokenize_fact
+from zu_lightning.facts.fact import Fact
+from zu_lightning.lm.tokens import check_lengths, collate, tokenize, tokenize_fact
 
 SUBJECTS = ("Ada Novak", "Zoë Ångström", "李小龙", "R2-D2 🤖", "O'Neill", "Q")
 PROMPTS = ("{} works as a", "The mother tongue of {} is", "By trade, {}, as we know, is a", "We met {}")

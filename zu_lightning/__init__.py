@@ -1,23 +1,30 @@
 """zu-lightning: make a language model forget, exactly and measurably (ZeroUnlearn, arXiv 2605.18879)."""
 
-from zu_lightning.contexts import sample_contexts
+from zu_lightning.analysis.tracing import CausalTrace, LayerTrace, causal_trace
 from zu_lightning.distributed import check_identical, own_share
 from zu_lightning.errors import InputError
-from zu_lightning.evaluation import EvaluationBatch, evaluate, evaluation_batches
-from zu_lightning.export import ExportCheck, check_export, export_adapter, export_model
-from zu_lightning.facts import Fact, Query, facts_by_id, read_facts, split_facts
-from zu_lightning.keys import LayerProblem, lookup_keys
-from zu_lightning.latents import LatentOptions, Latents, neutral_targets, original_values
-from zu_lightning.lm import EditableLM, EditReport
-from zu_lightning.module import UnlearnModule
-from zu_lightning.moments import second_moments
-from zu_lightning.pretrain import PretrainModule
-from zu_lightning.rules import AlphaEdit, Memit, Rome, Rule, ZeroUnlearn, ZeroUnlearnGD, ZeroUnlearnSoft
+from zu_lightning.evaluation.evaluate import EvaluationBatch, evaluate, evaluation_batches
+from zu_lightning.facts.fact import Fact, Query, facts_by_id, read_facts, split_facts
+from zu_lightning.facts.texts import read_texts
+from zu_lightning.lm.contexts import sample_contexts
+from zu_lightning.lm.editable import EditableLM, EditReport
+from zu_lightning.lm.export import ExportCheck, check_export, export_adapter, export_model
+from zu_lightning.methods.rules import AlphaEdit, Memit, Rome, Rule, ZeroUnlearn, ZeroUnlearnGD, ZeroUnlearnSoft
+from zu_lightning.methods.unlearning import (
+    Preparation,
+    UnlearnResult,
+    layer_problem,
+    prepare,
+    retain_documents,
+    unlearn,
+)
+from zu_lightning.modules.base import UnlearnModule
+from zu_lightning.modules.pretrain import PretrainModule
+from zu_lightning.problem.keys import LayerProblem, lookup_keys
+from zu_lightning.problem.latents import LatentOptions, Latents, neutral_targets, original_values
+from zu_lightning.problem.moments import second_moments
 from zu_lightning.solvers import LowRankUpdate
-from zu_lightning.texts import read_texts
 from zu_lightning.timing import timed
-from zu_lightning.tracing import CausalTrace, LayerTrace, causal_trace
-from zu_lightning.unlearn import Preparation, UnlearnResult, layer_problem, prepare, retain_documents, unlearn
 
 __all__ = [
     "AlphaEdit",

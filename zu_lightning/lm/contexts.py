@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from zu_lightning.lm import EditableLM
+from zu_lightning.lm.editable import EditableLM
 
 CONTEXT_STARTS = ("The", "Therefore", "Because", "I", "You")
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from zu_lightning.errors import InputError
-from zu_lightning.facts import Fact, Query
+from zu_lightning.facts.fact import Fact, Query
 
 
 @dataclass(frozen=True)

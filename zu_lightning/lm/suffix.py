@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from zu_lightning.lm import EditableLM, Record
-from zu_lightning.tokens import TokenBatch
+from zu_lightning.lm.editable import EditableLM, Record
+from zu_lightning.lm.tokens import TokenBatch
 
 KeysAndValues = tuple[tuple[Tensor, Tensor], ...]
 """Of several layers, each rows x heads x tokens x width of a head."""

@@ -12,16 +12,16 @@ from torch.optim import SGD, Adam, Optimizer
 from zu_lightning import solvers
 from zu_lightning.distributed import check_identical
 from zu_lightning.errors import InputError
-from zu_lightning.evaluation import EvaluationBatch, compute_metrics, evaluation_metrics, update_metric
-from zu_lightning.facts import Fact
-from zu_lightning.keys import LayerProblem
-from zu_lightning.latents import LatentOptions
-from zu_lightning.lm import EditableLM, check_layers, check_model
-from zu_lightning.objective import Delta, DenseDelta, Objective, WhitenedDelta, step_size
-from zu_lightning.rules import ZeroUnlearnGD
+from zu_lightning.evaluation.evaluate import EvaluationBatch, compute_metrics, evaluation_metrics, update_metric
+from zu_lightning.facts.fact import Fact
+from zu_lightning.lm.editable import EditableLM, check_layers, check_model
+from zu_lightning.lm.tiny import write_tiny_model
+from zu_lightning.methods.objective import Delta, DenseDelta, Objective, WhitenedDelta, step_size
+from zu_lightning.methods.rules import ZeroUnlearnGD
+from zu_lightning.problem.keys import LayerProblem
+from zu_lightning.problem.latents import LatentOptions
 from zu_lightning.solvers import LowRankUpdate
 from zu_lightning.timing import timed
-from zu_lightning.tiny import write_tiny_model
 
 log = logging.getLogger(__name__)
 

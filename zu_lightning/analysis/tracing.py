@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zu_lightning.facts import Fact
-from zu_lightning.lm import EditableLM
+from zu_lightning.facts.fact import Fact
+from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.tokens import collate, tokenize_fact
 from zu_lightning.metrics.functional import answer_scores
-from zu_lightning.tokens import collate, tokenize_fact
 
 
 @dataclass(frozen=True)

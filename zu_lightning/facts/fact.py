@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from zu_lightning import subjects
 from zu_lightning.errors import InputError
-from zu_lightning.records import read_records
-from zu_lightning.schemas import converted
+from zu_lightning.facts import subjects
+from zu_lightning.facts.records import read_records
+from zu_lightning.facts.schemas import converted
 
 log = logging.getLogger(__name__)
 

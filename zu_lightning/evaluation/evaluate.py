@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torchmetrics import MetricCollection
 
-from zu_lightning.facts import Fact
-from zu_lightning.keys import batches
-from zu_lightning.lm import EditableLM
+from zu_lightning.facts.fact import Fact
+from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.tokens import TokenBatch, check_lengths, collate, tokenize, tokenize_query
 from zu_lightning.metrics import AnswerMetric, Efficacy, Generalization, MultiHop, Perplexity, Retain, Specificity
-from zu_lightning.tokens import TokenBatch, check_lengths, collate, tokenize, tokenize_query
+from zu_lightning.problem.keys import batches
 
 
 @dataclass(frozen=True)

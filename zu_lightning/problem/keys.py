@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from zu_lightning.distributed import own_share, summed
-from zu_lightning.facts import Fact
-from zu_lightning.lm import EditableLM
-from zu_lightning.suffix import after_shared_prefix
-from zu_lightning.tokens import TokenizedText, collate, tokenize_fact
+from zu_lightning.facts.fact import Fact
+from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.suffix import after_shared_prefix
+from zu_lightning.lm.tokens import TokenizedText, collate, tokenize_fact
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from zu_lightning.contexts import sample_contexts
-from zu_lightning.facts import Fact
-from zu_lightning.keys import LayerProblem, layer_outputs, lookup_keys
-from zu_lightning.latents import LatentOptions, Latents, neutral_targets, original_values
-from zu_lightning.lm import EditableLM, EditReport, check_layers
-from zu_lightning.moments import second_moments
-from zu_lightning.rules import Rule
+from zu_lightning.facts.fact import Fact
+from zu_lightning.lm.contexts import sample_contexts
+from zu_lightning.lm.editable import EditableLM, EditReport, check_layers
+from zu_lightning.lm.tokens import check_lengths, tokenize_fact
+from zu_lightning.methods.rules import Rule
+from zu_lightning.problem.keys import LayerProblem, layer_outputs, lookup_keys
+from zu_lightning.problem.latents import LatentOptions, Latents, neutral_targets, original_values
+from zu_lightning.problem.moments import second_moments
 from zu_lightning.timing import timed
-from zu_lightning.tokens import check_lengths, tokenize_fact
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from zu_lightning.errors import InputError
-from zu_lightning.records import is_file, read_records
+from zu_lightning.facts.records import is_file, read_records
 
 RECORD_ENDINGS = (".json", ".jsonl", ".csv", ".parquet")
 

@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.pytorch_utils import Conv1D
 
 from zu_lightning.errors import InputError
+from zu_lightning.lm.tokens import TokenBatch, tokenize
 from zu_lightning.solvers import LowRankUpdate
-from zu_lightning.tokens import TokenBatch, tokenize
 
 PROJECTION_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out")
 """What decoders call an MLP's output projection: Llama, Qwen, Mistral, Gemma, Phi-3; GPT-2; GPT-NeoX; OPT; GPT-J."""

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from zu_lightning.errors import InputError
-from zu_lightning.lm import SOURCE_OPTIONS, EditableLM
+from zu_lightning.lm.editable import SOURCE_OPTIONS, EditableLM
+from zu_lightning.lm.tokens import TokenBatch, collate, tokenize
 from zu_lightning.solvers import LowRankUpdate
-from zu_lightning.tokens import TokenBatch, collate, tokenize
 
 
 def export_model(lm: EditableLM, folder: str | Path) -> Path:

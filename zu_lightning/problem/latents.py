@@ -18,11 +18,11 @@ from torch.nn.functional import kl_div, log_softmax
 from tqdm.auto import tqdm
 
 from zu_lightning.distributed import own_share, summed
-from zu_lightning.facts import Fact
-from zu_lightning.lm import EditableLM
+from zu_lightning.facts.fact import Fact
+from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.suffix import Suffix, after_shared_prefix
+from zu_lightning.lm.tokens import TokenBatch, collate, tokenize_fact
 from zu_lightning.metrics.functional import AnswerScores, answer_scores
-from zu_lightning.suffix import Suffix, after_shared_prefix
-from zu_lightning.tokens import TokenBatch, collate, tokenize_fact
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from zu_lightning.distributed import own_share, process, summed
 from zu_lightning.errors import InputError
-from zu_lightning.keys import batches
-from zu_lightning.lm import EditableLM
-from zu_lightning.tokens import TokenizedText, collate, tokenize
+from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.tokens import TokenizedText, collate, tokenize
+from zu_lightning.problem.keys import batches
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,8 @@
 """Rules: ready-made choices of a solver and its weights, all a pure function of a weight and a layer's problem.
 
 ``scale_free`` (the default) states weights and thresholds in units that carry from model to model, see
-:meth:`zu_lightning.keys.LayerProblem.scale_free`; without it they are in the paper's units, made for 3 to 8 B models.
+:meth:`zu_lightning.problem.keys.LayerProblem.scale_free`; without it they are in the paper's units, made for 3 to 8 B
+models.
 """
 
 import logging
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from zu_lightning import solvers
 from zu_lightning.errors import InputError
-from zu_lightning.keys import LayerProblem
+from zu_lightning.problem.keys import LayerProblem
 from zu_lightning.solvers import LowRankUpdate, NullSpaceCriterion
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""What a model is asked before and after an edit."""
