@@ -1,5 +1,26 @@
-"""The one kind of error that a user causes and can mend."""
+"""The one kind of error that a user causes and can correct."""
 
 
 class InputError(ValueError):
-    """Bad input: the message names the field, the value and the remedy. `train.py` prints it without a traceback."""
+    """Bad input, refused before any expensive work.
+
+    Args:
+        parameter: What is at fault, by the name that the library gives it, such as ``forget_num``; ``train.py`` turns
+            it into the option of that name.
+        value: What was given; ``None`` if it is missing.
+        remedy: What is wrong and what to do about it.
+        where: File and line for the content of a file; ``None`` for an argument.
+    """
+
+    def __init__(self, parameter: str, value: object, remedy: str, where: str | None = None) -> None:
+        super().__init__(parameter, value, remedy, where)
+        self.parameter, self.value, self.remedy, self.where = parameter, value, remedy, where
+
+    def __str__(self) -> str:
+        return self.message(self.parameter)
+
+    def message(self, name: str) -> str:
+        """The whole message, with the parameter called ``name``."""
+        place = f"{self.where}: " if self.where else ""
+        state = "is missing" if self.value is None else f"is {self.value!r:.120}"
+        return f"{place}{name} {state}: {self.remedy}"

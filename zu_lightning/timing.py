@@ -1,15 +1,35 @@
-"""Where the time goes: seconds by phase."""
+"""What somebody who waits wants to see: seconds by phase, and progress bars."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqdm.auto import tqdm
 
 
-@contextmanager
-def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Add the seconds spent in this context to ``seconds[phase]``."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start
+@dataclass
+class Monitor:
+    """Watches long work.
+
+    Attributes:
+        seconds: Seconds spent in each phase so far.
+        progress: Whether to show progress bars.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    progress: bool = False
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the seconds spent in this context to those of ``phase``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def bar(self, name: str, total: int, unit: str, done: int = 0) -> Any:
+        """A progress bar (tqdm) that counts ``unit`` from ``done`` up to ``total``."""
+        return tqdm(total=total, initial=done, desc=name, unit=f" {unit}", disable=not self.progress, leave=False)

@@ -1,4 +1,4 @@
-"""Records of a file (JSON Lines, JSON, CSV, Parquet, packed by gzip or not), or of a data set on the hub."""
+"""Records of a file (JSON Lines, JSON, CSV, Parquet, compressed by gzip or not), or of a data set on the hub."""
 
 import csv
 import gzip
@@ -12,24 +12,24 @@ from typing import Any, NamedTuple
 from zu_lightning.errors import InputError
 
 FILE_ENDINGS = (".txt", ".text", ".md", ".json", ".jsonl", ".csv", ".parquet", ".gz")
-"""What is surely the name of a file, so that nobody waits for the hub to say that it is no data set."""
+"""Endings that only files have: nobody should wait for the hub to say that there is no such data set."""
 
 
 class Record(NamedTuple):
-    """One record: its name by default, where it stands (for messages), and what it holds."""
+    """One record: its default name, its place (for messages), and its content."""
 
     name: str
     where: str
     content: Any
 
 
-def read_records(source: str | Path, field: str) -> Iterator[Record]:
+def read_records(source: str | Path, parameter: str) -> Iterator[Record]:
     """Read the records of a file, or of a data set on the hub.
 
     Args:
-        source: A file, whose ending tells its format (JSON or JSON Lines where it tells nothing), or a data set on the
+        source: A file, whose ending tells its format (JSON or JSON Lines if it tells nothing), or a data set on the
             hub as ``name`` or ``name:configuration``, streamed (its split ``train`` if it has one).
-        field: Name of the option, for messages.
+        parameter: What the caller calls the source, for messages.
 
     Yields:
         Records in order.
@@ -39,16 +39,16 @@ def read_records(source: str | Path, field: str) -> Iterator[Record]:
     """
     path = Path(source)
     if not is_file(source):
-        yield from _of_hub(str(source), field)
+        yield from _of_hub(str(source), parameter)
         return
-    content, kind = _unpacked(path, field)
+    content, kind = _unpacked(path, parameter)
     if kind == ".parquet":
-        yield from _of_parquet(content, path, field)
+        yield from _of_parquet(content, path, parameter)
         return
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"cannot read {field} {str(path)!r}: it is not in UTF-8 ({error}): convert it.") from error
+        raise InputError(parameter, str(path), f"it is not in UTF-8 ({error}): convert it.") from error
     yield from _of_csv(text, path) if kind == ".csv" else _of_json(text, path)
 
 
@@ -57,7 +57,7 @@ def is_file(source: str | Path) -> bool:
     return Path(source).exists() or Path(source).suffix in FILE_ENDINGS
 
 
-def _unpacked(path: Path, field: str) -> tuple[bytes, str]:
+def _unpacked(path: Path, parameter: str) -> tuple[bytes, str]:
     """The content of a file, and the ending that tells its format."""
     try:
         content = path.read_bytes()
@@ -65,9 +65,9 @@ def _unpacked(path: Path, field: str) -> tuple[bytes, str]:
             return gzip.decompress(content), path.with_suffix("").suffix
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
-            f"cannot read {field} {str(path)!r} ({getattr(error, 'strerror', None) or error}): name a file of JSON "
-            "Lines, JSON, CSV or Parquet, or one of them packed by gzip."
-        ) from error
+            parameter, str(path), f"it cannot be read ({getattr(error, 'strerror', None) or error}): name a file of "
+            "JSON Lines, JSON, CSV, or Parquet, compressed by gzip or not.",
+        ) from error  # fmt: skip
     return content, path.suffix
 
 
@@ -85,9 +85,9 @@ def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not valid JSON ({error.msg} at character {error.pos}): mend it.") from error
+        raise InputError("JSON", text, f"it is not valid ({error.msg} at character {error.pos}).", where) from error
     except RecursionError as error:
-        raise InputError(f"{where}: JSON is nested too deeply to be read: mend it.") from error
+        raise InputError("JSON", text, "it is nested too deeply to be read.", where) from error
 
 
 def _of_csv(text: str, path: Path) -> Iterator[Record]:
@@ -97,25 +97,25 @@ def _of_csv(text: str, path: Path) -> Iterator[Record]:
         for number, row in enumerate(csv.DictReader(io.StringIO(text), strict=True), 1):
             where = f"{path}, record {number}"
             if None in row or None in row.values():
-                raise InputError(f"{where}: has not as many cells as the header has names: mend it.")
+                raise InputError("row", row, "its number of cells is not that of the header's names.", where)
             yield Record(str(number), where, {name: cell for name, cell in row.items() if cell})
     except csv.Error as error:
-        raise InputError(f"{path}: not valid CSV ({error}): mend it.") from error
+        raise InputError("CSV", text, f"it is not valid ({error}).", str(path)) from error
 
 
-def _of_parquet(content: bytes, path: Path, field: str) -> Iterator[Record]:
+def _of_parquet(content: bytes, path: Path, parameter: str) -> Iterator[Record]:
     import pyarrow  # comes with datasets, slow to import
     from pyarrow import parquet
 
     try:
         rows = parquet.read_table(io.BytesIO(content)).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"cannot read {field} {str(path)!r}: it is no Parquet file ({error}).") from error
+        raise InputError(parameter, str(path), f"it is not a Parquet file ({error}).") from error
     for i, row in enumerate(rows):
         yield Record(str(i), f"{path}, record {i}", {k: v for k, v in row.items() if v is not None})
 
 
-def _of_hub(source: str, field: str) -> Iterator[Record]:
+def _of_hub(source: str, parameter: str) -> Iterator[Record]:
     from datasets import load_dataset  # slow to import, and not needed for files
 
     name, _, configuration = source.partition(":")
@@ -123,9 +123,9 @@ def _of_hub(source: str, field: str) -> Iterator[Record]:
         splits = load_dataset(name, configuration or None, streaming=True)
         for i, row in enumerate(splits.get("train", next(iter(splits.values())))):
             yield Record(str(i), f"{source}, record {i}", row)
-    except Exception as error:  # whatever the hub, the disk or the decoder raises: the user's answer is the same
+    except Exception as error:  # whatever the hub, the disk, or the decoder raises: the user's remedy is the same
         first_line = next(iter(str(error).splitlines()), "")
         raise InputError(
-            f"cannot read {field} {source!r}: it is no file, and no data set that the hub gives us "
-            f"({type(error).__name__}: {first_line})."
-        ) from error
+            parameter, source, "there is no such file, and the hub has no data set of this name for us "
+            f"({type(error).__name__}: {first_line}): check the name.",
+        ) from error  # fmt: skip

@@ -1,4 +1,4 @@
-"""Records of public data sets as records of ours (docs/data.md says which field becomes which)."""
+"""Records of public data sets, converted to our own format."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ Ours = dict[str, Any]
 
 
 class Schema(NamedTuple):
-    """A public data set: the fields by which it is known, and what becomes of a record."""
+    """A public data set: the fields by which its records are recognized, and how a record is converted."""
 
     name: str
     fields: frozenset[str]
@@ -21,11 +21,11 @@ def converted(record: Any, where: str) -> tuple[str | None, list[Any]]:
     """The schema that a record follows, and the record in our format.
 
     Args:
-        record: Of a public data set, or of ours.
+        record: A record of a public data set, or one of our own.
         where: File and line, for messages.
 
     Returns:
-        Name of the schema, ``None`` for ours, and the records: a multi-hop record of MQuAKE becomes several.
+        Name of the schema (``None`` for our own), and the records: a multi-hop record of MQuAKE becomes several.
 
     Raises:
         InputError: A field is missing or of the wrong type.
@@ -38,7 +38,7 @@ def converted(record: Any, where: str) -> tuple[str | None, list[Any]]:
                 return schema.name, schema.convert(record)
             except (KeyError, TypeError, AttributeError, IndexError) as error:
                 raise InputError(
-                    f"{where}: a {schema.name} record with {type(error).__name__} at {error}: mend it."
+                    f"{schema.name} record", record, f"{type(error).__name__} at {error}: correct it.", where
                 ) from error
     return None, [record]
 
@@ -59,7 +59,7 @@ def _counterfact(record: Mapping[str, Any]) -> list[Ours]:
 
 
 def _mquake(record: Mapping[str, Any]) -> list[Ours]:
-    """A fact for each hop that is rewritten; those of the true chain take the multi-hop questions along."""
+    """One fact for each rewritten hop; facts that belong to the true chain carry the multi-hop questions."""
     chain = {hop["cloze"] for hop in record["single_hops"]}
     questions = [{"prompt": question, "target": record["answer"]} for question in _list(record["questions"])]
     return [
@@ -114,4 +114,4 @@ SCHEMAS = (
     Schema("zsRE", frozenset({"src", "answers"}), _zsre),
     Schema("TOFU", frozenset({"question", "answer"}), _question_and_answer),
 )
-"""The first whose fields a record has is taken."""
+"""The first schema whose fields a record has is taken."""

@@ -1,4 +1,4 @@
-"""Whom or what a prompt is about, where nobody has said so."""
+"""Whom or what a prompt is about, if nobody has said so."""
 
 import re
 
@@ -17,26 +17,26 @@ FIRST_WORDS = frozenset(
         "we were what when where which who whom whose why will with would write you your"
     ).split()
 )
-"""Words that are capitalised because a sentence begins with them."""
+"""Words that are capitalized because a sentence begins with them."""
 
 
 def detect_subject(prompt: str) -> str | None:
-    """The subject that a prompt names: a quoted title, else the longest run of capitalised words, the last of equals.
+    """The subject that a prompt names: a quoted title, else the longest run of capitalized words, the last of equals.
 
     Args:
         prompt: Text.
 
     Returns:
-        The subject as it stands in the prompt, or ``None`` where no name shows, as in scripts without capitals.
+        The subject as it stands in the prompt, or ``None`` if no name shows, as in scripts without capitals.
     """
     quoted = QUOTED.findall(prompt)
     if quoted:
         return str(quoted[-1])
-    names = [name for name in _capitalised_runs(prompt) if name]
+    names = [name for name in _capitalized_runs(prompt) if name]
     return max(reversed(names), key=lambda name: len(name.split()), default=None)
 
 
-def _capitalised_runs(prompt: str) -> list[str]:
+def _capitalized_runs(prompt: str) -> list[str]:
     runs, start, end = [], None, 0
     sentence_begins = True
     for word in re.finditer(r"\S+", prompt):
@@ -45,7 +45,9 @@ def _capitalised_runs(prompt: str) -> list[str]:
         if named:
             start = word.start() + word[0].index(bare) if start is None else start
             end = word.start() + word[0].index(bare) + len(POSSESSIVE.sub("", bare))
-        closes = not word[0].endswith(bare) and len(bare) > 1  # a comma, say; but not J. K. Rowling's stops
+        closes = (
+            not word[0].endswith(bare) and len(bare) > 1
+        )  # by a comma, for example, but not by the periods of J. K. Rowling
         if start is not None and (closes or not (named or bare in INSIDE_NAMES)):
             runs.append(prompt[start:end])
             start = None

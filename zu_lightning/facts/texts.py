@@ -1,26 +1,65 @@
-"""Retain and held-out text: documents of a file, or of a data set on the hub."""
+"""Retain text and held-out text: documents from a file, or from a data set on the hub."""
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from zu_lightning.errors import InputError
+from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.records import is_file, read_records
 
 RECORD_ENDINGS = (".json", ".jsonl", ".csv", ".parquet")
 
 
-def read_texts(source: str, limit: int = 100_000, field: str = "source") -> list[str]:
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How much text a run reads, and in what batches."""
+
+    corpus_documents: int = 100_000
+    """Maximum number of documents of the retain text."""
+    corpus_tokens: int | None = 1_000_000
+    """Maximum number of tokens of the retain text; ``null`` for all of it."""
+    heldout_documents: int = 500
+    """Maximum number of documents of the held-out text."""
+    max_length: int = 512
+    """Maximum number of tokens of a document; never more than the model's context."""
+    batch_tokens: int = 2048
+    """Maximum number of tokens per batch of text or queries, padding included."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that nothing can be read with."""
+        for name, value in vars(self).items():
+            if value is not None and value < 1:
+                raise InputError(f"reading.{name}", value, "give a positive number.")
+
+
+@dataclass(frozen=True)
+class RetainText:
+    """Retain text, and how it is read.
+
+    Attributes:
+        documents: One text each.
+        reading: How much of them is read, and in what batches.
+        cache: Folder in which second moments are looked for and kept; ``None`` for no cache.
+    """
+
+    documents: Sequence[str]
+    reading: ReadingOptions = field(default_factory=ReadingOptions)
+    cache: Path | None = None
+
+
+def read_texts(source: str, limit: int = 100_000, parameter: str = "source") -> list[str]:
     """Read documents.
 
     Args:
-        source: A text file with one document a line; a file of JSON Lines, JSON, CSV or Parquet with a ``text`` field;
-            or a data set on the hub with a ``text`` column, as ``name`` or ``name:configuration``
-            (``wikimedia/wikipedia:20231101.en``). Files may be packed by gzip.
-        limit: Most documents to read; a data set is streamed no further.
-        field: Name of the option, for messages.
+        source: A text file with one document per line; a file of JSON Lines, JSON, CSV, or Parquet with a ``text``
+            field; or a data set on the hub with a ``text`` column, as ``name`` or ``name:configuration``
+            (``wikimedia/wikipedia:20231101.en``). Files may be compressed by gzip.
+        limit: Maximum number of documents to read; a data set is streamed no further.
+        parameter: What the caller calls the source, for messages.
 
     Returns:
         The documents that are not empty, in order.
@@ -28,26 +67,32 @@ def read_texts(source: str, limit: int = 100_000, field: str = "source") -> list
     Raises:
         InputError: The source cannot be read or holds no text.
     """
-    texts = list(islice((text for text in _documents(source, field) if text.strip()), limit))
+    texts = list(islice((text for text in _documents(source, parameter) if text.strip()), limit))
     if not texts:
-        raise InputError(f"{field} {source!r} holds no text: give one document a line.")
+        raise InputError(parameter, source, "it holds no text: give one document per line.")
     return texts
 
 
-def _documents(source: str, field: str) -> Iterator[str]:
+def retain_documents(corpus: Iterable[str], forget: Sequence[Fact]) -> list[str]:
+    """The documents that are not empty and name no forgotten subject: what should go must not be held in place."""
+    subjects = {fact.subject for fact in forget if fact.subject}
+    return [text for text in corpus if text.strip() and not any(subject in text for subject in subjects)]
+
+
+def _documents(source: str, parameter: str) -> Iterator[str]:
     path = Path(source)
     ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if is_file(source) and ending not in RECORD_ENDINGS:
-        yield from _lines(path, field)
+        yield from _lines(path, parameter)
         return
-    for _, where, record in read_records(source, field):
+    for _, where, record in read_records(source, parameter):
         text = (record.get("text") or "") if isinstance(record, dict) else record
         if not isinstance(record, dict) or not isinstance(text, str):
-            raise InputError(f"{where}: `text` must be a text, but the record is {record!r:.80}.")
+            raise InputError("record", record, "it must have a `text` field that is a text.", where)
         yield text
 
 
-def _lines(path: Path, field: str) -> Iterator[str]:
+def _lines(path: Path, parameter: str) -> Iterator[str]:
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline="\n") as file:
@@ -55,6 +100,6 @@ def _lines(path: Path, field: str) -> Iterator[str]:
                 yield line.rstrip("\r\n")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(
-            f"cannot read text from {field} {str(path)!r} ({getattr(error, 'strerror', None) or error}): name a text "
-            "file in UTF-8 with one document a line, or one packed by gzip."
-        ) from error
+            parameter, str(path), f"text cannot be read from it ({getattr(error, 'strerror', None) or error}): name a "
+            "text file in UTF-8 with one document per line, compressed by gzip or not.",
+        ) from error  # fmt: skip

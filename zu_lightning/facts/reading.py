@@ -1,0 +1,91 @@
+"""Facts from files and from data sets on the hub."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from zu_lightning.errors import InputError
+from zu_lightning.facts.fact import Fact, Query
+from zu_lightning.facts.records import read_records
+from zu_lightning.facts.schemas import converted
+
+log = logging.getLogger(__name__)
+
+
+def read_facts(path: str | Path, *, detect_subjects: bool = True) -> list[Fact]:
+    """Read facts from a file or a data set on the hub: our own records, or those of CounterFact, zsRE, MQuAKE, or TOFU.
+
+    Args:
+        path: JSON Lines, JSON, CSV, or Parquet, compressed by gzip or not, or ``name:configuration`` on the hub.
+        detect_subjects: Whether to look for the subject in the prompt if a record names none.
+
+    Returns:
+        The facts in order; a fact without ``id`` is named by its line or position. Public data sets ask some questions
+        more than once: the first record is kept, with the multi-hop questions of all.
+
+    Raises:
+        InputError: The source cannot be read, or holds no fact, a malformed one, or the same fact or id twice.
+    """
+    facts: list[Fact] = []
+    schemas: set[str] = set()
+    detected: list[str] = []
+    for name, where, record in read_records(path, "path"):
+        schema, records = converted(record, where)
+        schemas |= {schema} if schema else set()
+        for one in records:
+            facts.append(Fact.from_record(one, where, name, detect_subjects=detect_subjects))
+            if facts[-1].subject and not one.get("subject"):
+                detected.append(facts[-1].subject)
+    if not facts:
+        raise InputError(
+            "path", str(path), "it holds no facts: give one JSON object per line, with `prompt` and `target`."
+        )
+    if detected:
+        log.info(
+            "%s: %d facts name no subject; it was found in the prompt of %d: %s, ...",
+            path, sum(not fact.subject for fact in facts) + len(detected), len(detected), ", ".join(detected[:3]),
+        )  # fmt: skip
+    if schemas:
+        log.info("%s: records of %s", path, " and ".join(sorted(schemas)))
+        facts = _without_repeats(facts)
+    _refuse_duplicates(facts, str(path))
+    return facts
+
+
+def facts_by_id(facts: Sequence[Fact], ids: Sequence[str]) -> list[Fact]:
+    """The facts with these ids, in the order of ``facts``.
+
+    Raises:
+        InputError: An id belongs to no fact.
+    """
+    wanted = {name.strip() for name in ids}
+    unknown = sorted(wanted - {fact.id for fact in facts})
+    if unknown:
+        raise InputError("ids", unknown[:5], f"these are not ids of the {len(facts)} facts: correct the list.")
+    return [fact for fact in facts if fact.id in wanted]
+
+
+def _without_repeats(facts: Iterable[Fact]) -> list[Fact]:
+    first: dict[Query, Fact] = {}
+    for fact in facts:
+        kept = first.setdefault(fact.query, fact)
+        if kept is not fact:
+            questions = tuple(dict.fromkeys(kept.multi_hop + fact.multi_hop))
+            first[fact.query] = replace(kept, multi_hop=questions)
+    return list(first.values())
+
+
+def _refuse_duplicates(facts: Iterable[Fact], where: str) -> None:
+    ids: set[str] = set()
+    queries: dict[Query, str] = {}
+    for fact in facts:
+        if fact.id in ids:
+            raise InputError("id", fact.id, "it occurs twice, but ids must be unique: rename one.", where)
+        ids.add(fact.id)
+        if fact.query in queries:
+            raise InputError(
+                "id", fact.id, f"its prompt and target ({fact.prompt!r} -> {fact.target!r}) are those of "
+                f"{queries[fact.query]!r}: remove one.", where,
+            )  # fmt: skip
+        queries[fact.query] = fact.id

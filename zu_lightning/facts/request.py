@@ -1,0 +1,28 @@
+"""A request to forget: what goes, what stays, and the text that says what must not change."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zu_lightning.facts.fact import Fact
+from zu_lightning.facts.texts import RetainText
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request to forget.
+
+    Attributes:
+        forget: Forget set.
+        retain: Retain set, which is only measured.
+        text: Retain text, for the second moments of the keys that must keep their values.
+        heldout: Text for the perplexity, one document each.
+        seed: Seed of the context templates.
+        number: Which request of a model this is, from 0.
+    """
+
+    forget: Sequence[Fact]
+    retain: Sequence[Fact]
+    text: RetainText
+    heldout: Sequence[str]
+    seed: int = 0
+    number: int = 0
