@@ -15,9 +15,9 @@ def sample_contexts(
     """The bare prompt's empty context, then one sentence begun by the model for each start, as MEMIT does.
 
     Args:
-        lm: The model that goes on from each start, by sampling from its five likeliest tokens.
+        lm: The model that continues each start, by sampling from its five likeliest tokens.
         starts: First words.
-        length: Tokens sampled after each.
+        length: Number of tokens sampled after each.
         seed: Seed of the sampling; the global random state is left as it was.
 
     Returns:

@@ -1,7 +1,6 @@
 """The edited model as a Hugging Face directory, and the edit alone as a PEFT LoRA adapter."""
 
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from zu_lightning.errors import InputError
-from zu_lightning.lm.editable import SOURCE_OPTIONS, EditableLM
+from zu_lightning.files import replacing
+from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.edits import apply_update
+from zu_lightning.lm.loading import source_options
 from zu_lightning.lm.tokens import TokenBatch, collate, tokenize
 from zu_lightning.solvers import LowRankUpdate
 
@@ -25,7 +27,7 @@ def export_model(lm: EditableLM, folder: str | Path) -> Path:
 
     Args:
         lm: The edited model.
-        folder: Where to; replaced if it exists, and never half written.
+        folder: Where to write; replaced if it exists, and never half written.
 
     Returns:
         The folder.
@@ -34,32 +36,33 @@ def export_model(lm: EditableLM, folder: str | Path) -> Path:
         InputError: The folder holds something else, or is where the unedited model came from.
     """
     if lm.name_or_path and Path(folder).resolve() == Path(lm.name_or_path).resolve():
-        raise InputError(f"{folder} is where the unedited model came from: choose another folder.")
-    with _written_whole(Path(folder)) as temporary:
+        raise InputError("folder", str(folder), "the unedited model came from there: choose another folder.")
+    with _exported(Path(folder)) as temporary:
         lm.model.save_pretrained(temporary)
         lm.tokenizer.save_pretrained(temporary)
     return Path(folder)
 
 
-def export_adapter(lm: EditableLM, folder: str | Path) -> Path:
-    """Write the edit as a PEFT LoRA adapter of the exact low-rank difference.
+def export_adapter(lm: EditableLM, updates: Mapping[int, LowRankUpdate], folder: str | Path) -> Path:
+    """Write an edit as a PEFT LoRA adapter of the exact low-rank difference.
 
-    Its rank is at most 2 n a layer, or as high as the weight's where a dense Delta was trained.
+    Its rank is at most 2 n per layer, or as high as the weight's after a dense Delta was trained.
 
     Args:
         lm: The edited model.
-        folder: Where to; replaced if it exists, and never half written.
+        updates: For each edited layer, all that was added to its weight.
+        folder: Where to write; replaced if it exists, and never half written.
 
     Returns:
         The folder. ``PeftModel.from_pretrained(base, folder)`` is the edited model, ``unload()`` the base again.
 
     Raises:
         InputError: The folder holds something else.
-        ValueError: Nothing has been edited.
+        ValueError: There are no updates.
     """
-    if not lm.updates:
+    if not updates:
         raise ValueError("there is no adapter to write: nothing has been edited.")
-    factors = {lm.weight_name(layer): _balanced(update) for layer, update in sorted(lm.updates.items())}
+    factors = {lm.weight_name(layer): _balanced(update) for layer, update in sorted(updates.items())}
     ranks = {name: update.rank for name, update in factors.items()}
     largest = max(ranks.values())
     config = LoraConfig(
@@ -71,14 +74,14 @@ def export_adapter(lm: EditableLM, folder: str | Path) -> Path:
         rank_pattern=ranks,
         alpha_pattern=ranks,
         lora_dropout=0.0,
-        fan_in_fan_out=any(isinstance(lm.projections[layer], Conv1D) for layer in lm.updates),
+        fan_in_fan_out=any(isinstance(lm.projections[layer], Conv1D) for layer in updates),
         inference_mode=True,
     )
     tensors = {}
     for name, update in factors.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = update.right.float().cpu().contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = update.left.float().cpu().contiguous()
-    with _written_whole(Path(folder)) as temporary:
+    with _exported(Path(folder)) as temporary:
         config.save_pretrained(str(temporary))
         save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
     return Path(folder)
@@ -90,33 +93,33 @@ class ExportCheck:
 
     Attributes:
         model: Between the reloaded model and the one in memory.
-        adapter: Between the base with the adapter and the one in memory. Zero up to rounding in float32; in bfloat16
-            and float16 the edited weights were rounded, and the adapter was not.
+        adapter: Between the base with the adapter and the one in memory; ``None`` without an adapter. Zero up to
+            rounding in float32; in bfloat16 and float16 the edited weights were rounded, and the adapter was not.
         edit: Between the base and the one in memory: what the edit did.
     """
 
     model: float
-    adapter: float
+    adapter: float | None
     edit: float
 
 
-def check_export(lm: EditableLM, model_folder: Path, adapter_folder: Path, texts: Sequence[str]) -> ExportCheck:
+def check_export(lm: EditableLM, model_folder: Path, adapter_folder: Path | None, texts: Sequence[str]) -> ExportCheck:
     """Reload what was exported and compare it with the model in memory.
 
     Args:
         lm: The edited model.
         model_folder: Written by :func:`export_model`.
-        adapter_folder: Written by :func:`export_adapter`; its base is loaded from where ``lm`` came from.
+        adapter_folder: Written by :func:`export_adapter`, if it was; its base is loaded from where ``lm`` came from.
         texts: Texts to compare on.
 
     Returns:
         How much the logits differ.
     """
-    batch = lm.to_device(collate([tokenize(lm.tokenizer, text) for text in texts], lm.tokenizer))
+    batch = collate([tokenize(lm.tokenizer, text) for text in texts], lm.tokenizer).to(lm.device)
     here = _logits(lm.model, batch)
 
     as_before = {"device_map": {"": lm.device}} | lm.load_options
-    exported = {name: value for name, value in as_before.items() if name not in SOURCE_OPTIONS}
+    exported = {name: value for name, value in as_before.items() if name not in source_options(as_before)}
 
     def difference(source: str | Path, options: dict[str, Any], adapter: Path | None = None) -> float:
         model = AutoModelForCausalLM.from_pretrained(str(source), dtype=lm.model.dtype, **options)
@@ -130,7 +133,7 @@ def check_export(lm: EditableLM, model_folder: Path, adapter_folder: Path, texts
 
     return ExportCheck(
         model=difference(model_folder, exported),
-        adapter=difference(lm.name_or_path, as_before, adapter_folder),
+        adapter=None if adapter_folder is None else difference(lm.name_or_path, as_before, adapter_folder),
         edit=difference(lm.name_or_path, as_before),
     )
 
@@ -141,7 +144,8 @@ def _merged(lm: EditableLM, adapter: Path) -> PreTrainedModel:
     for layer in range(len(lm.layers)):
         name = f"base_model.model.{lm.weight_name(layer)}"
         if f"{name}.lora_A.weight" in tensors:
-            lm.apply(layer, LowRankUpdate(tensors[f"{name}.lora_B.weight"], tensors[f"{name}.lora_A.weight"]))
+            update = LowRankUpdate(tensors[f"{name}.lora_B.weight"], tensors[f"{name}.lora_A.weight"])
+            apply_update(lm, layer, update)
     return lm.model
 
 
@@ -163,18 +167,11 @@ def _logits(model: PreTrainedModel | PeftModel, batch: TokenBatch) -> Tensor:
 
 
 @contextmanager
-def _written_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of ``folder`` when the context ends well."""
+def _exported(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of ``folder``, which must not hold anything but an earlier export."""
     known = ("config.json", "adapter_config.json")
     if folder.exists() and any(folder.iterdir()) and not any((folder / name).exists() for name in known):
-        raise InputError(f"{folder} holds something else than an exported model: choose another folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
+        raise InputError("folder", str(folder), "it holds something other than an exported model: choose another one.")
+    with replacing(folder) as temporary:
+        temporary.mkdir()
         yield temporary
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -2,6 +2,9 @@
 
 Attention is causal: what is added at a token changes nothing before it, and texts that begin alike are computed alike
 as far as they agree.
+
+Shapes: R rows (texts), T positions of a row from where it starts, S positions of the cached prefix, H heads, D width,
+P places (each a row and a position).
 """
 
 from collections.abc import Sequence
@@ -12,23 +15,25 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from zu_lightning.lm.editable import EditableLM, Record
-from zu_lightning.lm.tokens import TokenBatch
+from zu_lightning.lm import hooks
+from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.hooks import Record
+from zu_lightning.lm.tokens import PaddedTokens, TokenBatch
 
 KeysAndValues = tuple[tuple[Tensor, Tensor], ...]
-"""Of several layers, each rows x heads x tokens x width of a head."""
+"""Attention's keys and values of several layers, each R x H x S x width of a head."""
 
 
 @dataclass(frozen=True)
 class Suffix:
-    """Texts from some token on, over what the layers computed for the tokens before.
+    """Texts from some token on, with what the layers computed for the tokens before it.
 
     Attributes:
         layer: Where a pass starts; the number of layers for the output of the last.
-        hidden: Input of that layer, rows x length x width; ``None`` at layer 0 for the embeddings.
-        input_ids: rows x length.
-        start: rows, where in its text each row begins.
-        attention_mask: rows x (prefix + length), 0 for what is no token of the text.
+        hidden: Input of that layer, R x T x D; ``None`` at layer 0 for the embeddings.
+        input_ids: R x T.
+        start: R, where in its text each row begins.
+        attention_mask: R x (S + T), 0 for what is not a token of the text.
         prefix: Keys and values of the tokens before ``start``, for ``layer`` and those above.
     """
 
@@ -41,11 +46,11 @@ class Suffix:
 
     @property
     def prefix_length(self) -> int:
-        """Cached tokens of each row, masked ones included."""
+        """S, cached tokens of each row, masked ones included."""
         return self.attention_mask.shape[1] - self.input_ids.shape[1]
 
     def select(self, rows: Tensor) -> "Suffix":
-        """Some rows; ``rows`` are indices."""
+        """Some rows, by their indices."""
         return Suffix(
             self.layer,
             None if self.hidden is None else self.hidden[rows],
@@ -55,19 +60,18 @@ class Suffix:
             tuple((_rows(keys, rows), _rows(values, rows)) for keys, values in self.prefix),
         )
 
-    def logits(self, lm: EditableLM, rows: Tensor, positions: Tensor) -> Tensor:
-        """Next-token logits at the given places; positions count from the start of the text.
+    def logits(self, lm: EditableLM, rows: Tensor, positions: Tensor, *, watched: Sequence[nn.Module] = ()) -> Tensor:
+        """Next-token logits at the given places, P x vocabulary, float32; positions count from the start of the text.
 
-        Returns:
-            places x vocabulary, float32.
+        ``watched`` are modules with a hook on them, as in :meth:`EditableLM.logits`.
         """
-        return self._logits(lm, rows, positions, self._cache())
+        return self._logits(lm, rows, positions, self._cache(), watched)
 
     def record(self, lm: EditableLM, modules: Sequence[nn.Module]) -> list[Record]:
-        """What modules receive and return (rows x length x width); nothing above the last of them is computed."""
-        with torch.no_grad(), lm.recording(modules, stop=True) as records:
-            nowhere = self.start[:0]
-            self._logits(lm, nowhere, nowhere, self._cache())
+        """What modules receive and return (R x T x D); nothing above the last of them is computed."""
+        nowhere = self.start[:0]
+        with torch.no_grad(), hooks.recording(modules, len(self.input_ids), lm.device, stop=True) as records:
+            self._logits(lm, nowhere, nowhere, self._cache(), modules)
         return records
 
     def seen(
@@ -75,15 +79,15 @@ class Suffix:
     ) -> tuple[list[Record], Tensor, KeysAndValues]:
         """A pass without gradients: what modules saw, logits, and the keys and values of all tokens in all layers."""
         cache = self._cache()
-        with torch.no_grad(), lm.recording(modules) as records:
-            logits = self._logits(lm, rows, positions, cache)
+        with torch.no_grad(), hooks.recording(modules, len(self.input_ids), lm.device) as records:
+            logits = self._logits(lm, rows, positions, cache, modules)
         return records, logits, tuple((layer.keys, layer.values) for layer in cache.layers)
 
     def later(self, lookup: Tensor, layer: int, hidden: Tensor, cached: KeysAndValues) -> "Suffix":
         """The part from later tokens on, over what a pass has :meth:`seen`.
 
         Args:
-            lookup: rows, where in its text each row will begin.
+            lookup: R, where in its text each row will begin.
             layer: Where passes over it will start.
             hidden: Input of that layer, as the pass has seen it.
             cached: Keys and values of that pass.
@@ -106,23 +110,25 @@ class Suffix:
             prefix=tuple((keys[:, :, :end], values[:, :, :end]) for keys, values in cached[layer:]),
         )
 
-    def _logits(self, lm: EditableLM, rows: Tensor, positions: Tensor, cache: Any) -> Tensor:
+    def _logits(
+        self, lm: EditableLM, rows: Tensor, positions: Tensor, cache: Any, watched: Sequence[nn.Module]
+    ) -> Tensor:
         offsets = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
         # Padding may lie beyond the model's context.
         position_ids = (self.start[:, None] + offsets).clamp(max=lm.context_length - 1)
-        batch = _bare(self.input_ids, self.attention_mask)
         with lm.resumed(self.layer, self.hidden):
             return lm.logits(
-                batch,
+                PaddedTokens(self.input_ids, self.attention_mask),
                 rows,
                 positions - self.start[rows],
+                watched=watched,
                 position_ids=position_ids,
                 past_key_values=cache,
                 use_cache=True,
             )
 
     def _cache(self) -> Any:
-        # The first layer's entry tells transformers how long the prefix is, also where that layer is skipped.
+        # The first layer's entry tells transformers how long the prefix is, even if that layer is skipped.
         skipped = self.attention_mask.new_zeros(1, 1, 1, 1).expand(len(self.input_ids), 1, self.prefix_length, 1)
         cache: Any = DynamicCache()
         for i, (keys, values) in enumerate([(skipped, skipped)] * self.layer + list(self.prefix)):
@@ -137,7 +143,7 @@ def after_shared_prefix(lm: EditableLM, batch: TokenBatch, group: Tensor) -> Suf
     Args:
         lm: The model.
         batch: Texts.
-        group: rows, which group each row belongs to, from 0.
+        group: R, which group each row belongs to, from 0.
 
     Returns:
         The suffix, at layer 0.
@@ -146,11 +152,11 @@ def after_shared_prefix(lm: EditableLM, batch: TokenBatch, group: Tensor) -> Suf
     ids = batch.input_ids
     agrees = (ids == ids[first][group]).long().cumprod(1).sum(1).minimum(batch.lookup)
     shared = torch.stack([agrees[group == g].min() for g in range(len(first))])
-    # A group that shares nothing gets one token all the same, which nobody looks at.
+    # A group that shares nothing gets one token nevertheless, which nothing looks at.
     length = max(1, int(shared.max()))
     index = torch.arange(length, device=lm.device)
     cache: Any = DynamicCache()
-    prefix = _bare(ids[first, :length], (index < shared.clamp(min=1)[:, None]).long())
+    prefix = PaddedTokens(ids[first, :length], (index < shared.clamp(min=1)[:, None]).long())
     nowhere = torch.zeros(0, dtype=torch.long, device=lm.device)
     with torch.no_grad():
         lm.logits(prefix, nowhere, nowhere, past_key_values=cache, use_cache=True)
@@ -167,15 +173,10 @@ def after_shared_prefix(lm: EditableLM, batch: TokenBatch, group: Tensor) -> Suf
 
 
 def _tails(start: Tensor, end: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Columns from ``start`` on, rows x length, and which of them come before ``end``; all lie within ``width``."""
+    """Columns from ``start`` on, R x T, and which of them come before ``end``; all lie within ``width``."""
     columns = start[:, None] + torch.arange(int((end - start).max()), device=start.device)
-    # Padding of shorter tails lies beyond the text; any token does there.
+    # The padding of shorter tails lies beyond the text, where any token will do.
     return columns.clamp(max=width - 1), columns < end[:, None]
-
-
-def _bare(input_ids: Tensor, attention_mask: Tensor) -> TokenBatch:
-    """A batch of which only what a forward pass needs is known."""
-    return TokenBatch(input_ids, attention_mask, *[torch.empty(0)] * 3)
 
 
 def _rows(tensor: Tensor, rows: Tensor) -> Tensor:

@@ -23,24 +23,24 @@ SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
 def write_tiny_model(name_or_path: str, depth: int, folder: str | Path) -> None:
-    """Write a model directory with the architecture that a name tells of, random weights and a tokenizer of bytes.
+    """Write a model directory with the architecture that a name tells, random weights, and a tokenizer of bytes.
 
     Args:
-        name_or_path: Hub id or directory; its last part must hold the name of an architecture, as ``Llama-3.1-8B``
-            does.
-        depth: Decoder layers.
-        folder: Where to.
+        name_or_path: Hub id or directory; its last part must contain the name of an architecture, as
+            ``Llama-3.1-8B`` does.
+        depth: Number of decoder layers.
+        folder: Where to write.
 
     Raises:
-        InputError: The name holds no architecture that transformers knows.
+        InputError: The name contains no architecture that transformers knows.
     """
     name = _plain(Path(name_or_path).name)
     known = [kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if _plain(kind) in name]
     if not known:
         raise InputError(
-            f"model.tiny: {str(name_or_path)!r} does not tell its architecture: name a model whose name holds it, such "
-            "as llama, qwen3, mistral, gpt2."
-        )
+            "model_name_or_path", str(name_or_path), "it does not tell an architecture, which a tiny stand-in needs: "
+            "choose a name that contains one, such as llama, qwen3, mistral, or gpt2.",
+        )  # fmt: skip
     tokenizer = _byte_tokenizer()
     sizes = SIZES | {"num_hidden_layers": depth, "vocab_size": len(tokenizer)}
     ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL_TOKENS.items()}
@@ -58,7 +58,7 @@ def _plain(name: str) -> str:
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A token for each byte, and three special ones."""
+    """A tokenizer with one token for each byte, and three special ones."""
     tokens = [*SPECIAL_TOKENS.values(), *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,7 +1,10 @@
-"""From text to token ids: where the lookup token is, where the answer starts, and padding."""
+"""From text to token ids: where the lookup token is, where the answer starts, and padding.
+
+Shapes: rows are texts, length is the number of tokens of the longest of them.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -27,25 +30,38 @@ class TokenizedText:
 
 
 @dataclass(frozen=True)
-class TokenBatch:
-    """Texts padded on the right, where padding cannot change what a causal model computes.
+class PaddedTokens:
+    """What a forward pass needs to know of texts, padded on the right.
 
     Attributes:
         input_ids: rows x length.
         attention_mask: rows x length, 1 for tokens and 0 for padding.
-        lookup: rows, index of each row's lookup token.
-        answer: rows, index of the first token of each row's answer.
-        lengths: rows, number of tokens.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
+
+
+@dataclass(frozen=True)
+class TokenBatch(PaddedTokens):
+    """Texts padded on the right, where padding cannot change what a causal model computes.
+
+    Attributes:
+        lookup: rows, index of each row's lookup token.
+        answer: rows, index of the first token of each row's answer; the row's length without one.
+        lengths: rows, number of tokens.
+    """
+
     lookup: Tensor
     answer: Tensor
     lengths: Tensor
 
+    def to(self, device: torch.device) -> "TokenBatch":
+        """The batch on a device."""
+        return TokenBatch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
     def select(self, rows: Tensor) -> "TokenBatch":
-        """Some rows, with no more padding than they need; ``rows`` are indices."""
+        """Some rows, by their indices, with no more padding than they need."""
         length = int(self.lengths[rows].max())
         return TokenBatch(
             input_ids=self.input_ids[rows, :length],
@@ -57,7 +73,7 @@ class TokenBatch:
 
     @property
     def read(self) -> Tensor:
-        """rows, how many tokens a model has to read: nobody asks what follows the last token of an answer."""
+        """rows, number of tokens that a model has to read: nothing asks what follows the last token of an answer."""
         return torch.where(self.without_answer, self.lengths, self.lengths - 1)
 
     @property
@@ -87,12 +103,12 @@ def tokenize(
     Args:
         tokenizer: A fast tokenizer.
         prompt: Text without trailing space.
-        answer: Joined to the prompt by one space, or by none if it is a special token, such as the end of the text.
+        answer: Joined to the prompt by one space, or directly if it is a special token, such as the end of the text.
         lookup_end: The lookup token is the one that holds the character before this one; the prompt's last token by
             default.
-        max_length: Tokens beyond this many are not read; all are by default.
-        chat: Whether the prompt is a user's message, put by the tokenizer's chat template; the answer is then joined
-            to where the assistant begins as the template joins it.
+        max_length: Maximum number of tokens to keep; all by default.
+        chat: Whether the prompt is a user's message, given through the tokenizer's chat template; the answer then
+            follows where the assistant begins, joined as the template joins it.
 
     Returns:
         The token ids with the places of the lookup token and the answer.
@@ -127,25 +143,25 @@ def tokenize(
 
 
 def chat_text(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str = "") -> str:
-    """A user's message as the tokenizer's chat template puts it, up to where the assistant begins, or its answer.
+    """A user's message in the tokenizer's chat template, up to where the assistant begins, or with the answer.
 
     Raises:
         InputError: There is no template, or it does not hold the message as it is.
     """
     if not tokenizer.chat_template:
-        raise InputError("data.chat: the model's tokenizer has no chat template: leave it off, or use a chat model.")
+        raise InputError("chat", True, "the model's tokenizer has no chat template: leave it off, or use a chat model.")
     messages = [{"role": "user", "content": prompt}]
     messages += [{"role": "assistant", "content": answer}] if answer else []
     text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answer))
     if prompt not in text:
-        raise InputError(f"data.chat: the model's chat template does not hold the message {prompt[:60]!r} as it is.")
+        raise InputError("chat", True, f"the model's chat template changes the message {prompt[:60]!r}: leave it off.")
     return text
 
 
 def tokenize_fact(
     tokenizer: PreTrainedTokenizerBase, fact: Fact, *, context: str = "", answer: str = ""
 ) -> TokenizedText:
-    """Tokenize a fact's prompt behind a context, with the lookup token that it names."""
+    """Tokenize a fact's prompt after a context, with the fact's lookup token."""
     prefix = f"{context} " if context else ""
     prompt, lookup_end = prefix + fact.prompt, len(prefix) + fact.lookup_end
     return tokenize(tokenizer, prompt, answer=answer, lookup_end=lookup_end, chat=fact.chat)
@@ -157,7 +173,7 @@ def tokenize_query(tokenizer: PreTrainedTokenizerBase, query: Query) -> Tokenize
 
 
 def collate(texts: Sequence[TokenizedText], tokenizer: PreTrainedTokenizerBase) -> TokenBatch:
-    """Pad texts on the right into one batch; a tokenizer without a padding token is fine, since padding is masked."""
+    """Pad texts on the right into one batch; the tokenizer needs no padding token, since padding is masked."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     lengths = torch.tensor([len(text.ids) for text in texts])
     length = int(lengths.max())
@@ -183,4 +199,5 @@ def check_lengths(texts: Sequence[TokenizedText], names: Sequence[str], limit: i
     """
     for text, name in zip(texts, names, strict=True):
         if len(text.ids) > limit:
-            raise InputError(f"{name} has {len(text.ids)} tokens, but the model's context holds {limit}: shorten it.")
+            remedy = f"in tokens, of which the model's context holds {limit}; shorten the text."
+            raise InputError(f"length of {name}", len(text.ids), remedy)

@@ -1,0 +1,59 @@
+"""Writing an update into a weight, and what that did."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from zu_lightning.lm.editable import EditableLM
+from zu_lightning.solvers import LowRankUpdate
+
+
+@dataclass(frozen=True)
+class EditReport:
+    """What writing an update into a weight did.
+
+    Attributes:
+        relative_norm: Frobenius norm of the update divided by that of the weight before it.
+        rank: Rank of the update (an upper bound: the width of its factors).
+        stored_error: Norm of (change of the stored weight - update) divided by the norm of the update: what rounding
+            to the weight's dtype took away.
+    """
+
+    relative_norm: float
+    rank: int
+    stored_error: float
+
+
+def apply_update(lm: EditableLM, layer: int, update: LowRankUpdate) -> EditReport:
+    """Add an update to a layer's output projection: computed in float64, rounded to the weight's dtype once.
+
+    Args:
+        lm: The model; its weight is changed in place.
+        layer: Index of the layer, from 0.
+        update: Factors of the update.
+
+    Returns:
+        What was stored, compared with what was asked for.
+
+    Raises:
+        ValueError: The update holds NaN or infinite entries; the weight is then unchanged.
+    """
+    before = lm.weight(layer).detach().double()
+    change = update.dense().detach().to(before)
+    if not torch.isfinite(change).all():
+        raise ValueError(f"the update of layer {layer} holds NaN or infinite entries: the weight is unchanged.")
+    lm.set_weight(layer, before + change)
+    error = (lm.weight(layer).detach().double() - before - change).norm()
+    size = change.norm()
+    return EditReport(
+        relative_norm=(size / before.norm()).item(),
+        rank=update.rank,
+        stored_error=(error / size).item() if size > 0 else 0.0,
+    )
+
+
+def summed_update(updates: Iterable[LowRankUpdate]) -> LowRankUpdate:
+    """Several updates of one weight as a single one, by joining their factors."""
+    factors = [(update.left, update.right) for update in updates]
+    return LowRankUpdate(torch.cat([left for left, _ in factors], 1), torch.cat([right for _, right in factors]))
