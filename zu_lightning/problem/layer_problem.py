@@ -1,0 +1,42 @@
+"""What a rule solves at one layer: tensors only, no language model in sight."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LayerProblem:
+    """What a rule is given to solve at one layer; facts are columns.
+
+    Attributes:
+        layer: Index of the layer.
+        keys: K, d_in x n: inputs of the projection at the lookup token, averaged over contexts (the bare prompt weighs
+            1/2, the prefixed ones 1/2 together).
+        residuals: R, d_out x n: this layer's share of what is missing to the neutral targets.
+        values: V, d_out x n: original-knowledge values.
+        second_moment: C, d_in x d_in: uncentered mean of k k^T over retain tokens.
+    """
+
+    layer: int
+    keys: Tensor
+    residuals: Tensor
+    values: Tensor
+    second_moment: Tensor
+
+    def scale_free(self) -> "LayerProblem":
+        """The same problem in units that do not depend on the model.
+
+        Keys have norm 1, values and residuals are divided by the norm of their fact's key (an update solves both
+        problems alike), and the second moment is divided by its mean eigenvalue. A weight or a threshold then means
+        the same in every model and layer.
+        """
+        norms = self.keys.norm(dim=0).clamp(min=torch.finfo(self.keys.dtype).tiny)
+        return replace(
+            self,
+            keys=self.keys / norms,
+            residuals=self.residuals / norms,
+            values=self.values / norms,
+            second_moment=self.second_moment / self.second_moment.diagonal().mean(),
+        )

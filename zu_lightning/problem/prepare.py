@@ -1,0 +1,145 @@
+"""The road from facts to the problem of a layer."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from zu_lightning.facts.fact import Fact
+from zu_lightning.facts.texts import RetainText
+from zu_lightning.lm.architecture import check_layers
+from zu_lightning.lm.contexts import sample_contexts
+from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.tokens import check_lengths, tokenize_fact
+from zu_lightning.problem.keys import layer_outputs, lookup_keys
+from zu_lightning.problem.latents import NeutralTargets, TargetOptions, neutral_targets, original_values
+from zu_lightning.problem.layer_problem import LayerProblem
+from zu_lightning.problem.moments import second_moments
+from zu_lightning.timing import Monitor
+
+log = logging.getLogger(__name__)
+
+WIDTH_SHARE = 0.04
+"""Above this n / d_out everything else feels the directions that facts take away (measured on the demo)."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is read from the unedited model before the first layer is edited.
+
+    Attributes:
+        targets: The neutral targets z*.
+        second_moments: C of every layer to edit, d_in x d_in.
+    """
+
+    targets: NeutralTargets
+    second_moments: dict[int, Tensor]
+
+
+def prepare(
+    lm: EditableLM,
+    facts: Sequence[Fact],
+    text: RetainText,
+    layers: Sequence[int],
+    options: TargetOptions,
+    targets: NeutralTargets | None = None,
+    monitor: Monitor | None = None,
+) -> Preparation:
+    """Read what the layers' problems need from the unedited model.
+
+    Args:
+        lm: The model, unedited.
+        facts: What to forget.
+        text: Retain text.
+        layers: Layers to edit, lowest first.
+        options: What edits aim at.
+        targets: Targets of an earlier run, which are then not optimized again.
+        monitor: Times the phases ``moments`` and ``targets``, and shows progress.
+
+    Returns:
+        Neutral targets and second moments.
+
+    Raises:
+        InputError: A layer does not exist, there is no retain text, or a prompt is too long.
+    """
+    monitor = monitor or Monitor()
+    check_layers(layers, len(lm.layers))
+    _warn(lm, len(facts), layers)
+    contexts = targets.contexts if targets else sample_contexts(lm, seed=options.seed)
+    _check_lengths(lm, facts, contexts, options.neutral_target)
+    with monitor.timed("moments"):
+        moments = second_moments(lm, text, layers, monitor)
+    if targets is None:
+        with monitor.timed("targets"):
+            targets = neutral_targets(lm, facts, layers[-1], contexts, options, monitor)
+        log.info(
+            "neutral targets: reachable for %.0f %% of the facts (the answer is gone with z* put in by hand: the "
+            "ceiling of every rule); mean probability of %r there %.3f",
+            100 * targets.original_lost.double().mean(), options.neutral_target, targets.probability.mean(),
+        )  # fmt: skip
+    return Preparation(targets, moments)
+
+
+def layer_problem(
+    lm: EditableLM,
+    facts: Sequence[Fact],
+    layer: int,
+    layers: Sequence[int],
+    preparation: Preparation,
+    options: TargetOptions,
+    monitor: Monitor | None = None,
+) -> LayerProblem:
+    """What a rule has to solve at ``layer``, with the layers below it already edited.
+
+    Args:
+        lm: The model in its present state.
+        facts: n facts to forget.
+        layer: The layer to edit now.
+        layers: All layers to edit, lowest first.
+        preparation: What was read from the unedited model.
+        options: What edits aim at.
+        monitor: Times the phase ``keys_and_values``, and shows progress.
+
+    Returns:
+        Keys, residuals, values, and second moment, float64.
+    """
+    monitor = monitor or Monitor()
+    targets = preparation.targets
+    with monitor.timed("keys_and_values"):
+        keys = lookup_keys(lm, facts, layer, targets.contexts)
+        if options.optimize_values:
+            values = original_values(lm, facts, layer, targets.contexts, options.latents, monitor)
+            bias = lm.bias(layer)
+            if bias is not None:
+                values = values - bias.double()[:, None]
+        else:
+            values = lm.weight(layer).double() @ keys
+        layers_left = len(layers) - list(layers).index(layer)
+        residuals = (targets.optimum - layer_outputs(lm, facts, layers[-1])) / layers_left
+    return LayerProblem(layer, keys, residuals, values, preparation.second_moments[layer])
+
+
+def _check_lengths(lm: EditableLM, facts: Sequence[Fact], contexts: Sequence[str], neutral_target: str) -> None:
+    """Refuse facts that the model cannot read after the longest context, with the longer of their answers."""
+    longest = max(contexts, key=lambda context: len(lm.tokenizer(context)["input_ids"]))
+    for fact in facts:
+        answers = (neutral_target, fact.target)
+        texts = [tokenize_fact(lm.tokenizer, fact, context=longest, answer=answer) for answer in answers]
+        check_lengths(texts, [f"fact {fact.id!r} with an answer after a context"] * 2, lm.context_length)
+
+
+def _warn(lm: EditableLM, facts: int, layers: Sequence[int]) -> None:
+    """Log a warning if an edit will be felt elsewhere, or if it cannot have its exact strength."""
+    width = lm.weight(layers[0]).shape[0]
+    if facts > WIDTH_SHARE * width:
+        log.warning(
+            "%d facts are %.0f %% of the model's width %d: beyond %.0f %%, forgetting is felt by everything else the "
+            "layer writes. Expect a price in specificity and retained facts, or forget fewer at a time.",
+            facts, 100 * facts / width, width, 100 * WIDTH_SHARE,
+        )  # fmt: skip
+    if lm.normalizes_mlp_output:
+        log.warning(
+            "this architecture normalizes the MLP's output before adding it to the hidden state: the residual that a "
+            "rule gives to the projection does not arrive unchanged, and edits are weaker or stronger than asked for."
+        )
