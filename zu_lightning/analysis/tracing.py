@@ -1,8 +1,9 @@
 """Causal tracing: at which layers does the lookup token carry the answer? That is where an edit can work."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -62,33 +63,32 @@ def causal_trace(lm: EditableLM, facts: Sequence[Fact]) -> CausalTrace:
     if len(facts) < 2:
         raise ValueError(f"causal tracing puts one fact's state into another's prompt, but `facts` has {len(facts)}.")
     texts = [tokenize_fact(lm.tokenizer, fact, answer=fact.target) for fact in facts]
-    batch = lm.to_device(collate(texts, lm.tokenizer))
+    batch = collate(texts, lm.tokenizer).to(lm.device)
     rows = torch.arange(len(facts), device=lm.device)
     answer, positions, tokens = batch.answer_positions()
     embeddings: nn.Module = lm.model.get_input_embeddings()
     embedded, *states = (record.output[rows, batch.lookup] for record in lm.record(batch, [embeddings, *lm.layers]))
 
-    def put(module: nn.Module, state: Tensor) -> AbstractContextManager[None]:
-        return lm.shifted(module, lambda hidden: hidden.index_put((rows, batch.lookup), state))
+    def put(state: Tensor, hidden: Tensor) -> Tensor:
+        return hidden.index_put((rows, batch.lookup), state)
 
-    def probability(*interventions: AbstractContextManager[None]) -> float:
+    def probability(*interventions: tuple[nn.Module, Tensor]) -> float:
+        """Mean probability of the answers with other states put into modules at the lookup tokens."""
         with ExitStack() as stack:
-            for intervention in interventions:
-                stack.enter_context(intervention)
-            logits = lm.logits(batch, answer, positions)
+            for module, state in interventions:
+                stack.enter_context(lm.shifted(module, partial(put, state), len(facts)))
+            logits = lm.logits(batch, answer, positions, watched=[module for module, _ in interventions])
         return answer_scores(logits, tokens, answer, len(facts)).probability.mean().item()
 
-    def corrupted_input() -> AbstractContextManager[None]:
-        return put(embeddings, embedded.roll(1, 0))
-
+    corrupted_input = (embeddings, embedded.roll(1, 0))
     return CausalTrace(
         clean=probability(),
-        corrupted=probability(corrupted_input()),
+        corrupted=probability(corrupted_input),
         layers=tuple(
             LayerTrace(
                 layer,
-                corrupted=probability(put(module, state.roll(1, 0))),
-                restored=probability(corrupted_input(), put(module, state)),
+                corrupted=probability((module, state.roll(1, 0))),
+                restored=probability(corrupted_input, (module, state)),
             )
             for layer, (module, state) in enumerate(zip(lm.layers, states, strict=True))
         ),

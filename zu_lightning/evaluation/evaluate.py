@@ -1,4 +1,4 @@
-"""Evaluation before and after: which queries are asked, in which batches, and into which metric each goes."""
+"""Evaluation before and after: which queries are asked, in which batches, and which metric gets each."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -8,15 +8,16 @@ import torch
 from torchmetrics import MetricCollection
 
 from zu_lightning.facts.fact import Fact
+from zu_lightning.facts.texts import ReadingOptions
+from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import TokenBatch, check_lengths, collate, tokenize, tokenize_query
 from zu_lightning.metrics import AnswerMetric, Efficacy, Generalization, MultiHop, Perplexity, Retain, Specificity
-from zu_lightning.problem.keys import batches
 
 
 @dataclass(frozen=True)
 class EvaluationBatch:
-    """Texts that go into one metric.
+    """Texts for one metric.
 
     Attributes:
         metric: Name of the metric.
@@ -28,7 +29,7 @@ class EvaluationBatch:
 
 
 def evaluation_metrics() -> MetricCollection:
-    """One fresh metric for each name that an :class:`EvaluationBatch` may carry."""
+    """One fresh metric for each name that an :class:`EvaluationBatch` may have."""
     return MetricCollection(
         {
             "efficacy": Efficacy(),
@@ -47,13 +48,11 @@ def evaluation_batches(
     forget: Sequence[Fact],
     retain: Sequence[Fact],
     heldout: Iterable[str],
-    *,
-    max_length: int = 512,
-    max_tokens: int = 2048,
+    reading: ReadingOptions | None = None,
 ) -> list[EvaluationBatch]:
     """All batches of an evaluation.
 
-    A neighbour that is itself one of the forgotten facts (the forgotten subject with its forgotten target) is left out
+    A neighbor that is itself one of the forgotten facts (the forgotten subject with its forgotten target) is left out
     of Specificity.
 
     Args:
@@ -61,8 +60,7 @@ def evaluation_batches(
         forget: Facts to forget.
         retain: Facts to keep.
         heldout: Text for the perplexity, one document each.
-        max_length: Tokens of a document that are read; never more than the model's context.
-        max_tokens: Most tokens a batch, padding included; all tokens of prose need logits, and vocabularies are large.
+        reading: Length of documents and of batches; all tokens of prose need logits, and vocabularies are large.
 
     Returns:
         Batches, each for one metric, the largest first: every N-th of them is then a fair share.
@@ -70,6 +68,7 @@ def evaluation_batches(
     Raises:
         InputError: A prompt with its answer is longer than the model's context.
     """
+    reading = reading or ReadingOptions()
     forgotten = {(fact.subject, fact.target) for fact in forget if fact.subject}
     queries = {
         "efficacy": [fact.query for fact in forget],
@@ -85,14 +84,16 @@ def evaluation_batches(
     }
     texts = {name: [tokenize_query(lm.tokenizer, query) for query in asked] for name, asked in queries.items()}
     for name, tokenized in texts.items():
-        names = [f"the prompt {query.prompt[:60]!r}... with its answer (of {name})" for query in queries[name]]
+        names = [f"the prompt {query.prompt[:60]!r}... with its answer ({name})" for query in queries[name]]
         check_lengths(tokenized, names, lm.context_length)
-    documents = (tokenize(lm.tokenizer, text, max_length=min(max_length, lm.context_length)) for text in heldout)
+    documents = (
+        tokenize(lm.tokenizer, text, max_length=min(reading.max_length, lm.context_length)) for text in heldout
+    )
     texts["perplexity"] = [replace(document, answer=1) for document in documents if len(document.ids) > 1]
     found = [
         EvaluationBatch(name, collate([tokenized[i] for i in indices], lm.tokenizer))
         for name, tokenized in texts.items()
-        for indices in batches(tokenized, max_tokens)
+        for indices in batches(tokenized, reading.batch_tokens)
     ]
     return sorted(found, key=lambda batch: batch.texts.input_ids.numel(), reverse=True)
 
@@ -100,7 +101,7 @@ def evaluation_batches(
 @torch.no_grad()
 def update_metric(lm: EditableLM, metrics: MetricCollection, batch: EvaluationBatch) -> None:
     """Run the model on a batch and add the result to the batch's metric."""
-    texts = lm.to_device(batch.texts)
+    texts = batch.texts.to(lm.device)
     rows, positions, tokens = texts.answer_positions()
     logits = lm.logits(texts, rows, positions)
     metric = metrics[batch.metric]
@@ -111,18 +112,18 @@ def update_metric(lm: EditableLM, metrics: MetricCollection, batch: EvaluationBa
 
 
 def compute_metrics(metrics: MetricCollection) -> dict[str, float]:
-    """Every figure by name, as in ``metrics.json``; those of metrics that saw nothing on any process are left out."""
-    figures: dict[str, float] = {}
+    """Every score by name, as in ``metrics.json``; those of metrics that saw nothing on any process are left out."""
+    scores: dict[str, float] = {}
     with warnings.catch_warnings():
         # A process without a share of some metric still takes part in its sum.
         warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
         for metric in metrics.values():
-            figures |= {name: value.item() for name, value in metric.compute().items()}
-    return figures
+            scores |= {name: value.item() for name, value in metric.compute().items()}
+    return scores
 
 
 def evaluate(lm: EditableLM, evaluation: Iterable[EvaluationBatch]) -> dict[str, float]:
-    """All figures of one evaluation: percent for exact matches, 0..1 for probabilities, and the perplexity."""
+    """All scores of one evaluation: percent for exact matches, 0..1 for probabilities, and the perplexity."""
     metrics = evaluation_metrics().to(lm.device)
     for batch in evaluation:
         update_metric(lm, metrics, batch)

@@ -1,12 +1,18 @@
-"""The ZeroUnlearn-GD objective of one layer, in thin factors: what gradient descent minimises and what is reported."""
+"""The ZeroUnlearn-GD objective of one layer, in thin factors: what gradient descent minimizes and what is logged."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.optim import SGD, Adam, Optimizer
 
+from zu_lightning.problem.layer_problem import LayerProblem
 from zu_lightning.solvers import LowRankUpdate, orthonormal_basis, zero_unlearn_gd
+
+Parametrization = Literal["whitened", "dense"]
+"""What gradient descent trains: whitened coordinates, or the matrix Delta."""
 
 
 @dataclass(frozen=True)
@@ -29,80 +35,79 @@ class Terms:
         return self.zero + self.forget + self.ridge
 
 
-class Objective:
-    """Sum over facts of the ZeroUnlearn-GD terms, as a function of a low-rank update.
+@dataclass(frozen=True)
+class TermWeights:
+    """Weights of the objective's terms, see :class:`Terms`."""
+
+    zero: float = 1.0
+    forget: float = 100.0
+    ridge: float = 0.1
+
+
+class LayerObjective:
+    """The ZeroUnlearn-GD objective of one layer: a sum over facts, as a function of a low-rank update.
 
     Args:
         weight: W, d_out x d_in.
-        keys: K, d_in x n.
-        residuals: R, d_out x n.
-        values: V, d_out x n.
-        zero_weight: Weight of the zero term.
-        forget_weight: Weight of the forget term.
-        ridge: Weight of the size of the update.
+        problem: Keys, residuals, and values of n facts.
+        weights: Of the three terms.
     """
 
-    def __init__(
-        self,
-        weight: Tensor,
-        keys: Tensor,
-        residuals: Tensor,
-        values: Tensor,
-        *,
-        zero_weight: float = 1.0,
-        forget_weight: float = 100.0,
-        ridge: float = 0.1,
-    ) -> None:
-        self.weight, self.keys, self.residuals, self.values = weight, keys.double(), residuals.double(), values
-        self.basis = orthonormal_basis(values.double())
+    def __init__(self, weight: Tensor, problem: LayerProblem, weights: TermWeights) -> None:
+        self.weight, self.weights, self.values = weight, weights, problem.values
+        self.keys, self.residuals = problem.keys.double(), problem.residuals.double()
+        self.basis = orthonormal_basis(problem.values.double())
         self.along = self.basis.mT @ (weight.double() @ self.keys)
-        self.zero_weight, self.forget_weight, self.ridge = zero_weight, forget_weight, ridge
 
     def terms(self, update: LowRankUpdate) -> Terms:
         """The three terms at an update; differentiable in its factors."""
         change = update.left @ (update.right @ self.keys)
         gram = (update.left.mT @ update.left) * (update.right @ update.right.mT)
         return Terms(
-            zero=self.zero_weight * (self.along + self.basis.mT @ change).square().sum(),
-            forget=self.forget_weight * (change - self.residuals).square().sum(),
-            ridge=self.ridge * gram.sum(),
+            zero=self.weights.zero * (self.along + self.basis.mT @ change).square().sum(),
+            forget=self.weights.forget * (change - self.residuals).square().sum(),
+            ridge=self.weights.ridge * gram.sum(),
         )
 
     def exact(self, null_space: Tensor) -> LowRankUpdate:
-        """The minimiser behind the projector ``Q Q^T``, see :func:`zu_lightning.solvers.zero_unlearn_gd`."""
+        """The minimizer over ``X = Delta Q Q^T``, see :func:`zu_lightning.solvers.zero_unlearn_gd`."""
         return zero_unlearn_gd(
             self.weight, self.keys, self.residuals, self.values, null_space,
-            zero_weight=self.zero_weight, forget_weight=self.forget_weight, ridge=self.ridge,
+            zero_weight=self.weights.zero, forget_weight=self.weights.forget, ridge=self.weights.ridge,
         )  # fmt: skip
 
 
 class Delta(torch.nn.Module, ABC):
-    """What gradient descent trains: the update ``X = Delta Q Q^T``, in some coordinates.
+    """What gradient descent trains: the update ``X = Delta Q Q^T``, in some parametrization.
 
-    Its parameter keeps its shape from layer to layer, as DDP needs it.
+    Its parameter keeps its shape from layer to layer, because DDP needs that.
     """
 
     coordinates: torch.nn.Parameter
 
     @abstractmethod
-    def begin(self, keys: Tensor, null_space: Tensor, *, forget_weight: float, ridge: float) -> None:
-        """Start at zero behind the projector of another layer: ``keys`` d_in x n, ``null_space`` d_in x q."""
+    def begin(self, keys: Tensor, null_space: Tensor, weights: TermWeights) -> None:
+        """Start at zero, with the projector of another layer: ``keys`` d_in x n, ``null_space`` d_in x q."""
 
     @abstractmethod
     def forward(self) -> LowRankUpdate:
         """The present update X."""
 
+    @abstractmethod
+    def optimizer(self, learning_rate: float | None, weights: TermWeights) -> Optimizer:
+        """The optimizer that suits these coordinates, with its own learning rate if none is given."""
+
 
 class WhitenedDelta(Delta):
     """Coordinates in which gradient descent converges in a few steps.
 
-    Any minimiser of the objective over ``X = Delta Q Q^T`` has its rows in the span of ``Q Q^T K = Ug S Vg^T``. With
+    Any minimizer of the objective over ``X = Delta Q Q^T`` has its rows in the span of ``Q Q^T K = Ug S Vg^T``. With
     ``X = Y diag(1 / sqrt(forget_weight S^2 + ridge)) Ug^T`` the Hessian in Y has its eigenvalues in
     ``[2, 2 (zero_weight + forget_weight) / forget_weight]``.
 
     Args:
         d_out: Rows of the weight.
-        facts: n, the largest rank; coordinates beyond the rank of ``Q Q^T K`` stay without effect.
+        facts: n, the largest rank; coordinates beyond the rank of ``Q Q^T K`` have no effect.
     """
 
     right: Tensor
@@ -111,10 +116,10 @@ class WhitenedDelta(Delta):
         super().__init__()
         self.coordinates = torch.nn.Parameter(torch.zeros(d_out, facts, dtype=torch.float64))
 
-    def begin(self, keys: Tensor, null_space: Tensor, *, forget_weight: float, ridge: float) -> None:
+    def begin(self, keys: Tensor, null_space: Tensor, weights: TermWeights) -> None:
         """See :meth:`Delta.begin`."""
         left, s, _ = torch.linalg.svd(null_space.mT @ keys.double(), full_matrices=False)
-        rows = (null_space @ (left / (forget_weight * s.square() + ridge).sqrt())).mT
+        rows = (null_space @ (left / (weights.forget * s.square() + weights.ridge).sqrt())).mT
         missing = self.coordinates.shape[1] - len(rows)
         self.right = torch.cat([rows, rows.new_zeros(missing, rows.shape[1])])
         with torch.no_grad():
@@ -123,6 +128,10 @@ class WhitenedDelta(Delta):
     def forward(self) -> LowRankUpdate:
         """The present update X."""
         return LowRankUpdate(self.coordinates, self.right)
+
+    def optimizer(self, learning_rate: float | None, weights: TermWeights) -> Optimizer:
+        """Plain gradient descent, by default with the longest step that cannot overshoot."""
+        return SGD(self.parameters(), lr=learning_rate or step_size(weights))
 
 
 class DenseDelta(Delta):
@@ -134,7 +143,7 @@ class DenseDelta(Delta):
         super().__init__()
         self.coordinates = torch.nn.Parameter(torch.zeros(d_out, d_in, dtype=torch.float64))
 
-    def begin(self, keys: Tensor, null_space: Tensor, *, forget_weight: float, ridge: float) -> None:
+    def begin(self, keys: Tensor, null_space: Tensor, weights: TermWeights) -> None:
         """See :meth:`Delta.begin`."""
         self.null_space = null_space
         with torch.no_grad():
@@ -144,7 +153,17 @@ class DenseDelta(Delta):
         """The present update X."""
         return LowRankUpdate(self.coordinates @ self.null_space, self.null_space.mT)
 
+    def optimizer(self, learning_rate: float | None, weights: TermWeights) -> Optimizer:
+        """Adam, as in the paper."""
+        return Adam(self.parameters(), lr=learning_rate or 1e-3)
 
-def step_size(zero_weight: float, forget_weight: float) -> float:
+
+def new_delta(parametrization: Parametrization, weight: Tensor, facts: int) -> Delta:
+    """A Delta for ``weight`` (d_out x d_in) and ``facts`` facts, in the coordinates of a parametrization."""
+    d_out, d_in = weight.shape
+    return DenseDelta(d_out, d_in) if parametrization == "dense" else WhitenedDelta(d_out, facts)
+
+
+def step_size(weights: TermWeights) -> float:
     """Step of gradient descent on :class:`WhitenedDelta` that cannot overshoot: 1 over the Hessian's upper bound."""
-    return forget_weight / (2 * (zero_weight + forget_weight))
+    return weights.forget / (2 * (weights.zero + weights.forget))

@@ -1,8 +1,8 @@
-"""Rules: ready-made choices of a solver and its weights, all a pure function of a weight and a layer's problem.
+"""Rules: ready-made choices of a solver and its weights, each a pure function of a weight and a layer's problem.
 
-``scale_free`` (the default) states weights and thresholds in units that carry from model to model, see
-:meth:`zu_lightning.problem.keys.LayerProblem.scale_free`; without it they are in the paper's units, made for 3 to 8 B
-models.
+With ``scale_free`` (the default), weights and thresholds are in units that carry over from model to model, see
+:meth:`zu_lightning.problem.layer_problem.LayerProblem.scale_free`; without it they are in the paper's units, made for
+models of 3 to 8 billion parameters.
 """
 
 import logging
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from zu_lightning import solvers
 from zu_lightning.errors import InputError
-from zu_lightning.problem.keys import LayerProblem
+from zu_lightning.methods.objective import TermWeights
+from zu_lightning.problem.layer_problem import LayerProblem
 from zu_lightning.solvers import LowRankUpdate, NullSpaceCriterion
 
 log = logging.getLogger(__name__)
@@ -34,13 +35,13 @@ class Rule(ABC):
         """Refuse weights and thresholds that mean nothing."""
         for name, value in asdict(self).items():
             if isinstance(value, float | int) and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} of {type(self).__name__} must be zero or more, but is {value}.")
+                raise InputError(f"{type(self).__name__}.{name}", value, "give zero or a positive number.")
 
     def __call__(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
         """The update of ``weight`` (d_out x d_in) that solves ``problem``, in float64 factors.
 
         Raises:
-            InputError: These weights or this threshold do not go with this layer's retain keys.
+            InputError: These weights or this threshold do not suit this layer's retain keys.
         """
         with _explained(self, problem):
             return self.solve(weight, self.in_units(problem))
@@ -80,6 +81,11 @@ class ZeroUnlearnGD(Rule):
     zero_weight: float = 1.0
     forget_weight: float = 100.0
     ridge: float = 0.1
+
+    @property
+    def weights(self) -> TermWeights:
+        """The weights of the objective's three terms."""
+        return TermWeights(self.zero_weight, self.forget_weight, self.ridge)
 
     def null_space(self, problem: LayerProblem) -> Tensor:
         """Q, d_in x q, of a problem in this rule's units.
@@ -167,7 +173,8 @@ def _explained(rule: Rule, problem: LayerProblem) -> Iterator[None]:
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(f"{type(rule).__name__} cannot be solved at layer {problem.layer}: {error}") from error
+        remedy = f"it cannot be solved at layer {problem.layer}: {error}"
+        raise InputError("rule", type(rule).__name__, remedy) from error
 
 
 def _null_space(problem: LayerProblem, threshold: float, criterion: NullSpaceCriterion) -> Tensor:

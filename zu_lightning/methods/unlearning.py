@@ -1,43 +1,58 @@
-"""From facts to an edited model in one call: the library's front door. The Lightning pipeline takes the same steps."""
+"""From facts to an edited model in one call, without Lightning."""
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
-from torch import Tensor
-
+from zu_lightning.distributed import check_identical
 from zu_lightning.facts.fact import Fact
-from zu_lightning.lm.contexts import sample_contexts
-from zu_lightning.lm.editable import EditableLM, EditReport, check_layers
-from zu_lightning.lm.tokens import check_lengths, tokenize_fact
+from zu_lightning.facts.texts import RetainText, retain_documents
+from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.edits import apply_update
 from zu_lightning.methods.rules import Rule
-from zu_lightning.problem.keys import LayerProblem, layer_outputs, lookup_keys
-from zu_lightning.problem.latents import LatentOptions, Latents, neutral_targets, original_values
-from zu_lightning.problem.moments import second_moments
-from zu_lightning.timing import timed
+from zu_lightning.problem.latents import NeutralTargets, TargetOptions
+from zu_lightning.problem.layer_problem import LayerProblem
+from zu_lightning.problem.prepare import Preparation, layer_problem, prepare
+from zu_lightning.solvers import LowRankUpdate, orthonormal_basis
+from zu_lightning.timing import Monitor
 
 log = logging.getLogger(__name__)
 
-WIDTH_SHARE = 0.04
-"""Above this n / d_out the directions that facts take away are felt by everything else (measured: see docs/demo.md)."""
 
-DEFAULT_OPTIONS = LatentOptions()
+@dataclass(frozen=True)
+class LayerScores:
+    """What an edit did to its layer. Norms are root mean squares over facts.
+
+    Attributes:
+        residual_before: Norm of the residual before the edit.
+        residual_after: The same after the edit; zero means that every neutral target is met.
+        zero_term_before: Norm of the layer's output along the original values, before.
+        zero_term_after: The same after the edit.
+        relative_norm: Frobenius norm of the update divided by that of the weight before it.
+        rank: Rank of the update (an upper bound).
+        stored_error: What rounding to the weight's dtype took away, as a share of the update's norm.
+    """
+
+    residual_before: float
+    residual_after: float
+    zero_term_before: float
+    zero_term_after: float
+    relative_norm: float
+    rank: int
+    stored_error: float
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """What is known about the unedited model before the first layer is edited.
+class LayerEdit:
+    """An edit that was written into a layer's weight.
 
     Attributes:
-        contexts: Texts put before prompts, the first one empty.
-        second_moments: C of every layer to edit, d_in x d_in.
-        targets: The neutral targets z*; the share of ``original_lost`` is the ceiling of every rule.
+        update: What was added.
+        scores: What it did.
     """
 
-    contexts: tuple[str, ...]
-    second_moments: dict[int, Tensor]
-    targets: Latents
+    update: LowRankUpdate
+    scores: LayerScores
 
 
 @dataclass(frozen=True)
@@ -49,8 +64,13 @@ class UnlearnResult:
         edits: For each layer, what was written.
     """
 
-    targets: Latents
-    edits: dict[int, EditReport]
+    targets: NeutralTargets
+    edits: dict[int, LayerEdit]
+
+    @property
+    def updates(self) -> dict[int, LowRankUpdate]:
+        """For each layer, what was added to its weight, as :func:`zu_lightning.export_adapter` takes it."""
+        return {layer: edit.update for layer, edit in self.edits.items()}
 
 
 def unlearn(
@@ -59,10 +79,8 @@ def unlearn(
     corpus: Iterable[str],
     layers: Sequence[int],
     rule: Rule,
+    options: TargetOptions | None = None,
     *,
-    neutral: str = "unknown",
-    options: LatentOptions = DEFAULT_OPTIONS,
-    optimise_values: bool = True,
     progress: bool = False,
 ) -> UnlearnResult:
     """Make a model forget facts, in place.
@@ -73,150 +91,71 @@ def unlearn(
         corpus: Retain text, one document each; documents that name a forgotten subject are left out.
         layers: Layers to edit, lowest first.
         rule: The closed form.
-        neutral: What the model should answer instead.
-        options: Of the latent optimisation.
-        optimise_values: Whether V is optimised for the true answers (the paper) or observed (``V = W K``).
+        options: What the edits aim at, such as another neutral answer.
         progress: Whether to show progress bars.
 
     Returns:
-        The targets that were reached and what was written.
+        The targets and what was written.
 
     Raises:
-        InputError: A layer does not exist or there is no retain text.
+        InputError: A layer does not exist, or there is no retain text.
         ValueError: A rule cannot be solved; layers before it keep their edits.
     """
-    known = prepare(lm, facts, retain_documents(corpus, facts), layers, neutral, options=options, progress=progress)
-    edits = {}
-    for layer in layers:
-        problem = layer_problem(
-            lm, facts, layer, layers, known, options=options, optimise_values=optimise_values, progress=progress
-        )
-        edits[layer] = lm.apply(layer, rule(lm.weight(layer), problem))
-    return UnlearnResult(known.targets, edits)
+    options, monitor = options or TargetOptions(), Monitor(progress=progress)
+    text = RetainText(retain_documents(corpus, facts))
+    preparation = prepare(lm, facts, text, layers, options, monitor=monitor)
+    return UnlearnResult(preparation.targets, edit_layers(lm, facts, layers, rule, preparation, options, monitor))
 
 
-def prepare(
+def edit_layers(
     lm: EditableLM,
     facts: Sequence[Fact],
-    documents: Sequence[str],
     layers: Sequence[int],
-    neutral: str,
-    *,
-    options: LatentOptions = DEFAULT_OPTIONS,
-    seed: int = 0,
-    max_length: int = 512,
-    max_tokens: int = 2048,
-    token_budget: int | None = None,
-    cache: Path | None = None,
-    known: Preparation | None = None,
-    seconds: dict[str, float] | None = None,
-    progress: bool = False,
-) -> Preparation:
-    """Read what the layers' problems need from the unedited model.
-
-    Args:
-        lm: The model, unedited.
-        facts: What to forget.
-        documents: Retain text.
-        layers: Layers to edit, lowest first.
-        neutral: What the model should answer instead.
-        options: Of the latent optimisation.
-        seed: Seed of the context templates.
-        max_length: Most tokens of a document that are read.
-        max_tokens: Most tokens in a batch of retain text.
-        token_budget: Tokens after which the retain text is read no further; all of it by default.
-        cache: Folder in which second moments are looked for and kept.
-        known: Contexts and targets of an earlier run, which are then not found again.
-        seconds: Where the seconds of the phases ``moments`` and ``targets`` are added.
-        progress: Whether to show progress bars.
+    rule: Rule,
+    preparation: Preparation,
+    options: TargetOptions,
+    monitor: Monitor | None = None,
+) -> dict[int, LayerEdit]:
+    """Edit one layer after the other; the arguments are those of :func:`unlearn` and what it has prepared.
 
     Returns:
-        Contexts, second moments and neutral targets.
+        For each layer, what was written.
 
     Raises:
-        InputError: A layer does not exist, there is no retain text, or a prompt is too long.
+        ValueError: A rule cannot be solved; layers before it keep their edits.
     """
-    seconds = {} if seconds is None else seconds
-    check_layers(layers, len(lm.layers))
-    _warn_of_width(lm, len(facts), layers)
-    if lm.normalises_mlp_output:
-        log.warning(
-            "this architecture normalises the MLP's output before adding it to the hidden state: the residual that a "
-            "rule gives to the projection does not arrive unchanged, and edits are weaker or stronger than asked for."
-        )
-    contexts = known.contexts if known else sample_contexts(lm, seed=seed)
-    longest = max(contexts, key=lambda context: len(lm.tokenizer(context)["input_ids"]))
-    for fact in facts:
-        texts = [tokenize_fact(lm.tokenizer, fact, context=longest, answer=word) for word in (neutral, fact.target)]
-        check_lengths(texts, [f"fact {fact.id!r} with an answer behind a context"] * 2, lm.context_length)
-    with timed(seconds, "moments"):
-        moments = second_moments(
-            lm, documents, layers, max_length=max_length, max_tokens=max_tokens, token_budget=token_budget, cache=cache,
-            progress=progress,
-        )  # fmt: skip
-    if known:
-        return replace(known, second_moments=moments)
-    with timed(seconds, "targets"):
-        targets = neutral_targets(lm, facts, layers[-1], neutral, contexts, options, progress=progress)
+    edits = {}
+    for layer in layers:
+        problem = layer_problem(lm, facts, layer, layers, preparation, options, monitor)
+        edits[layer] = write_update(lm, problem, rule(lm.weight(layer), problem))
+    return edits
+
+
+def write_update(lm: EditableLM, problem: LayerProblem, update: LowRankUpdate) -> LayerEdit:
+    """Write the solution of a layer's problem into its weight.
+
+    Raises:
+        ValueError: The update holds NaN or infinite entries; the weight is then unchanged.
+        RuntimeError: Processes disagree about the edited weight.
+    """
+    facts = problem.keys.shape[1] ** 0.5
+    basis = orthonormal_basis(problem.values)
+    outputs = lm.weight(problem.layer).double() @ problem.keys
+    change = update.left @ (update.right @ problem.keys)
+    report = apply_update(lm, problem.layer, update)
+    check_identical(f"the edited weight of layer {problem.layer}", lm.weight(problem.layer))
+    scores = LayerScores(
+        residual_before=problem.residuals.norm().item() / facts,
+        residual_after=(problem.residuals - change).norm().item() / facts,
+        zero_term_before=(basis.mT @ outputs).norm().item() / facts,
+        zero_term_after=(basis.mT @ (outputs + change)).norm().item() / facts,
+        relative_norm=report.relative_norm,
+        rank=report.rank,
+        stored_error=report.stored_error,
+    )
     log.info(
-        "neutral targets: reachable for %.0f %% of the facts (the answer is gone with z* put in by hand: the ceiling "
-        "of every rule); mean probability of %r there %.3f",
-        100 * targets.original_lost.double().mean(), neutral, targets.probability.mean(),
+        "layer %d: update of %.3g of the weight's norm, rank %d; residual %.3g -> %.3g, zero term %.3g -> %.3g",
+        problem.layer, scores.relative_norm, scores.rank, scores.residual_before, scores.residual_after,
+        scores.zero_term_before, scores.zero_term_after,
     )  # fmt: skip
-    return Preparation(contexts, moments, targets)
-
-
-def layer_problem(
-    lm: EditableLM,
-    facts: Sequence[Fact],
-    layer: int,
-    layers: Sequence[int],
-    known: Preparation,
-    *,
-    options: LatentOptions = DEFAULT_OPTIONS,
-    optimise_values: bool = True,
-    progress: bool = False,
-) -> LayerProblem:
-    """What a rule has to solve at ``layer``, with the layers below it already edited.
-
-    Args:
-        lm: The model in its present state.
-        facts: n facts to forget.
-        layer: The layer to edit now.
-        layers: All layers to edit, lowest first.
-        known: Of the unedited model.
-        options: Of the latent optimisation.
-        optimise_values: Whether V is optimised or observed.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        Keys, residuals, values and second moment, float64.
-    """
-    keys = lookup_keys(lm, facts, layer, known.contexts)
-    if optimise_values:
-        values = original_values(lm, facts, layer, known.contexts, options, progress=progress)
-        bias = lm.bias(layer)
-        if bias is not None:
-            values = values - bias.double()[:, None]
-    else:
-        values = lm.weight(layer).double() @ keys
-    layers_left = len(layers) - list(layers).index(layer)
-    residuals = (known.targets.optimum - layer_outputs(lm, facts, layers[-1])) / layers_left
-    return LayerProblem(layer, keys, residuals, values, known.second_moments[layer])
-
-
-def retain_documents(corpus: Iterable[str], forget: Sequence[Fact]) -> list[str]:
-    """The documents that are not empty and name no forgotten subject: what should go must not be held in place."""
-    subjects = {fact.subject for fact in forget if fact.subject}
-    return [text for text in corpus if text.strip() and not any(subject in text for subject in subjects)]
-
-
-def _warn_of_width(lm: EditableLM, facts: int, layers: Sequence[int]) -> None:
-    """Log a warning if so many facts cannot be forgotten without being felt elsewhere."""
-    width = lm.weight(layers[0]).shape[0]
-    if facts > WIDTH_SHARE * width:
-        log.warning(
-            "%d facts are %.0f %% of the model's width %d: beyond %.0f %% forgetting is felt by everything else the "
-            "layer writes. Expect a price in specificity and retained facts, or forget fewer at a time.",
-            facts, 100 * facts / width, width, 100 * WIDTH_SHARE,
-        )  # fmt: skip
+    return LayerEdit(LowRankUpdate(update.left.detach().clone(), update.right.detach().clone()), scores)
