@@ -1,5 +1,6 @@
 """Command line of zu-lightning: ``python train.py fit --config configs/demo.yaml``."""
 
+import inspect
 import logging
 import os
 import sys
@@ -14,17 +15,17 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import distributed
 
 import callbacks  # noqa: F401  (its classes can be named in configurations)
-import data  # noqa: F401
+import data
 from callbacks import ClosedForm, Resume
 from callbacks.resume import checkpoint_path
-from callbacks.run_folder import check_writable, run_folder, write_whole
-from zu_lightning import InputError
+from callbacks.run_folder import check_writable, run_folder
+from zu_lightning import EditingModule, InputError, UnlearnModule, replacing
 
 log = logging.getLogger(__name__)
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "default_root_dir": "outputs",
-    "max_epochs": 1,  # an UnlearnModule makes it the number of its layers
+    "max_epochs": 1,  # an EditingModule makes it the number of its layers
     "reload_dataloaders_every_n_epochs": 1,  # the next layer's keys
     "num_sanity_val_steps": -1,  # the evaluation before
     "use_distributed_sampler": False,  # it pads with repeats
@@ -33,9 +34,18 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "log_every_n_steps": 1,
 }
 
+OPTION_OWNERS: tuple[tuple[str, type], ...] = (
+    ("model", EditingModule),
+    ("model", UnlearnModule),
+    ("data", data.UnlearnDataModule),
+    ("trainer", Trainer),
+    ("closed_form", ClosedForm),
+)
+"""Sections of the configuration, and whose arguments they hold."""
+
 
 def launcher_arguments() -> dict[str, Any]:
-    """Trainer arguments that ``torchrun`` and ``accelerate launch`` have settled by starting these processes."""
+    """Trainer arguments that ``torchrun`` and ``accelerate launch`` have decided by starting these processes."""
     if "LOCAL_WORLD_SIZE" not in os.environ:
         return {}
     devices, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
@@ -43,47 +53,47 @@ def launcher_arguments() -> dict[str, Any]:
 
 
 class SaveConfig(SaveConfigCallback):
-    """Write the resolved configuration into the run's folder, never half."""
+    """Write the resolved configuration into the run's folder, never half of it."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Once a run, from rank zero."""
+        """Once per run, from rank zero."""
         folder = run_folder(trainer)
         if folder is None or self.already_saved:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / self.config_filename, self.parser.dump(self.config, skip_none=False))
+        with replacing(folder / self.config_filename) as temporary:
+            temporary.write_text(self.parser.dump(self.config, skip_none=False))
         self.already_saved = True
 
 
 class UnlearnCLI(LightningCLI):
-    """LightningCLI with the unlearning module and data by default, and the closed form's rule as ``closed_form``."""
+    """LightningCLI with editing and its data by default, and the closed form's rule as ``closed_form``."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Name the defaults that need no ``class_path``."""
         parser.add_lightning_class_args(ClosedForm, "closed_form")
         parser.set_defaults(
             {
-                "model": {"class_path": "zu_lightning.UnlearnModule"},
+                "model": {"class_path": "zu_lightning.EditingModule"},
                 "data": {"class_path": "data.UnlearnDataModule"},
             }
         )
 
     def before_instantiate_classes(self) -> None:
-        """Look at the output folder before anything else, and for what a killed run has left there."""
+        """Check the output folder before anything else, and look for what a killed run has left there."""
         config = self.config[self.subcommand]
         folder = config.trainer.default_root_dir
         check_writable(folder)
-        for name, value in launcher_arguments().items():  # whatever a configuration says: the processes are there
+        for name, value in launcher_arguments().items():  # whatever a configuration says: the processes exist
             config.trainer[name] = value
         if config.ckpt_path not in (None, "last") and not Path(config.ckpt_path).is_file():
-            raise InputError(f"--ckpt_path {config.ckpt_path!r} is no file: name a checkpoint, or `last`.")
+            raise InputError("ckpt_path", config.ckpt_path, "there is no such file: name a checkpoint, or `last`.")
         if config.ckpt_path == "last":
             path = checkpoint_path(folder)
             config.ckpt_path = str(path) if path.exists() else None
-            log.info("going on from %s" if path.exists() else "%s does not exist: starting anew", path)
+            log.info("continuing from %s" if path.exists() else "%s does not exist: starting from the beginning", path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add tqdm's progress bar, which goes with the bars of longer steps, where no other bar is asked for."""
+        """Add tqdm's progress bar, which matches the bars of longer steps, unless another one is asked for."""
         configured = self.config_init[self.subcommand].trainer
         chosen = configured.callbacks or []
         if configured.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen):
@@ -91,12 +101,23 @@ class UnlearnCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
 
+def option_of(parameter: str) -> str:
+    """The option that sets a parameter of the library; its own name if there is none."""
+    if parameter == "ckpt_path":
+        return "--ckpt_path"
+    name = parameter.partition(".")[0]
+    for section, owner in OPTION_OWNERS:
+        if name in inspect.signature(owner).parameters:
+            return f"--{section}.{parameter}"
+    return parameter
+
+
 def main(args: list[str] | None = None) -> None:
     """Run a subcommand: fit, validate, test or predict."""
     rank = rank_zero_only.rank  # type: ignore[attr-defined]
     logging.basicConfig(format="%(message)s", level=logging.INFO if rank == 0 else logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    # The figures that are logged are torchmetrics' sums over all processes already.
+    # The scores that are logged are torchmetrics' sums over all processes already.
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
     try:
         UnlearnCLI(
@@ -110,7 +131,8 @@ def main(args: list[str] | None = None) -> None:
             args=args,
         )
     except InputError as error:
-        sys.exit(f"train.py: error: {error}")
+        name = error.parameter if error.where else option_of(error.parameter)
+        sys.exit(f"train.py: error: {error.message(name)}")
     if distributed.is_initialized():
         # Left to the interpreter's exit, gloo's threads now and then abort a process that is done.
         distributed.barrier()

@@ -4,32 +4,34 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from zu_lightning import LayerProblem, Rule, UnlearnModule, timed
-
-
-def chosen_rule(trainer: Trainer) -> Rule | None:
-    """The closed form of a run; ``None`` for gradient descent."""
-    return next((c.rule for c in trainer.callbacks if isinstance(c, ClosedForm)), None)  # type: ignore[attr-defined]
+from zu_lightning import EditingModule, InputError, LayerProblem, Rule
 
 
 class ClosedForm(Callback):
     """Solve each layer exactly before its only step, which then measures the solution.
 
     Args:
-        rule: What to solve. ``null`` leaves the module to its gradient descent.
+        rule: What to solve. ``null`` leaves the module to its own method, such as gradient descent.
     """
 
     def __init__(self, rule: Rule | None = None) -> None:
         self.rule = rule
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """One step a layer is enough."""
-        if self.rule is not None and isinstance(pl_module, UnlearnModule):
-            pl_module.steps = 1
+        """Tell the module that its layers are solved.
+
+        Raises:
+            InputError: The module does not edit layers.
+        """
+        if self.rule is None:
+            return
+        if not isinstance(pl_module, EditingModule):
+            remedy = f"a {type(pl_module).__name__} does not edit layers: set it to null."
+            raise InputError("closed_form.rule", type(self.rule).__name__, remedy)
+        pl_module.rule = self.rule
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Hand the module the solution for the layer of this batch."""
-        if self.rule is None or not isinstance(pl_module, UnlearnModule) or not isinstance(batch, LayerProblem):
-            return
-        with timed(pl_module.seconds, "solve"):
-            pl_module.update = self.rule(pl_module.lm.weight(batch.layer), batch)
+        if self.rule is not None and isinstance(pl_module, EditingModule) and isinstance(batch, LayerProblem):
+            with pl_module.monitor.timed("solve"):
+                pl_module.solution = self.rule(pl_module.lm.weight(batch.layer), batch)

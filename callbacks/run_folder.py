@@ -1,11 +1,11 @@
-"""Where a run writes."""
+"""Where a run writes, and for which modules."""
 
 import tempfile
 from pathlib import Path
 
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 
-from zu_lightning import InputError
+from zu_lightning import InputError, UnlearnModule
 
 
 def check_writable(folder: str) -> None:
@@ -19,13 +19,12 @@ def check_writable(folder: str) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(
-            f"trainer.default_root_dir {folder!r} cannot be written to ({error.strerror}): choose another folder."
-        ) from error
+        remedy = f"it cannot be written to ({error.strerror}): choose another folder."
+        raise InputError("default_root_dir", folder, remedy) from error
 
 
 def run_folder(trainer: Trainer) -> Path | None:
-    """The run's folder, ``None`` where this process should not write: on other ranks, and in a fast_dev_run.
+    """The run's folder; ``None`` if this process should not write: on other ranks, and in a fast_dev_run.
 
     To be called on all ranks, because Lightning broadcasts the folder's name.
     """
@@ -35,8 +34,13 @@ def run_folder(trainer: Trainer) -> Path | None:
     return folder
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that has its name only once it is complete."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)
+def unlearning(module: LightningModule) -> UnlearnModule:
+    """The module of an unlearning run.
+
+    Raises:
+        InputError: It does something else.
+    """
+    if not isinstance(module, UnlearnModule):
+        remedy = "a callback in trainer.callbacks works with a zu_lightning.UnlearnModule: remove one of the two."
+        raise InputError("model", type(module).__name__, remedy)
+    return module

@@ -1,71 +1,70 @@
-"""Facts to forget and to keep, retain text, and the key batches of the layer that is being edited."""
+"""Facts to forget and to keep, retain text, and the batches that modules train on and are evaluated with."""
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 from zu_lightning import (
     EvaluationBatch,
     Fact,
+    FactToken,
     InputError,
-    LayerProblem,
-    Preparation,
+    ReadingOptions,
+    Request,
+    RetainText,
     UnlearnModule,
+    digest,
     evaluation_batches,
     facts_by_id,
-    layer_problem,
     own_share,
-    prepare,
     read_facts,
     read_texts,
     retain_documents,
     split_facts,
-    timed,
 )
-from zu_lightning.facts.fact import FactToken
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+PREDICT_BATCH = 16
+"""Number of prompts in a batch of ``predict``."""
+
 
 class UnlearnDataModule(LightningDataModule):
-    """Forget set, retain set and retain text.
+    """Forget set, retain set, and retain text.
 
-    ``train_dataloader`` is called before each epoch (``reload_dataloaders_every_n_epochs=1``) and then reads the keys
-    of that epoch's layer from the module's model, with the layers below already edited.
+    ``train_dataloader`` is called before each epoch (``reload_dataloaders_every_n_epochs=1``) and asks the module what
+    it trains on: an editing module then reads the keys of that epoch's layer, with the layers below already edited.
 
     Args:
-        path: Facts, see docs/data.md: our records or those of CounterFact, zsRE, MQuAKE or TOFU, in a file or on the
-            hub.
-        corpus: Retain text: a file with one document a line, or a data set of the hub. Documents that name a
+        path: Facts: our own records or those of CounterFact, zsRE, MQuAKE, or TOFU, in a file or on the hub.
+        corpus: Retain text: a file with one document per line, or a data set on the hub. Documents that name a
             forgotten subject are left out.
         heldout: Text for the perplexity, in the same forms. By default the last tenth of the corpus, which is then
             not used for anything else.
-        ids: File with one id a line: no other facts are drawn from, such as those that the model is known to know.
-        forget_num: How many facts to forget, drawn by seed; ignored where ``forget_ids`` is given.
-        retain_num: How many other facts to watch, drawn by seed; ignored where ``retain_ids`` is given.
+        ids: File with one id per line: only these facts are drawn from, such as those that the model is known to know.
+        forget_num: How many facts to forget, drawn by seed; ignored if ``forget_ids`` is given.
+        retain_num: How many other facts to watch, drawn by seed; ignored if ``retain_ids`` is given.
         seed: Seed of the draw and of the context templates.
         forget_ids: Ids of the facts to forget.
         retain_ids: Ids of the facts to watch.
-        fact_token: Where the model is edited: at the subject's last or first token, or at the prompt's last.
-        detect_subjects: Whether to look for the subject in the prompt where a record names none.
-        chat: Whether prompts are put to the model as a user's message, by its chat template.
         halves: Whether facts to keep are drawn from the first half of the file and facts to forget from the second,
             as in the paper.
-        corpus_tokens: Tokens of the corpus after which it is read no further; ``null`` for all of it.
-        corpus_documents: Most documents of the corpus that are read.
-        heldout_documents: Most documents of the held-out text that are read.
-        max_length: Most tokens of a document that are read.
-        batch_tokens: Most tokens in a batch of an evaluation or of retain text.
+        fact_token: Where the model is edited: at the subject's last or first token, or at the prompt's last.
+        detect_subjects: Whether to look for the subject in the prompt if a record names none.
+        chat: Whether prompts are given to the model as a user's message, through its chat template.
+        reading: How much text is read, and in what batches.
     """
+
+    request: Request
 
     def __init__(
         self,
@@ -82,90 +81,50 @@ class UnlearnDataModule(LightningDataModule):
         fact_token: FactToken = "subject_last",
         detect_subjects: bool = True,
         chat: bool = False,
-        corpus_tokens: int | None = 1_000_000,
-        corpus_documents: int = 100_000,
-        heldout_documents: int = 500,
-        max_length: int = 512,
-        batch_tokens: int = 2048,
+        reading: ReadingOptions = ReadingOptions(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
-        self.path, self.corpus_source, self.heldout_source = path, corpus, heldout
-        self.ids = ids
+        self.path, self.corpus, self.heldout, self.ids = path, corpus, heldout, ids
         self.forget_num, self.retain_num, self.seed = forget_num, retain_num, seed
         self.forget_ids, self.retain_ids, self.halves = forget_ids, retain_ids, halves
         self.fact_token, self.detect_subjects, self.chat = fact_token, detect_subjects, chat
-        self.corpus_documents, self.heldout_documents = corpus_documents, heldout_documents
-        self.max_length, self.batch_tokens, self.corpus_tokens = max_length, batch_tokens, corpus_tokens
-        self.known: Preparation | None = None
-        """What the first epoch read from the unedited model."""
+        self.reading = reading
 
     def setup(self, stage: str) -> None:
-        """Read and split the facts, read the text: everything that can be wrong with the input shows here."""
-        if self.corpus_tokens is not None and self.corpus_tokens < 1:
-            raise InputError(f"data.corpus_tokens is {self.corpus_tokens}: give a positive number, or null for all.")
-        facts = read_facts(self.path, detect_subjects=self.detect_subjects)
-        if self.ids is not None:
-            facts = facts_by_id(facts, read_texts(self.ids, sys.maxsize, "data.ids"))
-        self.forget, self.retain = split_facts(
-            [replace(fact.as_chat() if self.chat else fact, fact_token=self.fact_token) for fact in facts],
-            self.forget_num,
-            self.retain_num,
-            self.seed,
-            self.forget_ids,
-            self.retain_ids,
-            self.halves,
+        """Read and split the facts, and read the text: everything that can be wrong with the input shows here."""
+        forget, retain = self._facts()
+        log.info("%d facts to forget, %d to keep", len(forget), len(retain))
+        heldout = self.heldout and read_texts(self.heldout, self.reading.heldout_documents, "heldout")
+        documents: list[str] = []
+        if stage == "fit" or not heldout:
+            documents = self._retain_documents(forget)
+        if not heldout:
+            kept = len(documents) - len(documents) // 10
+            documents, heldout = documents[:kept], documents[kept:]
+        self.request = Request(
+            forget=forget,
+            retain=retain,
+            text=RetainText(documents, self.reading, self._cache),
+            heldout=heldout[: self.reading.heldout_documents],
+            seed=self.seed,
         )
-        heldout = None if self.heldout_source is None else self._read(self.heldout_source, "heldout")
-        corpus = self._read(self.corpus_source, "corpus") if stage == "fit" or heldout is None else []
-        self.corpus = retain_documents(corpus, self.forget)
-        left_out = len(corpus) - len(self.corpus)
-        if heldout is None:
-            kept = len(self.corpus) - len(self.corpus) // 10
-            self.corpus, heldout = self.corpus[:kept], self.corpus[kept:]
-        self.heldout = heldout[: self.heldout_documents]
-        if stage == "fit" and not self.corpus:
-            raise InputError(
-                f"data.corpus {self.corpus_source!r} has no document that names no forgotten subject: add retain text."
-            )
-        log.info("%d facts to forget, %d to keep", len(self.forget), len(self.retain))
-        if self.corpus:
-            log.info(
-                "%d documents of retain text (%d more name a forgotten subject and are left out), %d held out",
-                len(self.corpus), left_out, len(self.heldout),
-            )  # fmt: skip
 
-    def train_dataloader(self) -> DataLoader[LayerProblem]:
-        """The problem of the layer whose turn it is, step after step until the module has solved it."""
-        module = self.module
-        if not module.layers_left:  # a run that goes on after its last layer
-            module.restore_updates()
-            return _loader([])
-        layer = module.layers_left[0]
-        if self.known is None or not self.known.second_moments:
-            self.known = prepare(
-                module.lm, self.forget, self.corpus, module.layers_left, module.neutral_target, options=module.latents,
-                seed=self.seed, max_length=self.max_length, max_tokens=self.batch_tokens,
-                token_budget=self.corpus_tokens, cache=self._cache,
-                known=self.known, seconds=module.seconds, progress=self._progress,
-            )  # fmt: skip
-            module.restore_updates()
-        with timed(module.seconds, "keys_and_values"):
-            problem = layer_problem(
-                module.lm, self.forget, layer, module.layers, self.known, options=module.latents,
-                optimise_values=module.optimise_values, progress=self._progress,
-            )  # fmt: skip
-        return DataLoader(_Steps(problem, module), batch_size=None)
+    def settings(self) -> dict[str, object]:
+        """Everything in this data that decides which weights a run ends with, by option."""
+        text, reading = self.request.text, self.reading
+        return {
+            "data.path, or another option that decides which facts are drawn": digest(*self.request.forget),
+            "data.corpus": (self.corpus, digest(*text.documents), reading.max_length, reading.corpus_tokens),
+        }
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """What the module trains on in this epoch."""
+        return _loader(self.module.training_batches(self.request))
 
     def val_dataloader(self) -> DataLoader[EvaluationBatch | None]:
         """Queries for each metric, and held-out text for the perplexity."""
-        batches = evaluation_batches(
-            self.module.lm,
-            self.forget,
-            self.retain,
-            self.heldout,
-            max_length=self.max_length,
-            max_tokens=self.batch_tokens,
-        )
+        request = self.request
+        batches = evaluation_batches(self.module.lm, request.forget, request.retain, request.heldout, self.reading)
         # A process without a share still has to take part in the sums that follow.
         return _loader([*own_share(batches)] or [None])
 
@@ -175,54 +134,53 @@ class UnlearnDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[list[Fact]]:
         """The facts to forget and to keep."""
-        facts = [*self.forget, *self.retain]
-        return _loader([facts[i : i + 16] for i in range(0, len(facts), 16)])
+        facts = [*self.request.forget, *self.request.retain]
+        return _loader([facts[i : i + PREDICT_BATCH] for i in range(0, len(facts), PREDICT_BATCH)])
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leave batches as they are: the language model knows where its input belongs."""
         return batch
 
-    def _read(self, source: str, field: str) -> list[str]:
-        return read_texts(source, getattr(self, f"{field}_documents"), f"data.{field}")
-
     @property
     def module(self) -> UnlearnModule:
-        """The module that this data is read for."""
+        """The module that this data is read for.
+
+        Raises:
+            InputError: It is not an UnlearnModule.
+        """
         module = self.trainer.lightning_module if self.trainer else None
         if not isinstance(module, UnlearnModule):
-            raise InputError(f"UnlearnDataModule reads keys for an UnlearnModule, but the model is {module!r:.80}.")
+            raise InputError("model", type(module).__name__, "UnlearnDataModule reads data for an UnlearnModule.")
         return module
+
+    def _facts(self) -> tuple[list[Fact], list[Fact]]:
+        facts = read_facts(self.path, detect_subjects=self.detect_subjects)
+        if self.ids is not None:
+            facts = facts_by_id(facts, read_texts(self.ids, sys.maxsize, "ids"))
+        facts = [replace(fact.as_chat() if self.chat else fact, fact_token=self.fact_token) for fact in facts]
+        lists = (self.forget_ids, self.retain_ids)
+        return split_facts(facts, self.forget_num, self.retain_num, self.seed, *lists, self.halves)
+
+    def _retain_documents(self, forget: Sequence[Fact]) -> list[str]:
+        corpus = read_texts(self.corpus, self.reading.corpus_documents, "corpus")
+        documents = retain_documents(corpus, forget)
+        if not documents:
+            raise InputError("corpus", self.corpus, "every document names a forgotten subject: add retain text.")
+        log.info(
+            "%d documents of retain text (%d more name a forgotten subject and are left out)",
+            len(documents), len(corpus) - len(documents),
+        )  # fmt: skip
+        return documents
 
     @property
     def _cache(self) -> Path | None:
         trainer = self.trainer
-        if trainer is None or trainer.fast_dev_run or self.module.lm.is_dispatched:  # type: ignore[attr-defined]
+        if trainer is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
         return Path(trainer.default_root_dir, "cache")
 
-    @property
-    def _progress(self) -> bool:
-        return (
-            self.trainer is not None and self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
-        )
 
-
-class _Steps(IterableDataset[LayerProblem]):
-    """A layer's problem, once for each step that the module wants to take.
-
-    Lightning fetches a batch ahead, so that one more step follows the one that has converged.
-    """
-
-    def __init__(self, problem: LayerProblem, module: UnlearnModule) -> None:
-        self.problem, self.module = problem, module
-
-    def __iter__(self) -> Iterator[LayerProblem]:
-        for _ in range(self.module.steps):
-            if self.module.converged:
-                return
-            yield self.problem
-
-
-def _loader(items: Sequence[T]) -> DataLoader[T]:
-    """The items as they are, one a batch."""
-    return DataLoader(cast("Dataset[T]", items), batch_size=None)
+def _loader(items: Iterable[T]) -> DataLoader[T]:
+    """The items as they are, one per batch."""
+    dataset = items if isinstance(items, Dataset | Sequence) else list(items)
+    return DataLoader(cast("Dataset[T]", dataset), batch_size=None)

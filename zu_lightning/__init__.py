@@ -4,56 +4,79 @@ from zu_lightning.analysis.tracing import CausalTrace, LayerTrace, causal_trace
 from zu_lightning.distributed import check_identical, own_share
 from zu_lightning.errors import InputError
 from zu_lightning.evaluation.evaluate import EvaluationBatch, evaluate, evaluation_batches
-from zu_lightning.facts.fact import Fact, Query, facts_by_id, read_facts, split_facts
-from zu_lightning.facts.texts import read_texts
+from zu_lightning.facts.fact import Fact, FactToken, Query
+from zu_lightning.facts.reading import facts_by_id, read_facts
+from zu_lightning.facts.request import Request
+from zu_lightning.facts.splits import split_facts
+from zu_lightning.facts.texts import ReadingOptions, RetainText, read_texts, retain_documents
+from zu_lightning.files import digest, replacing
 from zu_lightning.lm.contexts import sample_contexts
-from zu_lightning.lm.editable import EditableLM, EditReport
+from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.edits import EditReport, apply_update
 from zu_lightning.lm.export import ExportCheck, check_export, export_adapter, export_model
 from zu_lightning.methods.rules import AlphaEdit, Memit, Rome, Rule, ZeroUnlearn, ZeroUnlearnGD, ZeroUnlearnSoft
-from zu_lightning.methods.unlearning import (
-    Preparation,
-    UnlearnResult,
-    layer_problem,
-    prepare,
-    retain_documents,
-    unlearn,
-)
+from zu_lightning.methods.unlearning import LayerEdit, LayerScores, UnlearnResult, edit_layers, unlearn, write_update
 from zu_lightning.modules.base import UnlearnModule
+from zu_lightning.modules.editing import EditingModule
 from zu_lightning.modules.pretrain import PretrainModule
-from zu_lightning.problem.keys import LayerProblem, lookup_keys
-from zu_lightning.problem.latents import LatentOptions, Latents, neutral_targets, original_values
-from zu_lightning.problem.moments import second_moments
+from zu_lightning.modules.state import EditKey, RunState
+from zu_lightning.problem.keys import lookup_keys
+from zu_lightning.problem.latent_problem import LatentOptions
+from zu_lightning.problem.latents import NeutralTargets, TargetOptions, neutral_targets, original_values
+from zu_lightning.problem.layer_problem import LayerProblem
+from zu_lightning.problem.moments import SecondMoment, second_moments
+from zu_lightning.problem.prepare import Preparation, layer_problem, prepare
+from zu_lightning.report.results import Results, TargetScores
 from zu_lightning.solvers import LowRankUpdate
-from zu_lightning.timing import timed
+from zu_lightning.timing import Monitor
+
+__version__ = "0.1.0"
 
 __all__ = [
     "AlphaEdit",
     "CausalTrace",
+    "EditKey",
     "EditReport",
     "EditableLM",
+    "EditingModule",
     "EvaluationBatch",
     "ExportCheck",
     "Fact",
+    "FactToken",
     "InputError",
     "LatentOptions",
-    "Latents",
+    "LayerEdit",
     "LayerProblem",
+    "LayerScores",
     "LayerTrace",
     "LowRankUpdate",
     "Memit",
+    "Monitor",
+    "NeutralTargets",
     "Preparation",
     "PretrainModule",
     "Query",
+    "ReadingOptions",
+    "Request",
+    "Results",
+    "RetainText",
     "Rome",
     "Rule",
+    "RunState",
+    "SecondMoment",
+    "TargetOptions",
+    "TargetScores",
     "UnlearnModule",
     "UnlearnResult",
     "ZeroUnlearn",
     "ZeroUnlearnGD",
     "ZeroUnlearnSoft",
+    "apply_update",
     "causal_trace",
     "check_export",
     "check_identical",
+    "digest",
+    "edit_layers",
     "evaluate",
     "evaluation_batches",
     "export_adapter",
@@ -67,10 +90,11 @@ __all__ = [
     "prepare",
     "read_facts",
     "read_texts",
+    "replacing",
     "retain_documents",
     "sample_contexts",
     "second_moments",
     "split_facts",
-    "timed",
     "unlearn",
+    "write_update",
 ]

@@ -1,271 +1,211 @@
-"""The LightningModule: a frozen language model, a trainable Delta for one layer at a time, and its evaluation."""
+"""Editing one layer after the other: a trainable Delta behind the frozen null-space projector, or a closed form."""
 
 import logging
-from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
-from lightning import LightningModule
 from torch import Tensor
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import Optimizer
+from torch.utils.data import IterableDataset
 
-from zu_lightning import solvers
-from zu_lightning.distributed import check_identical
 from zu_lightning.errors import InputError
-from zu_lightning.evaluation.evaluate import EvaluationBatch, compute_metrics, evaluation_metrics, update_metric
-from zu_lightning.facts.fact import Fact
-from zu_lightning.lm.editable import EditableLM, check_layers, check_model
-from zu_lightning.lm.tiny import write_tiny_model
-from zu_lightning.methods.objective import Delta, DenseDelta, Objective, WhitenedDelta, step_size
-from zu_lightning.methods.rules import ZeroUnlearnGD
-from zu_lightning.problem.keys import LayerProblem
-from zu_lightning.problem.latents import LatentOptions
+from zu_lightning.facts.request import Request
+from zu_lightning.lm.edits import apply_update
+from zu_lightning.methods.objective import Delta, LayerObjective, Parametrization, new_delta
+from zu_lightning.methods.rules import Rule, ZeroUnlearnGD
+from zu_lightning.methods.unlearning import write_update
+from zu_lightning.modules.base import UnlearnModule
+from zu_lightning.modules.state import EditKey
+from zu_lightning.problem.latent_problem import LatentOptions
+from zu_lightning.problem.latents import TargetOptions
+from zu_lightning.problem.layer_problem import LayerProblem
+from zu_lightning.problem.prepare import Preparation, layer_problem, prepare
 from zu_lightning.solvers import LowRankUpdate
-from zu_lightning.timing import timed
 
 log = logging.getLogger(__name__)
 
 FAR = 1e-3
 """Optimality gap above which a user is told that descent has not arrived."""
 
-COMPLETION_TOKENS = 12
-"""Tokens of a completion that people look at."""
 
-
-class UnlearnModule(LightningModule):
+class EditingModule(UnlearnModule):
     """ZeroUnlearn-GD on one layer after the other; an epoch is a layer.
 
-    The data module yields the layer's :class:`LayerProblem`. Each step descends on the objective of
-    arXiv 2605.18879, Eq. 10; after the last step of an epoch the update is written into the weight, before validation
-    looks at it. The ``ClosedForm`` callback replaces the descent: it sets ``update``, and the one step that follows
-    only measures it.
+    A batch is the layer's :class:`LayerProblem`. Each step descends on the objective of arXiv 2605.18879, Eq. 10; the
+    last one writes the update into the weight, before validation looks at it. With the ``ClosedForm`` callback, which
+    sets ``rule`` and ``solution``, there is one step, which only measures the solution.
 
     Args:
-        model_name_or_path: Hub id or directory of a causal language model.
-        layers: Layers to edit, lowest first, from 0.
-        dtype: How the weights are kept: ``auto``, ``float32``, ``bfloat16`` or ``float16``. Solves are in float64.
-        tiny: Whether to take a tiny random model of the same architecture instead, which needs no download: to try
-            the rest of a configuration.
-        load_options: More arguments of ``from_pretrained``, such as ``{device_map: auto}`` for a model that is larger
-            than one device (in one process), or ``{revision: ...}``.
-        neutral_target: What the model should answer instead.
-        optimise_values: Whether the original-knowledge values V are optimised for the true answers (the paper) or
+        optimize_values: Whether the original-knowledge values V are optimized for the true answers (the paper) or
             observed at the layer (cheaper, and much the same).
-        latents: Options of the latent optimisation.
-        objective: What gradient descent minimises, and what is logged; a closed form has its own weights in
-            ``closed_form.rule``.
-        delta: What gradient descent trains: ``whitened`` coordinates, by plain descent, or ``dense``, the matrix Delta
-            by Adam, as in the paper.
-        learning_rate: Step size. By default the longest that cannot overshoot for ``whitened``, 0.001 for ``dense``.
-        steps: Most gradient steps a layer.
+        latents: Options of the latent optimization.
+        objective: Weights and null space of what gradient descent minimizes, and of what is logged.
+        parametrization: What gradient descent trains: ``whitened`` coordinates, by plain descent, or the ``dense``
+            matrix Delta by Adam, as in the paper.
+        learning_rate: Step size; by default the longest that cannot overshoot for ``whitened``, 0.001 for ``dense``.
+        steps: Maximum number of gradient steps per layer.
         tolerance: Optimality gap, (objective - optimum) / optimum, at which a layer is done; one more step, which
             Lightning has fetched by then, is still taken.
+        kwargs: Arguments of :class:`UnlearnModule`.
     """
 
     def __init__(
         self,
-        model_name_or_path: str = "data/demo/model",
-        layers: list[int] = [0],  # noqa: B006 (read only, and what --print_config should show)
-        dtype: str = "auto",
-        tiny: bool = False,
-        load_options: dict[str, Any] | None = None,
-        neutral_target: str = "unknown",
-        optimise_values: bool = True,
+        optimize_values: bool = True,
         latents: LatentOptions = LatentOptions(),  # noqa: B008 (frozen)
         objective: ZeroUnlearnGD = ZeroUnlearnGD(),  # noqa: B008 (frozen)
-        delta: Literal["whitened", "dense"] = "whitened",
+        parametrization: Parametrization = "whitened",
         learning_rate: float | None = None,
         steps: int = 20,
         tolerance: float = 1e-10,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
-        self.model_name_or_path, self.layers, self.dtype_name = model_name_or_path, layers, dtype
-        self.tiny, self.load_options = tiny, load_options or {}
-        self.neutral_target, self.optimise_values, self.latents = neutral_target, optimise_values, latents
-        self.objective, self.parametrisation, self.learning_rate = objective, delta, learning_rate
+        super().__init__(**kwargs)
+        self.targets = TargetOptions(self.neutral_target, optimize_values, latents)
+        self.objective, self.parametrization, self.learning_rate = objective, parametrization, learning_rate
         self.steps, self.tolerance = steps, tolerance
-        self.strict_loading = False  # checkpoints hold no weights, see callbacks/resume.py
-        self.metrics = evaluation_metrics()
-        self.figures: dict[str, float] = {}
-        """Figures of the latest evaluation."""
-        self.layer_figures: dict[int, dict[str, float]] = {}
-        """For each edited layer, size, rank and effect of its update."""
-        self.seconds: dict[str, float] = {}
-        """Seconds by phase."""
-        self.update: LowRankUpdate | None = None
-        """The closed-form solution of the present layer, if a callback has set one."""
-        self.updates_to_restore: dict[int, LowRankUpdate] = {}
-        """Updates of a run that goes on, until :meth:`restore_updates`."""
+        _check_positive(steps=steps, learning_rate=learning_rate)
+        self.rule: Rule | None = None
+        """The closed form, if the ``ClosedForm`` callback has set one; ``solution`` is its update of this layer."""
+        self.solution: LowRankUpdate | None = None
         self.converged = False
-        """Whether the present layer's gap is below the tolerance."""
+        self.preparation: Preparation | None = None
+        self.unwritten: list[tuple[int, LowRankUpdate]] = []
+        """Layers and updates of a run that was killed, until they are in the weights again."""
+
+    @property
+    def method(self) -> dict[str, object]:
+        """Name and weights of the rule."""
+        return {"name": type(self.rule).__name__, **asdict(self.rule)} if self.rule else {"name": "gradient descent"}
 
     @property
     def layers_left(self) -> list[int]:
-        """Layers not edited yet, the next one first."""
-        return [layer for layer in self.layers if layer not in self.layer_figures]
+        """Layers that are not edited yet, the next one first."""
+        return self.run.layers_left(self.request.number, self.layers)
+
+    def settings(self) -> dict[str, object]:
+        """Everything in this module that decides which weights a run ends with, by option."""
+        targets = {f"model.{name}": value for name, value in vars(self.targets).items() if name != "seed"}
+        descent = (self.objective, self.parametrization, self.learning_rate, self.steps, self.tolerance)
+        of_descent = {"model.objective, or another option of gradient descent": None if self.rule else descent}
+        return super().settings() | {"closed_form.rule": self.rule} | targets | of_descent
 
     def setup(self, stage: str) -> None:
-        """Check what can be checked before weights are loaded; make the fit as long as there are layers."""
-        depth = (
-            max(self.layers, default=0) + 1 if self.tiny else check_model(self.model_name_or_path, **self.load_options)
-        )
-        check_layers(self.layers, depth)
-        if "device_map" in self.load_options and self.trainer.world_size > 1:
-            raise InputError(
-                "model.load_options has a device_map, which spreads one model over all devices: run one process "
-                "(--trainer.devices 1), or leave the device_map out."
-            )
-        if self.steps < 1:
-            raise InputError(f"model.steps must be at least 1, but is {self.steps}.")
-        if self.learning_rate is not None and self.learning_rate <= 0:
-            raise InputError(f"model.learning_rate must be positive, but is {self.learning_rate}.")
-        if not self.neutral_target.strip():
-            raise InputError("model.neutral_target is empty: say what the model should answer instead.")
-        if stage == "fit":
-            self.layer_figures = {}
-            if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-                self.trainer.fit_loop.max_epochs = len(self.layers)
+        """Make the fit as long as there are layers."""
+        super().setup(stage)
+        if stage == "fit" and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.trainer.fit_loop.max_epochs = len(self.layers)
 
     def configure_model(self) -> None:
-        """Load the language model. It is no submodule: neither checkpoints nor DDP need to know its weights."""
-        if hasattr(self, "lm"):
-            return
-        with timed(self.seconds, "load"):
-            source = self.model_name_or_path
-            if self.tiny:
-                self._tiny_folder = TemporaryDirectory()  # until the module goes: the export compares with the base
-                source = self.trainer.strategy.broadcast(self._tiny_folder.name)
-                if self.trainer.is_global_zero:  # transformers saves from the first process only
-                    write_tiny_model(self.model_name_or_path, max(self.layers) + 2, source)
-                self.trainer.strategy.barrier("tiny model")
-            lm = EditableLM.from_pretrained(source, dtype=self.dtype_name, **self.load_options)
-            device = self.trainer.strategy.root_device
-            self.lm = lm.to(device)
-        if lm.device != device:
-            raise InputError(
-                f"model.load_options puts the model on {lm.device}, but trainer.accelerator and trainer.devices choose "
-                f"{device}: make them agree."
-            )
-        d_out, d_in = self.lm.weight(self.layers[0]).shape
-        facts = len(self.trainer.datamodule.forget)  # type: ignore[attr-defined]
-        self.delta: Delta = (
-            WhitenedDelta(d_out, facts) if self.parametrisation == "whitened" else DenseDelta(d_out, d_in)
-        )
+        """Load the language model, and make a Delta that fits all of its layers."""
+        super().configure_model()
+        if not hasattr(self, "delta"):
+            weight, facts = self.lm.weight(self.layers[0]), len(self.request.forget)
+            self.delta: Delta = new_delta(self.parametrization, weight, facts)
 
-    def restore_updates(self) -> None:
-        """Write the updates of a run that goes on, once nothing more has to be read from the unedited model."""
-        for layer, update in self.updates_to_restore.items():
-            self.lm.apply(layer, update)
-        self.updates_to_restore = {}
+    def training_batches(self, request: Request) -> Iterable[LayerProblem]:
+        """The problem of the layer whose turn it is, once for each step until the module has solved it."""
+        left, options = self.layers_left, replace(self.targets, seed=request.seed)
+        if left and self.preparation is None:
+            known = self.run.targets
+            self.preparation = prepare(self.lm, request.forget, request.text, left, options, known, self.monitor)
+            self.run.targets = self.preparation.targets
+        self._restore_edits()
+        if not left or self.preparation is None:  # a run that was killed after its last layer
+            return []
+        arguments = (left[0], self.layers, self.preparation, options, self.monitor)
+        return _Steps(layer_problem(self.lm, request.forget, *arguments), self)
 
     def on_train_batch_start(self, batch: LayerProblem, batch_idx: int) -> None:
-        """Take up a layer with its first batch; by now a callback may have set its solution."""
+        """Begin a layer with its first batch; by now the callback may have set its solution."""
         if batch_idx > 0:
             return
-        goal, problem = self.objective, self.objective.in_units(batch)
-        self.weight = self.lm.weight(problem.layer)
-        self.loss = Objective(
-            self.weight,
-            problem.keys,
-            problem.residuals,
-            problem.values,
-            zero_weight=goal.zero_weight,
-            forget_weight=goal.forget_weight,
-            ridge=goal.ridge,
-        )
+        problem = self.objective.in_units(batch)
+        self.layer_objective = LayerObjective(self.lm.weight(batch.layer), problem, self.objective.weights)
         self.optimum: Tensor | None = None
-        if self.update is None:
-            with timed(self.seconds, "null_space"):
-                projector = goal.null_space(problem)
-            self.delta.begin(problem.keys, projector, forget_weight=goal.forget_weight, ridge=goal.ridge)
+        if self.solution is None:
+            with self.monitor.timed("null_space"):
+                projector = self.objective.null_space(problem)
+            self.delta.begin(problem.keys, projector, self.objective.weights)
             self.optimizers().state.clear()  # type: ignore[union-attr]  # Adam's moments are another layer's
-            self.optimum = self.loss.terms(self.loss.exact(projector)).total
+            self.optimum = self.layer_objective.terms(self.layer_objective.exact(projector)).total
 
     def training_step(self, batch: LayerProblem, batch_idx: int) -> Tensor:
         """The objective at the present update; with a closed form it is measured and has no gradient."""
-        terms = self.loss.terms(self.update or self.delta())
-        figures = {"zero": terms.zero, "forget": terms.forget, "ridge": terms.ridge}
+        terms = self.layer_objective.terms(self.solution or self.delta())
+        logged = {"zero": terms.zero, "forget": terms.forget, "ridge": terms.ridge}
         if self.optimum is not None:
-            figures["gap"] = (terms.total - self.optimum) / self.optimum
-            figures["step_size"] = torch.tensor(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+            gap = logged["gap"] = (terms.total - self.optimum) / self.optimum
+            logged["step_size"] = torch.tensor(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
             # All processes have to agree on the last step.
-            self.converged = self.trainer.strategy.reduce_boolean_decision(bool(figures["gap"] <= self.tolerance))
-        self.log_dict({f"train/{name}": value.detach() for name, value in figures.items()}, batch_size=1)
+            self.converged = self.trainer.strategy.reduce_boolean_decision(bool(gap <= self.tolerance))
+        self.log_dict({f"train/{name}": value.detach() for name, value in logged.items()}, batch_size=1)
         return terms.total + 0.0 * self.delta.coordinates.sum()
 
     def on_train_batch_end(self, outputs: Any, batch: LayerProblem, batch_idx: int) -> None:
         """After the last step write the update into the weight: validation comes next and must see it."""
         if not self.trainer.is_last_batch:
             return
-        with torch.no_grad(), timed(self.seconds, "apply"):
-            update = self.update or self.delta()
+        with torch.no_grad(), self.monitor.timed("apply"):
+            update = self.solution or self.delta()
             if self.optimum is not None:
-                gap = (self.loss.terms(update).total / self.optimum - 1).item()
-                if not gap <= FAR:
-                    log.warning(
-                        "layer %d: descent ended with an optimality gap of %.2g: take more model.steps, another "
-                        "model.learning_rate, or a closed form.", batch.layer, gap,
-                    )  # fmt: skip
-            figures = _effect(self.weight, batch, update)
-            figures |= vars(self.lm.apply(batch.layer, update))
-            check_identical(f"the edited weight of layer {batch.layer}", self.weight)
-        self.update, self.converged = None, False
-        self.layer_figures[batch.layer] = figures
-        self.log_dict({f"layer/{name}": value for name, value in figures.items()}, batch_size=1)
-        log.info(
-            "layer %d: update of %.3g of the weight's norm, rank %d; residual %.3g -> %.3g, zero term %.3g -> %.3g",
-            batch.layer, figures["relative_norm"], figures["rank"], figures["residual_before"],
-            figures["residual_after"], figures["zero_term_before"], figures["zero_term_after"],
-        )  # fmt: skip
-
-    def validation_step(self, batch: EvaluationBatch | None, batch_idx: int) -> None:
-        """Add a batch of queries or text to its metric; ``None`` where a process has no share."""
-        if batch is None:
-            return
-        with timed(self.seconds, "evaluation"):
-            update_metric(self.lm, self.metrics, batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the figures of the whole evaluation."""
-        self._log_figures("val")
-
-    def test_step(self, batch: EvaluationBatch | None, batch_idx: int) -> None:
-        """The same as validation."""
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the figures of the whole evaluation."""
-        self._log_figures("test")
-
-    def predict_step(self, batch: list[Fact], batch_idx: int) -> list[dict[str, str]]:
-        """Greedy completions of the facts' prompts."""
-        return [
-            {"prompt": fact.prompt, "completion": self.lm.generate(fact.prompt, COMPLETION_TOKENS, chat=fact.chat)}
-            for fact in batch
-        ]
+                _warn_if_far((self.layer_objective.terms(update).total / self.optimum - 1).item(), batch.layer)
+            edit = write_update(self.lm, batch, update)
+        self.run.edits[EditKey(self.request.number, batch.layer)] = edit
+        self.solution, self.converged = None, False
+        self.log_dict({f"layer/{name}": value for name, value in vars(edit.scores).items()}, batch_size=1)
 
     def configure_optimizers(self) -> Optimizer:
-        """Plain gradient descent with a step that cannot overshoot in whitened coordinates; Adam on a dense Delta."""
-        if self.parametrisation == "dense":
-            return Adam(self.delta.parameters(), lr=self.learning_rate or 1e-3)
-        longest = step_size(self.objective.zero_weight, self.objective.forget_weight)
-        return SGD(self.delta.parameters(), lr=self.learning_rate or longest)
+        """The optimizer that suits Delta's parametrization."""
+        return self.delta.optimizer(self.learning_rate, self.objective.weights)
 
-    def _log_figures(self, prefix: str) -> None:
-        self.figures = compute_metrics(self.metrics)
-        self.log_dict({f"{prefix}/{name}": value for name, value in self.figures.items()})
-        self.metrics.reset()
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out Delta and its optimizer: every layer starts with fresh ones, and the state has the updates."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["state_dict"], checkpoint["optimizer_states"] = {}, []
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the state of the run; in a fit its edits wait until the unedited model is no longer needed."""
+        super().on_load_checkpoint(checkpoint)
+        self.unwritten = [(key.layer, edit.update) for key, edit in self.run.edits.items()]
+        log.info("continuing: %d layers are done, %s are left", len(self.run.edits), self.layers_left)
+        if self.trainer.state.fn != "fit":
+            self._restore_edits()
+
+    def _restore_edits(self) -> None:
+        """Write the edits of a run that was killed into the weights again."""
+        for layer, update in self.unwritten:
+            apply_update(self.lm, layer, update)
+        self.unwritten = []
 
 
-def _effect(weight: Tensor, problem: LayerProblem, update: LowRankUpdate) -> dict[str, float]:
-    """Norms of residual and zero term, averaged over facts (root mean square), before and after an update."""
-    facts = problem.keys.shape[1] ** 0.5
-    basis = solvers.orthonormal_basis(problem.values)
-    outputs = weight.double() @ problem.keys
-    change = update.left @ (update.right @ problem.keys)
-    return {
-        "residual_before": problem.residuals.norm().item() / facts,
-        "residual_after": (problem.residuals - change).norm().item() / facts,
-        "zero_term_before": (basis.mT @ outputs).norm().item() / facts,
-        "zero_term_after": (basis.mT @ (outputs + change)).norm().item() / facts,
-    }
+def _check_positive(**options: float | None) -> None:
+    for name, value in options.items():
+        if value is not None and value <= 0:
+            raise InputError(name, value, "give a positive number.")
+
+
+def _warn_if_far(gap: float, layer: int) -> None:
+    if not gap <= FAR:
+        log.warning(
+            "layer %d: descent ended with an optimality gap of %.2g: allow more model.steps, change "
+            "model.learning_rate, or use a closed form.", layer, gap,
+        )  # fmt: skip
+
+
+class _Steps(IterableDataset[LayerProblem]):
+    """A layer's problem, once for each step that the module wants to take.
+
+    Lightning fetches a batch ahead, so that one more step follows the one that has converged.
+    """
+
+    def __init__(self, problem: LayerProblem, module: EditingModule) -> None:
+        self.problem, self.module = problem, module
+
+    def __iter__(self) -> Iterator[LayerProblem]:
+        for _ in range(1 if self.module.rule else self.module.steps):
+            if self.module.converged:
+                return
+            yield self.problem

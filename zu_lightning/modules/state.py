@@ -1,0 +1,114 @@
+"""The state of a run: everything that it knows so far, in one place, saved whole, and read by all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from lightning import Trainer
+from torch import Tensor
+
+from zu_lightning.errors import InputError
+from zu_lightning.lm.edits import summed_update
+from zu_lightning.methods.unlearning import LayerEdit, LayerScores
+from zu_lightning.problem.latents import NeutralTargets
+from zu_lightning.solvers import LowRankUpdate
+
+
+class EditKey(NamedTuple):
+    """Which edit: the number of the request that asked for it, and the layer."""
+
+    request: int
+    layer: int
+
+
+@dataclass
+class RunState:
+    """What a run knows: enough to continue it after it was killed, and to report it.
+
+    Attributes:
+        targets: The neutral targets, once they are known.
+        edits: What was written, by request and layer, in order.
+        before: Scores of the unedited model.
+        after: Scores of the model as it is now.
+        completions: Sample completions, ``before`` and ``after``.
+        seconds: Seconds spent in each phase.
+    """
+
+    targets: NeutralTargets | None = None
+    edits: dict[EditKey, LayerEdit] = field(default_factory=dict)
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    completions: dict[str, list[str]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def layers_left(self, request: int, layers: Sequence[int]) -> list[int]:
+        """The layers that a request has not edited yet, the next one first."""
+        return [layer for layer in layers if EditKey(request, layer) not in self.edits]
+
+    def updates(self) -> dict[int, LowRankUpdate]:
+        """For each edited layer, the sum of all updates."""
+        by_layer: dict[int, list[LowRankUpdate]] = {}
+        for key, edit in self.edits.items():
+            by_layer.setdefault(key.layer, []).append(edit.update)
+        return {layer: summed_update(updates) for layer, updates in by_layer.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as plain containers of tensors and numbers."""
+        edits = {
+            tuple(key): {"update": vars(edit.update), "scores": vars(edit.scores)} for key, edit in self.edits.items()
+        }
+        return vars(self) | {"targets": None if self.targets is None else vars(self.targets), "edits": edits}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any], device: torch.device) -> "RunState":
+        """The state that :meth:`state_dict` gave, with its tensors on ``device``."""
+
+        def there(values: dict[str, Any]) -> dict[str, Any]:
+            return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()}
+
+        edits = {
+            EditKey(*key): LayerEdit(LowRankUpdate(**there(edit["update"])), LayerScores(**edit["scores"]))
+            for key, edit in state["edits"].items()
+        }
+        targets = state["targets"] and NeutralTargets(**there(state["targets"]))
+        return cls(**state | {"targets": targets, "edits": edits})
+
+
+@runtime_checkable
+class HasSettings(Protocol):
+    """A part of a run (module, data module, callback) that helps decide which weights the run ends with."""
+
+    def settings(self) -> dict[str, object]:
+        """Everything that decides about the weights, by option."""
+
+
+def settings_of(trainer: Trainer) -> dict[str, str]:
+    """All settings that decide which weights a run ends with, as text, by option."""
+    parts = (trainer.lightning_module, trainer.datamodule, *trainer.callbacks)  # type: ignore[attr-defined]
+    found = [as_text(part.settings()) for part in parts if isinstance(part, HasSettings)]
+    return {name: value for settings in found for name, value in settings.items()}
+
+
+def as_text(settings: dict[str, object]) -> dict[str, str]:
+    """Settings in a form in which they can be saved and compared."""
+    return {name: repr(value) for name, value in settings.items()}
+
+
+def check_settings(saved: dict[str, str], here: dict[str, str], path: object) -> None:
+    """Refuse a checkpoint of a run with other settings.
+
+    Args:
+        saved: Settings of the run that wrote the checkpoint.
+        here: Settings of this run, of which all must agree.
+        path: The checkpoint, for the message.
+
+    Raises:
+        InputError: See above.
+    """
+    for name, value in here.items():
+        if saved.get(name) != value:
+            raise InputError(
+                "ckpt_path", str(path), f"it was written by a run with another {name} ({saved.get(name)!s:.200}) than "
+                f"this one ({value:.200}): start without it, or with the settings of that run.",
+            )  # fmt: skip

@@ -1,0 +1,1 @@
+"""What a run tells: its results and how they are shown."""
