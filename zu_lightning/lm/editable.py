@@ -137,10 +137,7 @@ class EditableLM:
         return hooks.skipped(self.layers[:layer], hidden, as_tuple=as_tuple)
 
     def generate(self, prompt: str, max_new_tokens: int, *, chat: bool = False, **sampling: Any) -> str:
-        """What the model adds to one prompt, greedily unless ``sampling`` (``do_sample``, ``top_k``, ...) says otherwise.
-
-        With ``chat`` the prompt is given as a user's message, through the chat template.
-        """
+        """What the model adds to one prompt (a user's message if ``chat``), greedily unless told otherwise."""
         ids = torch.tensor([tokenize(self.tokenizer, prompt, chat=chat).ids], device=self.device)
         options = {"do_sample": False, "max_new_tokens": max_new_tokens, **sampling}
         options["pad_token_id"] = self.tokenizer.pad_token_id or 0
