@@ -140,7 +140,7 @@ def _samples(request: Request) -> list[Fact]:
 
 
 def _peak_memory_gib(device: torch.device) -> float:
-    """Of the model's device, or of this process if that is the CPU."""
+    """Peak memory of the model's device, or of this process if that is the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

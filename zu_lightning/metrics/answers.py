@@ -14,7 +14,7 @@ class AnswerMetric(Metric):
 
     States are sums over answers, so that any number of processes and any batching give the same figures.
 
-    ``compute`` returns ``{name: percent, name_token_accuracy: percent, name_probability: 0..1}``, nothing where no
+    ``compute`` returns ``{name: percent, name_token_accuracy: percent, name_probability: 0..1}``, nothing if no
     answer was seen.
     """
 
