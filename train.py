@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -22,6 +23,9 @@ from callbacks.run_folder import check_writable, run_folder
 from zu_lightning import EditingModule, InputError, UnlearnModule, replacing
 
 log = logging.getLogger(__name__)
+
+# The help of options that are fields of a dataclass stands below the fields.
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "default_root_dir": "outputs",
@@ -112,6 +116,13 @@ def option_of(parameter: str) -> str:
     return parameter
 
 
+def input_error(error: BaseException | None) -> InputError | None:
+    """The bad input that caused an error, if any: jsonargparse wraps what a constructor raises."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error
+
+
 def main(args: list[str] | None = None) -> None:
     """Run a subcommand: fit, validate, test or predict."""
     rank = rank_zero_only.rank  # type: ignore[attr-defined]
@@ -130,9 +141,12 @@ def main(args: list[str] | None = None) -> None:
             save_config_callback=SaveConfig,
             args=args,
         )
-    except InputError as error:
-        name = error.parameter if error.where else option_of(error.parameter)
-        sys.exit(f"train.py: error: {error.message(name)}")
+    except ValueError as error:
+        bad = input_error(error)
+        if bad is None:
+            raise
+        name = bad.parameter if bad.where else option_of(bad.parameter)
+        sys.exit(f"train.py: error: {bad.message(name)}")
     if distributed.is_initialized():
         # Left to the interpreter's exit, gloo's threads now and then abort a process that is done.
         distributed.barrier()

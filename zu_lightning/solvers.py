@@ -111,7 +111,7 @@ def zero_unlearn_gd(
     forget_weight: float = 100.0,
     ridge: float = 0.1,
 ) -> LowRankUpdate:
-    """The exact optimum of ZeroUnlearn-GD (arXiv 2605.18879, Eq. 10-14, Lemma 5.1), which the paper approaches by descent.
+    """The exact optimum of ZeroUnlearn-GD (arXiv 2605.18879, Eq. 10-14, Lemma 5.1), to which the paper descends.
 
     Minimizes over ``X = Delta Q Q^T``::
 
