@@ -454,10 +454,10 @@ def _checked(**tensors: Tensor) -> tuple[Tensor, ...]:
         for symbol, size in zip(symbols[name], tensor.shape, strict=True):
             if symbol is None:
                 continue
-            known, source = sizes.setdefault(symbol, (size, name))
-            if known != size:
+            expected, source = sizes.setdefault(symbol, (size, name))
+            if expected != size:
                 raise ValueError(
-                    f"`{name}` has shape {tuple(tensor.shape)}, where {symbol} should be {known} as in `{source}`: "
+                    f"`{name}` has shape {tuple(tensor.shape)}, where {symbol} should be {expected} as in `{source}`: "
                     "facts are columns, keys are d_in long, residuals and values d_out."
                 )
         if not torch.isfinite(tensor).all():

@@ -12,7 +12,7 @@ from zu_lightning.metrics.functional import answer_scores
 class AnswerMetric(Metric):
     """Share of answers that greedy decoding gives in full, their mean probability, and their teacher-forced accuracy.
 
-    States are sums over answers, so that any number of processes and any batching give the same figures.
+    States are sums over answers, so that any number of processes and any batching give the same scores.
 
     ``compute`` returns ``{name: percent, name_token_accuracy: percent, name_probability: 0..1}``, nothing if no
     answer was seen.
