@@ -1,5 +1,7 @@
 """Tiny models with random weights of every supported architecture, and the demo that ships with the project."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from zu_lightning import EditableLM, Fact, read_facts
+from zu_lightning import EditableLM, Fact, LowRankUpdate, read_facts
+from zu_lightning.lm.tokens import TokenBatch, collate, tokenize
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "data" / "demo"
@@ -99,6 +102,29 @@ def random_lm(architecture: str) -> EditableLM:
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     return EditableLM(model, train_tokenizer())
+
+
+def batch_of(lm: EditableLM, texts: Sequence[str] = TEXTS) -> TokenBatch:
+    """Texts as a model reads them."""
+    return collate([tokenize(lm.tokenizer, text) for text in texts], lm.tokenizer)
+
+
+def update_for(lm: EditableLM, layer: int, rank: int = 2) -> LowRankUpdate:
+    """A random update of a layer, about as large as its weight; the same in every run."""
+    d_out, d_in = lm.weight(layer).shape
+    generator = torch.Generator().manual_seed(layer)
+    return LowRankUpdate(
+        torch.randn(d_out, rank, generator=generator, dtype=torch.float64) / d_out**0.5,
+        torch.randn(rank, d_in, generator=generator, dtype=torch.float64) / d_in**0.5,
+    )
+
+
+def write_records(folder: Path, *records: object) -> Path:
+    """A file of JSON Lines; a record that is a text is written as it stands."""
+    file = folder / "records.jsonl"
+    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return file
 
 
 @pytest.fixture(params=sorted(CONFIGS))
