@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +36,7 @@ SHARED = ROOT.parent / "shared"
 """Real data and models that must not be in the repository; tests of them skip where there are none."""
 
 VOCABULARY = 320
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
     "intermediate_size": 40,
@@ -47,12 +49,12 @@ SMALL = {
     "bos_token_id": 0,
     "eos_token_id": 1,
 }
-GPT2_SMALL = {
+GPT2_SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY, "n_embd": 16, "n_inner": 40, "n_layer": 3, "n_head": 2, "n_positions": 128,
     "bos_token_id": 0, "eos_token_id": 1, "resid_pdrop": 0.1,
 }  # fmt: skip
 NEOX_SMALL = {key: value for key, value in SMALL.items() if key not in ("num_key_value_heads", "head_dim")}
-OPT_SMALL = {
+OPT_SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 16, "ffn_dim": 40, "num_hidden_layers": 3, "num_attention_heads": 2,
     "max_position_embeddings": 128, "word_embed_proj_dim": 16, "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
@@ -93,12 +95,13 @@ def train_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(TEXTS, trainer)
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    special: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)  # type: ignore[no-untyped-call]
 
 
 def random_lm(architecture: str) -> EditableLM:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[architecture])
+    model = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[architecture]))  # type: ignore[no-untyped-call]
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     return EditableLM(model, train_tokenizer())
