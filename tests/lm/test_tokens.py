@@ -2,15 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 from tests.conftest import TEXTS, train_tokenizer
-from zu_lightning.errors import InputError
-from zu_lightning.facts.fact import Fact
-from zu_lightning.lm.tokens import check_lengths, collate, tokenize, tokenize_fact
+from zu_lightning import Fact, InputError, Query
+from zu_lightning.lm.tokens import TokenBatch, check_lengths, collate, tokenize, tokenize_fact, tokenize_query
 
 SUBJECTS = ("Ada Novak", "Zoë Ångström", "李小龙", "R2-D2 🤖", "O'Neill", "Q")
 PROMPTS = ("{} works as a", "The mother tongue of {} is", "By trade, {}, as we know, is a", "We met {}")
@@ -21,17 +22,14 @@ def sentencepiece_like(model: str) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
     letters = sorted(set("".join((*TEXTS, *SUBJECTS, *PROMPTS, "0123456789▁:,."))))
-    kind = trainers.BpeTrainer if model == "bpe" else trainers.UnigramTrainer
-    options = {"unk_token": "<unk>"} if model == "unigram" else {}
-    trainer = kind(
-        vocab_size=200,
-        special_tokens=["<unk>", "</s>"],
-        initial_alphabet=letters,
-        show_progress=False,
-        **options,
-    )
+    options: dict[str, Any] = {
+        "vocab_size": 200, "special_tokens": ["<unk>", "</s>"], "initial_alphabet": letters, "show_progress": False,
+    }  # fmt: skip
+    bpe = model == "bpe"
+    trainer = trainers.BpeTrainer(**options) if bpe else trainers.UnigramTrainer(**options, unk_token="<unk>")
     tokenizer.train_from_iterator(TEXTS, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
+    special: dict[str, Any] = {"unk_token": "<unk>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)  # type: ignore[no-untyped-call]
 
 
 TOKENIZERS = {
@@ -69,7 +67,34 @@ def test_the_answer_is_all_of_the_target(tokenizer: PreTrainedTokenizerFast, tar
     text = tokenize(tokenizer, "Ada Novak works as a", answer=target)
     prompt = tokenize(tokenizer, "Ada Novak works as a")
     assert text.ids[: text.answer] == prompt.ids
-    assert tokenizer.decode(text.ids[text.answer :]).strip() == target
+    assert str(tokenizer.decode(text.ids[text.answer :])).strip() == target
+
+
+def test_a_special_token_is_joined_to_the_prompt_without_space() -> None:
+    tokenizer = TOKENIZERS["byte-level with BOS"]
+    prompt = tokenize(tokenizer, "Ada Novak works as a")
+    text = tokenize(tokenizer, "Ada Novak works as a", answer="</s>")
+    assert text.ids == [*prompt.ids, tokenizer.eos_token_id]
+    assert text.answer == len(prompt.ids)
+
+
+def test_a_tokenizer_that_closes_every_text_does_not_close_ours() -> None:
+    tokenizer = train_tokenizer()
+    closing = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    tokenizer.backend_tokenizer.post_processor = closing
+    assert tokenizer("Ada")["input_ids"][-1] == tokenizer.eos_token_id
+    for answer in ("", "baker"):
+        expected = tokenize(TOKENIZERS["byte-level with BOS"], "Ada works as a", answer=answer)
+        assert tokenize(tokenizer, "Ada works as a", answer=answer) == expected
+
+
+def test_a_text_is_cut_to_the_length_asked_for() -> None:
+    tokenizer = TOKENIZERS["byte-level with BOS"]
+    whole = tokenize(tokenizer, TEXTS[2])
+    cut = tokenize(tokenizer, TEXTS[2], max_length=5)
+    assert cut.ids == whole.ids[:5]
+    assert (cut.lookup, cut.answer) == (4, 5)
+    assert tokenize(tokenizer, TEXTS[2]) == whole  # the tokenizer has not been told to cut from now on
 
 
 def test_there_is_one_bos_and_it_comes_first() -> None:
@@ -88,11 +113,6 @@ def test_answer_positions_predict_the_answer() -> None:
         assert positions[rows == row].tolist() == list(range(text.answer - 1, len(text.ids) - 1))
 
 
-def test_the_last_of_several_occurrences_is_the_subject() -> None:
-    fact = Fact.from_record({"subject": "Ada", "prompt": "Ada, that is Ada, works as a", "target": "baker"}, "", "1")
-    assert fact.prompt[: fact.subject_end] == "Ada, that is Ada"
-
-
 CHAT_TEMPLATE = (
     "{% for m in messages %}<s>[{{ m.role }}]{{ ' ' if m.role == 'user' else '\n' }}{{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]\n{% endif %}"
@@ -108,13 +128,33 @@ def test_a_chat_prompt_ends_where_the_assistant_begins(facts: list[Fact]) -> Non
     asked = f"<s>[user] It was late. {fact.prompt}\n[assistant]\n"
     assert tokenizer.decode(text.ids[: text.answer]) == asked
     assert tokenizer.decode(text.ids[text.answer :]) == "baker"
-    assert tokenizer.decode(text.ids[: text.lookup + 1]).endswith(fact.subject or "")
+    assert str(tokenizer.decode(text.ids[: text.lookup + 1])).endswith(str(fact.subject))
     assert text.ids.count(tokenizer.bos_token_id) == asked.count(bos)
 
 
-def test_a_tokenizer_without_chat_template_is_refused_for_chat() -> None:
-    with pytest.raises(InputError, match=r"data\.chat: the model's tokenizer has no chat template"):
-        tokenize(train_tokenizer(), "Who?", chat=True)
+def test_a_chat_query_is_tokenized_as_a_chat_prompt() -> None:
+    tokenizer = train_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    expected = tokenize(tokenizer, "Who is Ada?", answer="baker", chat=True)
+    assert tokenize_query(tokenizer, Query("Who is Ada?", "baker", chat=True)) == expected
+    assert tokenize_query(tokenizer, Query("Who is Ada?", "baker")) == tokenize(
+        tokenizer, "Who is Ada?", answer="baker"
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "chat is True: the model's tokenizer has no chat template"),
+        ("{{ messages[0].content | upper }}", "chat is True: the model's chat template changes the message 'Who?'"),
+    ],
+)
+def test_a_template_without_a_place_for_the_prompt_is_refused(template: str | None, message: str) -> None:
+    tokenizer = train_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(InputError) as refused:
+        tokenize(tokenizer, "Who?", chat=True)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
@@ -128,6 +168,8 @@ def test_the_first_token_of_the_subject(tokenizer: PreTrainedTokenizerFast, subj
 
 
 def test_the_real_tokenizer_of_gpt2(shared: Path) -> None:
+    from transformers import GPT2TokenizerFast  # type: ignore[attr-defined]
+
     folder = shared / "data" / "tokenizers" / "gpt2"
     tokenizer = GPT2TokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
     for subject in SUBJECTS:
@@ -137,7 +179,39 @@ def test_the_real_tokenizer_of_gpt2(shared: Path) -> None:
         assert tokenizer.decode(text.ids[text.answer :]) == " Oslo"
 
 
-def test_a_text_longer_than_the_context_is_refused() -> None:
-    text = tokenize(TOKENIZERS["byte-level with BOS"], "a b c d e f")
-    with pytest.raises(InputError, match=r"the prompt has \d+ tokens, but the model's context holds 3: shorten it"):
-        check_lengths([text], ["the prompt"], 3)
+def test_a_text_longer_than_the_context_is_refused_by_its_name() -> None:
+    texts = [tokenize(TOKENIZERS["byte-level with BOS"], text) for text in ("a", "a b c d e f")]
+    lengths = [len(text.ids) for text in texts]
+    check_lengths(texts, ["one", "two"], lengths[1])
+    with pytest.raises(InputError, match=rf"length of two is {lengths[1]}: in tokens, .* context holds {lengths[0]};"):
+        check_lengths(texts, ["one", "two"], lengths[0])
+
+
+@pytest.fixture
+def batch() -> TokenBatch:
+    """A short text without and a long text with an answer."""
+    tokenizer = TOKENIZERS["byte-level with BOS"]
+    texts = [tokenize(tokenizer, "Ada"), tokenize(tokenizer, "Ada Novak works as a", answer="very skilled surgeon")]
+    return collate(texts, tokenizer)
+
+
+def test_a_batch_is_padded_on_the_right(batch: TokenBatch) -> None:
+    short, long = batch.lengths.tolist()
+    assert batch.input_ids.shape == batch.attention_mask.shape == (2, long)
+    assert batch.attention_mask.tolist() == [[1] * short + [0] * (long - short), [1] * long]
+    assert (batch.input_ids[0, short:] == TOKENIZERS["byte-level with BOS"].pad_token_id).all()
+
+
+def test_an_answers_last_token_need_not_be_read(batch: TokenBatch) -> None:
+    assert batch.without_answer.tolist() == [True, False]
+    assert (batch.lengths - batch.read).tolist() == [0, 1]
+
+
+def test_selected_rows_have_no_more_padding_than_they_need(batch: TokenBatch) -> None:
+    for row in (0, 1):
+        alone = batch.select(torch.tensor([row]))
+        assert alone.input_ids.shape == (1, int(batch.lengths[row]))
+        assert alone.attention_mask.all()
+        assert (alone.lookup[0], alone.answer[0]) == (batch.lookup[row], batch.answer[row])
+    swapped = batch.select(torch.tensor([1, 0]))
+    assert torch.equal(swapped.input_ids, batch.input_ids[[1, 0]])
