@@ -26,7 +26,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from zu_lightning import EditableLM, Fact, LowRankUpdate, read_facts
+from zu_lightning import EditableLM, Fact, LayerProblem, LowRankUpdate, read_facts
 from zu_lightning.lm.tokens import TokenBatch, collate, tokenize
 
 ROOT = Path(__file__).parent.parent
@@ -120,6 +120,20 @@ def update_for(lm: EditableLM, layer: int, rank: int = 2) -> LowRankUpdate:
         torch.randn(d_out, rank, generator=generator, dtype=torch.float64) / d_out**0.5,
         torch.randn(rank, d_in, generator=generator, dtype=torch.float64) / d_in**0.5,
     )
+
+
+def random_problem(scale: float = 1.0) -> tuple[torch.Tensor, LayerProblem]:
+    """A layer's weight, 6 x 9, and its problem for 3 facts, float64; the same in every run.
+
+    With ``scale`` it is the same layer in a model whose keys are as many times larger, and its weights smaller.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weight, keys, residuals, values, retain = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((6, 9), (9, 3), (6, 3), (6, 3), (9, 20))
+    )
+    moment = scale**2 * retain @ retain.T / 20
+    return weight / scale, LayerProblem(0, scale * keys, residuals, values, moment)
 
 
 def write_records(folder: Path, *records: object) -> Path:

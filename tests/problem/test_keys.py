@@ -1,67 +1,48 @@
-"""Keys and the scale-free problem."""
+"""Keys and hidden states at the lookup tokens, on every architecture, against one text at a time."""
 
 import pytest
 import torch
 
-from zu_lightning import EditableLM, Fact, LayerProblem, lookup_keys
+from zu_lightning import EditableLM, Fact, lookup_keys
+from zu_lightning.lm.hooks import Record
 from zu_lightning.lm.tokens import collate, tokenize_fact
-from zu_lightning.methods import rules
+from zu_lightning.problem import keys
+from zu_lightning.problem.keys import layer_outputs
 
 CONTEXTS = ("", "It was late.", "In the morning.")
 
 
+def at_lookup(lm: EditableLM, fact: Fact, module: torch.nn.Module, context: str = "") -> Record:
+    """What a module receives and returns at the lookup token of a single text."""
+    text = tokenize_fact(lm.tokenizer, fact, context=context)
+    (record,) = lm.record(collate([text], lm.tokenizer), [module])
+    return Record(record.input[0, text.lookup].double(), record.output[0, text.lookup].double())
+
+
 def test_the_bare_prompt_weighs_as_much_as_all_others(any_lm: EditableLM, facts: list[Fact]) -> None:
-    keys = lookup_keys(any_lm, facts, 1, CONTEXTS)
+    found = lookup_keys(any_lm, facts, 1, CONTEXTS)
+    assert found.dtype == torch.float64
     for i, fact in enumerate(facts):
-        alone = []
-        for context in CONTEXTS:
-            text = tokenize_fact(any_lm.tokenizer, fact, context=context)
-            (record,) = any_lm.record(collate([text], any_lm.tokenizer), [any_lm.projections[1]])
-            alone.append(record.input[0, text.lookup].double())
-        expected = 0.5 * alone[0] + 0.25 * alone[1] + 0.25 * alone[2]
-        assert torch.allclose(keys[:, i], expected, atol=1e-5)
+        bare, first, second = (at_lookup(any_lm, fact, any_lm.projections[1], context).input for context in CONTEXTS)
+        assert torch.allclose(found[:, i], 0.5 * bare + 0.25 * first + 0.25 * second, atol=1e-5)
 
 
-def random_problem(scale: float = 1.0) -> tuple[torch.Tensor, LayerProblem]:
-    generator = torch.Generator().manual_seed(0)
-    weight, keys, residuals, values, retain = (
-        torch.randn(*shape, generator=generator, dtype=torch.float64)
-        for shape in ((6, 9), (9, 3), (6, 3), (6, 3), (9, 20))
-    )
-    # The same layer in a model whose keys are `scale` times as large and whose weights as many times smaller.
-    moment = scale**2 * retain @ retain.T / 20
-    return weight / scale, LayerProblem(0, scale * keys, residuals, values, moment)
+def test_without_other_contexts_the_bare_prompt_is_all(lm: EditableLM, facts: list[Fact]) -> None:
+    found = lookup_keys(lm, facts, 1, ("",))
+    for i, fact in enumerate(facts):
+        assert torch.allclose(found[:, i], at_lookup(lm, fact, lm.projections[1]).input, atol=1e-5)
 
 
-RULES = [
-    rules.ZeroUnlearn(),
-    rules.ZeroUnlearnGD(threshold=0.5),
-    rules.ZeroUnlearnSoft(),
-    rules.Memit(),
-    rules.AlphaEdit(threshold=0.5),
-    rules.Rome(),
-]
+def test_outputs_are_those_of_the_bare_prompts(any_lm: EditableLM, facts: list[Fact]) -> None:
+    found = layer_outputs(any_lm, facts, 1)
+    assert found.dtype == torch.float64
+    for i, fact in enumerate(facts):
+        assert torch.allclose(found[:, i], at_lookup(any_lm, fact, any_lm.layers[1]).output, atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
-def test_scale_free_rules_do_the_same_in_a_model_of_another_scale(rule: rules.Rule) -> None:
-    weight, problem = random_problem()
-    scaled_weight, scaled_problem = random_problem(scale=100.0)
-    effect = rule(weight, problem).dense() @ problem.keys
-    scaled_effect = rule(scaled_weight, scaled_problem).dense() @ scaled_problem.keys
-    assert torch.allclose(effect, scaled_effect, rtol=1e-6, atol=1e-9)
-
-
-def test_the_papers_units_do_not_carry_over() -> None:
-    rule = rules.ZeroUnlearn(scale_free=False, retain_weight=15000.0, forget_weight=50.0, ridge=1.0)
-    (weight, problem), (scaled_weight, scaled_problem) = random_problem(), random_problem(scale=0.001)
-    effect = rule(weight, problem).dense() @ problem.keys
-    scaled_effect = rule(scaled_weight, scaled_problem).dense() @ scaled_problem.keys
-    assert not torch.allclose(effect, scaled_effect, rtol=0.1)
-
-
-def test_rome_meets_every_fact_in_turn() -> None:
-    weight, problem = random_problem()
-    update = rules.Rome(scale_free=False)(weight, problem)
-    assert update.rank == 3
-    assert torch.allclose(update.dense() @ problem.keys[:, 2], problem.residuals[:, 2])
+def test_batches_do_not_matter(lm: EditableLM, facts: list[Fact], monkeypatch: pytest.MonkeyPatch) -> None:
+    together = lookup_keys(lm, facts, 1, CONTEXTS), layer_outputs(lm, facts, 1)
+    monkeypatch.setattr(keys, "BATCH_TOKENS", 1)
+    alone = lookup_keys(lm, facts, 1, CONTEXTS), layer_outputs(lm, facts, 1)
+    for a, b in zip(together, alone, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
