@@ -15,7 +15,8 @@ def fact_of(record: Any) -> Fact:
 
 
 def test_the_subject_is_filled_into_prompt_and_paraphrases() -> None:
-    fact = fact_of({**GOOD, "paraphrases": ["By trade, {} is a ", "She earns her living as a"]})
+    paraphrases = ["By trade, {} is a ", "She earns her living as a"]
+    fact = fact_of({"subject": "Ada ", "prompt": "{} works as a ", "target": " baker", "paraphrases": paraphrases})
     assert fact.prompt == "Ada works as a"
     assert fact.paraphrases == ("By trade, Ada is a", "She earns her living as a")
     assert fact.query == Query("Ada works as a", "baker")

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from zu_lightning import Fact, InputError, ReadingOptions, read_texts, retain_documents
 
-DOCUMENTS = ["Ada lives in Oslo.", "Bo\u2028does not."]
+DOCUMENTS = ["Ada lives in Oslo.", "Bo\u2028does\rnot."]
 
 
 def test_every_format_gives_the_same_documents(tmp_path: Path) -> None:

@@ -58,6 +58,24 @@ def test_a_layer_holds_itself_and_its_parts(lm: EditableLM) -> None:
     assert not architecture.holds(lm.layers[1], lm.projections[0])
 
 
+DECOYS = {
+    "attn": {"c_proj": nn.Linear(16, 16)},
+    "attention": {"c_proj": nn.Linear(16, 16)},
+    "experts": {"down_proj": nn.Linear(40, 16)},
+    "router": {"fc2": nn.Linear(16, 4)},
+    "mixer": {"out": nn.Linear(40, 16)},
+}
+
+
+@pytest.mark.parametrize("name", sorted(DECOYS))
+def test_no_other_part_of_a_layer_is_taken_for_the_projection(name: str, lm: EditableLM) -> None:
+    projection, decoy = nn.Linear(40, 16), nn.ModuleDict(DECOYS[name])
+    layer = nn.ModuleDict({"mlp": nn.ModuleDict({"down_proj": projection}), name: decoy})
+    assert architecture.output_projection(layer, lm.model) is projection
+    with pytest.raises(InputError, match="its layers have no dense MLP output projection"):
+        architecture.output_projection(nn.ModuleDict({name: decoy}), lm.model)
+
+
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2"])
 def test_the_head_gives_logits_from_hidden_states(name: str) -> None:
     lm = random_lm(name)

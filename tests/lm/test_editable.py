@@ -82,8 +82,13 @@ def test_logits_at_some_places_are_those_of_the_whole_model(any_lm: EditableLM) 
     rows, positions = torch.tensor([0, 1, 1, 3]), torch.tensor([4, 2, 7, 0])
     with torch.no_grad():
         found = any_lm.logits(batch, rows, positions)
-    assert found.dtype == torch.float32
     assert torch.allclose(found, whole_logits(any_lm, batch)[rows, positions], atol=1e-5)
+
+
+def test_logits_are_float32_whatever_the_weights_are(lm: EditableLM) -> None:
+    lm.model.to(dtype=torch.bfloat16)  # type: ignore[call-arg]
+    with torch.no_grad():
+        assert lm.logits(batch_of(lm), torch.tensor([0]), torch.tensor([2])).dtype == torch.float32
 
 
 @pytest.mark.parametrize("part", ["layer", "projection"])

@@ -27,6 +27,12 @@ def test_a_directory_gives_the_model_that_was_saved(lm: EditableLM, saved: Path)
     assert check_model(saved) == 3
 
 
+def test_a_model_may_be_in_a_subfolder(lm: EditableLM, saved: Path) -> None:
+    loaded = EditableLM.from_pretrained(saved.parent, subfolder=saved.name)
+    assert torch.equal(loaded.weight(1), lm.weight(1))
+    assert check_model(saved.parent, subfolder=saved.name) == 3
+
+
 @pytest.mark.parametrize(("dtype", "expected"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_weights_are_of_the_dtype_asked_for(saved: Path, dtype: str, expected: torch.dtype) -> None:
     assert EditableLM.from_pretrained(saved, dtype=dtype).weight(0).dtype == expected

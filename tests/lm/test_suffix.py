@@ -46,6 +46,14 @@ def test_a_shared_prefix_is_left_out_and_changes_nothing(any_lm: EditableLM, bat
         assert torch.allclose(suffix.logits(any_lm, rows, last), any_lm.logits(batch, rows, last), atol=1e-4)
 
 
+def test_a_lookup_token_is_never_left_out(lm: EditableLM) -> None:
+    """Whoever asks for the texts of a fact asks what happens at its lookup token."""
+    texts = [tokenize(lm.tokenizer, text, lookup_end=9) for text in (PROMPTS[0], PROMPTS[0], PROMPTS[0] + " Yes.")]
+    batch = collate(texts, lm.tokenizer)
+    suffix = after_shared_prefix(lm, batch, torch.zeros(3, dtype=torch.long))
+    assert torch.equal(suffix.start, batch.lookup)
+
+
 @pytest.mark.parametrize("layer", [1, 3])
 def test_the_part_from_the_lookup_token_on_gives_the_logits_of_the_whole(
     any_lm: EditableLM, batch: TokenBatch, layer: int
