@@ -1,9 +1,9 @@
 """Does a change of the code leave every result as it is? Runs every method of two checkouts and compares them.
 
 git worktree add ../before main
-python benchmarks/same_results.py record ../before outputs/before
-python benchmarks/same_results.py record . outputs/now
-python benchmarks/same_results.py compare outputs/before outputs/now
+python -m benchmarks.same_results record ../before outputs/before
+python -m benchmarks.same_results record . outputs/now
+python -m benchmarks.same_results compare outputs/before outputs/now
 
 Each run uses one thread. Scores must be equal to the last bit, and edited weights byte by byte.
 """
