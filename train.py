@@ -119,6 +119,13 @@ def option_of(parameter: str) -> str:
     return parameter
 
 
+def input_error_in(error: BaseException | None) -> InputError | None:
+    """The InputError that caused an error, if one did: jsonargparse wraps what constructors raise."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error
+
+
 def main(args: list[str] | None = None) -> None:
     """Run a subcommand: fit, validate, test or predict."""
     rank = rank_zero_only.rank  # type: ignore[attr-defined]
@@ -137,9 +144,12 @@ def main(args: list[str] | None = None) -> None:
             save_config_callback=SaveConfig,
             args=args,
         )
-    except InputError as error:
-        name = error.parameter if error.where else option_of(error.parameter)
-        sys.exit(f"train.py: error: {error.message(name)}")
+    except ValueError as error:
+        found = input_error_in(error)
+        if found is None:
+            raise
+        name = found.parameter if found.where else option_of(found.parameter)
+        sys.exit(f"train.py: error: {found.message(name)}")
     if distributed.is_initialized():
         # Left to the interpreter's exit, gloo's threads now and then abort a process that is done.
         distributed.barrier()
