@@ -38,7 +38,7 @@ QUIET = (
     ".*sync_dist=True.*",  # the scores that are logged are torchmetrics' sums over all processes already
     ".*does not have many workers.*",  # batches are made in this process, where the language model is
     ".*`IterableDataset` has `__len__` defined.*",  # with workers it would be wrong; there are none
-    ".*length of `DataLoader` across ranks is zero.*",  # a run that was killed after its last layer only has to export
+    ".*Total length of .* across ranks is zero.*",  # a run that was killed after its last layer only has to export
 )
 """Warnings of Lightning that do not fit what happens here."""
 
