@@ -10,8 +10,8 @@ from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
-from tests.conftest import DEMO, SHORT_RUN, changed_weights, command_line, run, train_py
-from zu_lightning import Results
+from tests.conftest import DEMO, SHORT_RUN, changed_weights, command_line, latest_run, run, train_py
+from zu_lightning import ExportCheck, Results
 
 PHASES = {"load", "evaluation", "moments", "targets", "keys_and_values", "spectrum", "solve", "apply", "export"}
 
@@ -119,3 +119,13 @@ def demo_records() -> list[dict[str, str]]:
 def test_a_trial_run_writes_nothing(tmp_path: Path) -> None:
     train_py(command_line(tmp_path, "--trainer.fast_dev_run=true", "--model.latents.steps=1", *SHORT_RUN))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_scores_are_kept_when_the_export_is_not_the_edited_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = ExportCheck(model=float("nan"), adapter=0.0, edit=1.0)
+    monkeypatch.setattr("callbacks.export.check_export", lambda *_: found)
+    with pytest.raises(RuntimeError, match="what was exported is not the edited model"):
+        run(tmp_path, "--model.latents.steps=1", *SHORT_RUN)
+    assert Results.read(latest_run(tmp_path)).after["perplexity"] > 1

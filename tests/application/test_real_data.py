@@ -1,49 +1,45 @@
 """Public data sets and a model that knows some of them, where they are at hand."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-import train
-from tests.conftest import ROOT
+from tests.conftest import run
+from zu_lightning import Results
 
-SHORT = ("--data.retain_num=5", "--data.corpus_tokens=3000")
 NEUTRAL = "<|end_of_text|>"
 
 
 @pytest.fixture
-def model(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(ROOT)
+def model(shared: Path) -> Path:
     folder = shared / "models" / "counterfact-llama"
     if not folder.exists():
         pytest.skip(f"no model at {folder}")
     return folder
 
 
-def run(root: Path, model: Path, facts: Path, *arguments: str) -> dict[str, dict[str, float]]:
-    train.main([
-        "fit", "--config=configs/demo.yaml", f"--model.model_name_or_path={model}", "--model.layers=[1,2]",
-        f"--model.neutral_target={NEUTRAL}", f"--data.path={facts}", f"--data.corpus={model / 'corpus.txt'}",
-        f"--data.heldout={model / 'heldout.txt'}", "--data.corpus_tokens=15000", "--data.heldout_documents=5",
-        "--data.retain_num=20", f"--trainer.default_root_dir={root}", *arguments,
-    ])  # fmt: skip
-    metrics: dict[str, dict[str, float]] = json.loads((root / "lightning_logs/version_0/metrics.json").read_text())
-    return metrics
+def forget(root: Path, model: Path, facts: Path, *options: str) -> Results:
+    """Forget facts of a public data set, with the text that the model was trained on."""
+    options = (
+        f"--model.model_name_or_path={model}", "--model.layers=[1,2]", f"--model.neutral_target={NEUTRAL}",
+        f"--data.path={facts}", f"--data.corpus={model / 'corpus.txt'}", f"--data.heldout={model / 'heldout.txt'}",
+        "--data.reading.heldout_documents=5", *options,
+    )  # fmt: skip
+    return Results.read(run(root, *options))
 
 
 def test_facts_of_counterfact_are_forgotten(model: Path, shared: Path, tmp_path: Path) -> None:
     facts = shared / "data" / "counterfact" / "counterfact_full_schema_2521.json.gz"
-    metrics = run(tmp_path, model, facts, f"--data.ids={model / 'case_ids.txt'}", "--data.forget_num=10")
-    before, after = metrics["before"], metrics["after"]
-    assert before["efficacy"] == 100
-    assert after["efficacy"] <= 20
-    assert after["retain"] >= before["retain"] - 10
-    assert after["perplexity"] < 1.05 * before["perplexity"]
+    known = (f"--data.ids={model / 'case_ids.txt'}", "--data.forget_num=10", "--data.retain_num=20")
+    results = forget(tmp_path, model, facts, *known, "--data.reading.corpus_tokens=15000")
+    assert results.before["efficacy"] == 100
+    assert results.after["efficacy"] <= 20
+    assert results.after["retain"] >= results.before["retain"] - 10
+    assert results.after["perplexity"] < 1.05 * results.before["perplexity"]
 
 
 @pytest.mark.parametrize(
-    ("path", "figures"),
+    ("path", "scores"),
     [
         ("zsre/zsre_mend_eval_1037.json", {"efficacy_token_accuracy", "generalization", "specificity"}),
         ("mquake/MQuAKE-hard_429.json.gz", {"efficacy_token_accuracy", "generalization", "multi_hop"}),
@@ -51,8 +47,14 @@ def test_facts_of_counterfact_are_forgotten(model: Path, shared: Path, tmp_path:
     ],
 )
 def test_other_data_sets_take_the_whole_road(
-    model: Path, shared: Path, tmp_path: Path, path: str, figures: set[str]
+    model: Path, shared: Path, tmp_path: Path, path: str, scores: set[str]
 ) -> None:
-    metrics = run(tmp_path, model, shared / "data" / path, "--data.forget_num=2", "--model.latents.steps=2", *SHORT)
-    assert metrics["before"].keys() >= figures
-    assert metrics["after"].keys() == metrics["before"].keys()
+    short = (
+        "--data.forget_num=2",
+        "--data.retain_num=5",
+        "--model.latents.steps=2",
+        "--data.reading.corpus_tokens=3000",
+    )
+    results = forget(tmp_path, model, shared / "data" / path, *short)
+    assert results.before.keys() >= scores
+    assert results.after.keys() == results.before.keys()
