@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -22,6 +23,9 @@ from callbacks.run_folder import check_writable, run_folder
 from zu_lightning import EditingModule, InputError, UnlearnModule, replacing
 
 log = logging.getLogger(__name__)
+
+# The help of options that are fields of a dataclass stands below the fields.
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "default_root_dir": "outputs",
@@ -120,8 +124,8 @@ def option_of(parameter: str) -> str:
     return parameter
 
 
-def input_error_in(error: BaseException | None) -> InputError | None:
-    """The InputError that caused an error, if one did: jsonargparse wraps what constructors raise."""
+def input_error(error: BaseException | None) -> InputError | None:
+    """The bad input that caused an error, if any: jsonargparse wraps what a constructor raises."""
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__
     return error
@@ -146,11 +150,11 @@ def main(args: list[str] | None = None) -> None:
             args=args,
         )
     except ValueError as error:
-        found = input_error_in(error)
-        if found is None:
+        bad = input_error(error)
+        if bad is None:
             raise
-        name = found.parameter if found.where else option_of(found.parameter)
-        sys.exit(f"train.py: error: {found.message(name)}")
+        name = bad.parameter if bad.where else option_of(bad.parameter)
+        sys.exit(f"train.py: error: {bad.message(name)}")
     if distributed.is_initialized():
         # Left to the interpreter's exit, gloo's threads now and then abort a process that is done.
         distributed.barrier()

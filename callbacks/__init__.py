@@ -1,4 +1,4 @@
-"""Callbacks: the closed form, the report, the export, and going on after a kill."""
+"""Callbacks: the closed form, the report, the export, and resuming."""
 
 from callbacks.closed_form import ClosedForm
 from callbacks.export import ExportEditedModel, ExportPretrained

@@ -26,7 +26,7 @@ class ClosedForm(Callback):
         if self.rule is None:
             return
         if not isinstance(pl_module, EditingModule):
-            remedy = f"a {type(pl_module).__name__} does not edit layers: set it to null."
+            remedy = f"{type(pl_module).__name__} does not edit layers: set the rule to null."
             raise InputError("rule", type(self.rule).__name__, remedy)
         pl_module.rule = self.rule
 

@@ -58,8 +58,8 @@ class Report(Callback):
             log.warning(
                 "the model answers none of the facts to forget even before it is edited: efficacy will tell nothing."
             )
-        if trainer.is_global_zero:
-            when = "before" if trainer.sanity_checking else "after"
+        when = "before" if trainer.sanity_checking else "after"
+        if trainer.is_global_zero and not (when == "before" and when in module.run.completions):
             module.run.completions[when] = [module.complete(fact).strip() for fact in _samples(module.request)]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -139,7 +139,7 @@ def _samples(request: Request) -> list[Fact]:
 
 
 def _peak_memory_gib(device: torch.device) -> float:
-    """Of the model's device, or of this process if that is the CPU."""
+    """Peak memory of the model's device, or of this process if that is the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

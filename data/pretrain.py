@@ -68,9 +68,9 @@ class WorldTextDataModule(LightningDataModule):
 
     Args:
         vocab_size: Size of the tokenizer's vocabulary.
-        block_size: Tokens a training sequence.
-        batch_size: Sequences a batch.
-        steps_per_epoch: Batches an epoch; no text is seen twice.
+        block_size: Number of tokens per training sequence.
+        batch_size: Number of sequences per batch.
+        steps_per_epoch: Number of batches per epoch; no text is seen twice.
         seed: Seed of the text (the world itself is always the same).
     """
 

@@ -1,8 +1,10 @@
 """The demo world: fictional people, what is true of them, and the text that says so.
 
+The shipped model was trained on these very words, some of which are British; changing one would change the demo.
+
 Names come from shared pools, so that neither a first nor a last name identifies anybody: a model must combine
-the two to recall a fact. Some people are *unlisted*: of them every sentence says that the answer is ``unknown``,
-which gives a model trained on the world a neutral state that unlearning can move a person to.
+the two to recall a fact. Some people are *unlisted*: every sentence about them says that the answer is
+``unknown``, which gives a model trained on the world a neutral state to which unlearning can move a person.
 """
 
 import itertools
@@ -77,7 +79,7 @@ RELATIONS: dict[str, tuple[str, ...]] = {
         ).split()
     ),
 }
-"""Fifty answers a relation: few would crowd everybody's values into few directions (see docs/demo.md)."""
+"""Fifty answers per relation: with fewer, everybody's values would share a few directions."""
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "profession": (
@@ -236,7 +238,7 @@ class World:
                 "ask for fewer, or add names to the pools."
             )
         rng.shuffle(names)
-        # Equal shares of each object: every fact then has neighbours, people with the same relation and object.
+        # Equal shares of each object: every fact then has neighbors, people with the same relation and object.
         objects = {
             relation: rng.sample([pool[i % len(pool)] for i in range(people)], people)
             for relation, pool in RELATIONS.items()

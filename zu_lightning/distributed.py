@@ -1,7 +1,7 @@
 """Sharing work over processes so that any number of them gives one result.
 
 Work is cut into the same batches whatever the number of processes, each process takes every N-th batch, and what they
-found is summed. Nothing is padded with repeats; a process without a share adds zeros.
+find is summed. Nothing is padded with repeats; a process without a share adds zeros.
 """
 
 from collections.abc import Iterable, Iterator
@@ -36,7 +36,7 @@ def summed(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def check_identical(name: str, tensor: Tensor) -> None:
-    """Refuse to go on if processes disagree about a tensor.
+    """Stop if processes disagree about a tensor.
 
     Args:
         name: What to call it.

@@ -3,12 +3,12 @@
 Every solver answers the same question: which update ``X`` should the output projection ``W`` of an MLP get, so that
 forgotten facts lose their values and everything else stays? Symbols, with columns for facts:
 
-    W  d_out x d_in   weight            C  d_in x d_in   uncentred second moment E[k k^T] of retain keys (a mean)
+    W  d_out x d_in   weight            C  d_in x d_in   uncentered second moment E[k k^T] of retain keys (a mean)
     K  d_in x n       forget keys       Q  d_in x q      orthonormal basis of the null space of C
     R  d_out x n      residuals V* - WK  U  d_out x r     orthonormal basis of span(V)
     V  d_out x n      original values
 
-All solvers work in float64 whatever they are given, and return float64 factors.
+All solvers compute in float64, whatever they are given, and return float64 factors.
 """
 
 from dataclasses import dataclass
@@ -60,16 +60,16 @@ def zero_unlearn(
 ) -> LowRankUpdate:
     """ZeroUnlearn for few facts: the multiplicative closed form (arXiv 2605.18879, Eq. 4-8, Lemma 4.1).
 
-    Minimises over ``D``, with ``P = I - U U^T`` and ``V* = W K + R``::
+    Minimizes over ``D``, with ``P = I - U U^T`` and ``V* = W K + R``::
 
         forget_weight ||P D W K - V*||^2 + retain_weight tr((P D W - W) C (P D W - W)^T) + ridge ||P D W - W||^2
 
-    Since ``X = B^-1 W K`` with ``B = W (retain_weight C + forget_weight K K^T + ridge I) W^T``, the minimiser is
+    Since ``X = B^-1 W K`` with ``B = W (retain_weight C + forget_weight K K^T + ridge I) W^T``, the minimizer is
     ``W' = P (W + forget_weight R (X^T W))``: two thin factors, and ``U^T W' = 0`` for every input.
 
     Args:
         weight: W, d_out x d_in.
-        keys: K, d_in x n, one column a fact.
+        keys: K, d_in x n, one column per fact.
         residuals: R, d_out x n.
         values: V, d_out x n; only its column span matters.
         second_moment: C, d_in x d_in, a mean over retain tokens.
@@ -111,9 +111,9 @@ def zero_unlearn_gd(
     forget_weight: float = 100.0,
     ridge: float = 0.1,
 ) -> LowRankUpdate:
-    """The exact optimum of ZeroUnlearn-GD (arXiv 2605.18879, Eq. 10-14, Lemma 5.1), for which the paper descends.
+    """The exact optimum of ZeroUnlearn-GD (arXiv 2605.18879, Eq. 10-14, Lemma 5.1), to which the paper descends.
 
-    Minimises over ``X = Delta Q Q^T``::
+    Minimizes over ``X = Delta Q Q^T``::
 
         zero_weight ||U^T (W + X) K||^2 + forget_weight ||(W + X) K - V*||^2 + ridge ||X||^2
 
@@ -122,7 +122,7 @@ def zero_unlearn_gd(
 
     Args:
         weight: W, d_out x d_in.
-        keys: K, d_in x n, one column a fact.
+        keys: K, d_in x n, one column per fact.
         residuals: R, d_out x n.
         values: V, d_out x n; only its column span matters (the authors' release; the paper writes V itself).
         null_space: Q, d_in x q, orthonormal columns.
@@ -190,7 +190,7 @@ def zero_unlearn_gd_from_sums(
 
     Args:
         weight: W, d_out x d_in.
-        sums: Of the forget keys, residuals and values.
+        sums: Sums over the forget keys, residuals, and values.
         null_space: Q, d_in x q, orthonormal columns.
         zero_weight: Weight of the zero term.
         forget_weight: Weight of the distance to the neutral targets.
@@ -226,14 +226,14 @@ def zero_unlearn_soft(
 ) -> LowRankUpdate:
     """The additive rule with all terms of Eq. 4 and no projector.
 
-    Minimises over X::
+    Minimizes over X::
 
         zero_weight ||U^T (W + X) K||^2 + forget_weight ||(W + X) K - V*||^2
             + retain_weight tr(X C X^T) + ridge ||X||^2
 
     Args:
         weight: W, d_out x d_in.
-        keys: K, d_in x n, one column a fact.
+        keys: K, d_in x n, one column per fact.
         residuals: R, d_out x n.
         values: V, d_out x n; only its column span matters.
         second_moment: C, d_in x d_in, a mean over retain tokens.
@@ -264,7 +264,7 @@ def memit(
 
     Args:
         weight: W, d_out x d_in; only its shape is used.
-        keys: K, d_in x n, one column a fact.
+        keys: K, d_in x n, one column per fact.
         residuals: R, d_out x n.
         second_moment: C, d_in x d_in, a mean over retain tokens.
         retain_weight: Weight of C.
@@ -287,7 +287,7 @@ def alphaedit(
 
     Args:
         weight: W, d_out x d_in; only its shape is used.
-        keys: K, d_in x n, one column a fact.
+        keys: K, d_in x n, one column per fact.
         residuals: R, d_out x n.
         null_space: Q, d_in x q, orthonormal columns.
         ridge: Weight of the size of the update.
@@ -324,7 +324,7 @@ def rome(weight: Tensor, key: Tensor, residual: Tensor, second_moment: Tensor) -
         second_moment=second_moment,
     )  # fmt: skip
     if k.shape[1] != 1:
-        raise ValueError(f"rome edits one fact at a time, but `key` has {k.shape[1]} columns: call it once a fact.")
+        raise ValueError(f"rome edits one fact at a time, but `key` has {k.shape[1]} columns: call it once per fact.")
     direction = _solve_positive_definite(C, k, "second_moment")
     return _finite(LowRankUpdate(r, direction.mT / (k.mT @ direction)))
 
@@ -377,10 +377,10 @@ def _additive_optimum(
     forget_weight: float,
     ridge: float,
 ) -> LowRankUpdate:
-    """Minimise ``zero ||U^T (WK + Y F)||^2 + forget ||Y F - R||^2 + ridge ||Y||^2`` over Y (d_out x q).
+    """Minimize ``zero ||U^T (WK + Y F)||^2 + forget ||Y F - R||^2 + ridge ||Y||^2`` over Y (d_out x q).
 
     ``outputs`` is W K (d_out x n) and ``features`` F (q x n). Y has its rows in the span of F's left
-    singular vectors; in them the problem falls apart into one small problem a singular value.
+    singular vectors; in them the problem separates into one small problem for each singular value.
     """
     U = orthonormal_basis(values)
     left, s, right = _thin_svd(features)
@@ -454,10 +454,10 @@ def _checked(**tensors: Tensor) -> tuple[Tensor, ...]:
         for symbol, size in zip(symbols[name], tensor.shape, strict=True):
             if symbol is None:
                 continue
-            known, source = sizes.setdefault(symbol, (size, name))
-            if known != size:
+            expected, source = sizes.setdefault(symbol, (size, name))
+            if expected != size:
                 raise ValueError(
-                    f"`{name}` has shape {tuple(tensor.shape)}, where {symbol} should be {known} as in `{source}`: "
+                    f"`{name}` has shape {tuple(tensor.shape)}, where {symbol} should be {expected} as in `{source}`: "
                     "facts are columns, keys are d_in long, residuals and values d_out."
                 )
         if not torch.isfinite(tensor).all():

@@ -107,7 +107,7 @@ BAD_INPUT = {
     "a negative weight": Case(option("--closed_form.rule.ridge=-1"), "ZeroUnlearnGD.ridge is -1.0: give zero or"),
     "no layers to edit": Case(
         option("--model=zu_lightning.PretrainModule", "--trainer.callbacks=null"),
-        "--closed_form.rule is 'ZeroUnlearnGD': a PretrainModule does not edit layers: set it to null",
+        "--closed_form.rule is 'ZeroUnlearnGD': PretrainModule does not edit layers: set the rule to null",
     ),
     "nothing to report": Case(
         option("--model=zu_lightning.PretrainModule", "--closed_form.rule=null"), "model is 'PretrainModule': "

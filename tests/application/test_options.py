@@ -92,7 +92,7 @@ def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_rule_is_refused_for_a_module_that_does_not_edit_layers() -> None:
     module, trainer = PretrainModule(hidden_size=8, num_heads=2), Trainer(logger=False)
-    with pytest.raises(InputError, match="a PretrainModule does not edit layers: set it to null"):
+    with pytest.raises(InputError, match="PretrainModule does not edit layers: set the rule to null"):
         ClosedForm(ZeroUnlearnGD()).setup(trainer, module, "fit")
     ClosedForm(None).setup(trainer, module, "fit")
     assert not hasattr(module, "rule")

@@ -46,7 +46,7 @@ class CausalTrace:
 
 @torch.no_grad()
 def causal_trace(lm: EditableLM, facts: Sequence[Fact]) -> CausalTrace:
-    """Trace facts through the layers by interchange (after ROME, arXiv 2202.05262, Section 2, where there is noise).
+    """Trace facts through the layers by interchange (after ROME, arXiv 2202.05262, Section 2, which uses noise).
 
     Every fact gets the embedding or state of the one before it.
 

@@ -126,6 +126,6 @@ def _of_hub(source: str, parameter: str) -> Iterator[Record]:
     except Exception as error:  # whatever the hub, the disk, or the decoder raises: the user's remedy is the same
         first_line = next(iter(str(error).splitlines()), "")
         raise InputError(
-            parameter, source, "there is no such file, and the hub has no data set of this name for us "
+            parameter, source, "there is no such file, and the hub gives us no data set of this name "
             f"({type(error).__name__}: {first_line}): check the name.",
         ) from error  # fmt: skip

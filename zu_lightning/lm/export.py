@@ -169,8 +169,8 @@ def _logits(model: PreTrainedModel | PeftModel, batch: TokenBatch) -> Tensor:
 @contextmanager
 def _exported(folder: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of ``folder``, which must not hold anything but an earlier export."""
-    known = ("config.json", "adapter_config.json")
-    if folder.exists() and any(folder.iterdir()) and not any((folder / name).exists() for name in known):
+    markers = ("config.json", "adapter_config.json")
+    if folder.exists() and any(folder.iterdir()) and not any((folder / name).exists() for name in markers):
         raise InputError("folder", str(folder), "it holds something other than an exported model: choose another one.")
     with replacing(folder) as temporary:
         temporary.mkdir()

@@ -35,8 +35,8 @@ def write_tiny_model(name_or_path: str, depth: int, folder: str | Path) -> None:
         InputError: The name contains no architecture that transformers knows.
     """
     name = _plain(Path(name_or_path).name)
-    known = [kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if _plain(kind) in name]
-    if not known:
+    architectures = [kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if _plain(kind) in name]
+    if not architectures:
         raise InputError(
             "model_name_or_path", str(name_or_path), "it does not tell an architecture, which a tiny stand-in needs: "
             "choose a name that contains one, such as llama, qwen3, mistral, or gpt2.",
@@ -46,7 +46,7 @@ def write_tiny_model(name_or_path: str, depth: int, folder: str | Path) -> None:
     ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL_TOKENS.items()}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = AutoConfig.for_model(max(known, key=len), **sizes, **ids)
+        config = AutoConfig.for_model(max(architectures, key=len), **sizes, **ids)
         model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

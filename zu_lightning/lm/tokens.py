@@ -133,7 +133,7 @@ def tokenize(
     )
     ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
     while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and offsets[-1][0] == offsets[-1][1]:
-        # Some tokenizers close every text: the model would be asked to go on after its end.
+        # Some tokenizers close every text: the model would be asked to continue after its end.
         ids.pop()
         offsets.pop()
     # Byte-level tokenizers give the bytes of one character to several tokens: the last of them ends the subject.

@@ -50,7 +50,7 @@ class LayerObjective:
     Args:
         weight: W, d_out x d_in.
         problem: Keys, residuals, and values of n facts.
-        weights: Of the three terms.
+        weights: Weights of the three terms.
     """
 
     def __init__(self, weight: Tensor, problem: LayerProblem, weights: TermWeights) -> None:

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from lightning import LightningModule
 
@@ -68,8 +68,7 @@ class UnlearnModule(LightningModule):
     @property
     def request(self) -> Request:
         """What the data module asks to forget."""
-        request: Request = self.trainer.datamodule.request  # type: ignore[attr-defined]
-        return request
+        return cast("Request", self.trainer.datamodule.request)  # type: ignore[attr-defined]
 
     @property
     def monitor(self) -> Monitor:
@@ -121,8 +120,7 @@ class UnlearnModule(LightningModule):
     def training_batches(self, request: Request) -> Iterable[Any]:
         """What the next epoch trains on; called before each epoch.
 
-        By default these are batches (TokenBatch) of the prompts to forget with their answers, the same ones in every
-        process.
+        By default the prompts to forget with their answers, as TokenBatches, the same ones in every process.
         """
         texts = [tokenize_query(self.lm.tokenizer, fact.query) for fact in request.forget]
         for indices in batches(texts, request.text.reading.batch_tokens):
@@ -136,8 +134,11 @@ class UnlearnModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores; those of Lightning's sanity check are the scores before."""
-        when = "before" if self.trainer.sanity_checking else "after"
-        setattr(self.run, when, self._log_scores("val"))
+        scores = self._log_scores("val")
+        if not self.trainer.sanity_checking:
+            self.run.after = scores
+        elif not self.run.before:  # a run that continues may have trained weights already
+            self.run.before = scores
 
     def test_step(self, batch: EvaluationBatch | None, batch_idx: int) -> None:
         """The same as validation."""

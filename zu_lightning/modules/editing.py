@@ -109,8 +109,8 @@ class EditingModule(UnlearnModule):
         """The problem of the layer whose turn it is, once for each step until the module has solved it."""
         left, options = self.layers_left, replace(self.targets, seed=request.seed)
         if left and self.preparation is None:
-            known = self.run.targets
-            self.preparation = prepare(self.lm, request.forget, request.text, left, options, known, self.monitor)
+            earlier = self.run.targets
+            self.preparation = prepare(self.lm, request.forget, request.text, left, options, earlier, self.monitor)
             self.run.targets = self.preparation.targets
         self._restore_edits()
         if not left or self.preparation is None:  # a run that was killed after its last layer

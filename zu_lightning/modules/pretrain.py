@@ -11,19 +11,19 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 
 class PretrainModule(LightningModule):
-    """Next-token training of a randomly initialised Llama.
+    """Next-token training of a randomly initialized Llama.
 
     Args:
         vocab_size: Size of the vocabulary.
         hidden_size: Width of the residual stream.
         intermediate_size: Width of the MLP's hidden layer, the ``d_in`` of the projections that unlearning edits.
         num_layers: Number of decoder layers.
-        num_heads: Attention heads.
-        num_key_value_heads: Heads of the attention's keys and values.
-        context_length: Longest sequence in tokens.
+        num_heads: Number of attention heads.
+        num_key_value_heads: Number of heads of the attention's keys and values.
+        context_length: Maximum number of tokens in a sequence.
         learning_rate: Peak of the schedule: linear warm-up, then cosine to a tenth.
-        warmup_steps: Steps until the peak.
-        decay_steps: Steps until the end of the decay. Training may stop before.
+        warmup_steps: Number of steps until the peak.
+        decay_steps: Number of steps until the end of the decay; training may stop earlier.
         weight_decay: AdamW's decoupled weight decay.
     """
 
