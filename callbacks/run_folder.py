@@ -36,7 +36,7 @@ def run_folder(trainer: Trainer) -> Path | None:
 
 def is_trained(trainer: Trainer) -> bool:
     """Whether all epochs are done; unlike ``trainer.current_epoch``, this counts the last one of a killed run."""
-    return trainer.max_epochs is None or trainer.fit_loop.epoch_progress.current.processed >= trainer.max_epochs
+    return trainer.max_epochs is None or trainer.fit_loop.epoch_progress.current.processed >= trainer.max_epochs  # type: ignore[attr-defined]
 
 
 def unlearning(module: LightningModule) -> UnlearnModule:
