@@ -38,6 +38,14 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "log_every_n_steps": 1,
 }
 
+QUIET = (
+    ".*sync_dist=True.*",  # the scores that are logged are torchmetrics' sums over all processes already
+    ".*does not have many workers.*",  # batches are made in this process, where the language model is
+    ".*`IterableDataset` has `__len__` defined.*",  # with workers it would be wrong; there are none
+    ".*Total length of .* across ranks is zero.*",  # a run that was killed after its last layer only has to export
+)
+"""Warnings of Lightning that do not fit what happens here."""
+
 OPTION_OWNERS: tuple[tuple[str, type], ...] = (
     ("model", EditingModule),
     ("model", UnlearnModule),
@@ -128,8 +136,8 @@ def main(args: list[str] | None = None) -> None:
     rank = rank_zero_only.rank  # type: ignore[attr-defined]
     logging.basicConfig(format="%(message)s", level=logging.INFO if rank == 0 else logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    # The scores that are logged are torchmetrics' sums over all processes already.
-    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message=message)
     try:
         UnlearnCLI(
             LightningModule,

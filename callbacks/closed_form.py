@@ -27,7 +27,7 @@ class ClosedForm(Callback):
             return
         if not isinstance(pl_module, EditingModule):
             remedy = f"{type(pl_module).__name__} does not edit layers: set the rule to null."
-            raise InputError("closed_form.rule", type(self.rule).__name__, remedy)
+            raise InputError("rule", type(self.rule).__name__, remedy)
         pl_module.rule = self.rule
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from callbacks.run_folder import run_folder, unlearning
+from callbacks.run_folder import is_trained, run_folder, unlearning
 from zu_lightning import Fact, LayerProblem, NeutralTargets, Request, Results, TargetScores, UnlearnModule
 
 log = logging.getLogger(__name__)
@@ -74,8 +74,7 @@ class Report(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """What has been measured is kept when the export fails."""
-        trained = trainer.max_epochs is not None and trainer.current_epoch >= trainer.max_epochs
-        if trained and unlearning(pl_module).run.after:
+        if is_trained(trainer) and unlearning(pl_module).run.after:
             self.on_fit_end(trainer, pl_module)
 
     def on_predict_batch_end(

@@ -6,6 +6,7 @@ from pathlib import Path
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from callbacks.run_folder import is_trained
 from zu_lightning import replacing
 
 
@@ -32,8 +33,7 @@ class Resume(Checkpoint):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing is left to continue with, unless Lightning was told to stop early (``max_time``)."""
-        is_done = trainer.max_epochs is None or trainer.current_epoch >= trainer.max_epochs
-        if trainer.is_global_zero and not trainer.fast_dev_run and is_done:  # type: ignore[attr-defined]
+        if trainer.is_global_zero and not trainer.fast_dev_run and is_trained(trainer):  # type: ignore[attr-defined]
             checkpoint_path(trainer.default_root_dir).unlink(missing_ok=True)
 
     @staticmethod

@@ -1,6 +1,8 @@
 """Tiny models with random weights of every supported architecture, and the demo that ships with the project."""
 
+import contextlib
 import json
+import sys
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -26,6 +29,7 @@ from transformers import (
     Qwen3Config,
 )
 
+import train
 from zu_lightning import EditableLM, Fact, LayerProblem, LowRankUpdate, read_facts
 from zu_lightning.lm.tokens import TokenBatch, collate, tokenize
 
@@ -170,8 +174,59 @@ def demo_facts() -> list[Fact]:
     return read_facts(DEMO / "facts.jsonl")
 
 
+@pytest.fixture(scope="session")
+def demo_lm() -> EditableLM:
+    """The demo model, for tests that leave it as it is."""
+    return EditableLM.from_pretrained(DEMO / "model")
+
+
 @pytest.fixture
 def shared() -> Path:
     if not SHARED.exists():
         pytest.skip(f"no real data at {SHARED}")
     return SHARED
+
+
+SHORT_RUN = (
+    "--data.forget_num=2", "--data.retain_num=3",
+    "--data.reading.corpus_documents=60", "--data.reading.heldout_documents=3",
+)  # fmt: skip
+"""Options of a run on the demo that takes seconds; fewer documents would make the second moment singular."""
+
+
+def command_line(root: Path, *options: str, command: str = "fit", configs: tuple[str, ...] = ("demo",)) -> list[str]:
+    """Arguments of ``train.py`` for a run that writes under ``root``; configurations by name, as in ``configs/``."""
+    files = [f"--config=configs/{name}.yaml" for name in configs]
+    return [command, *files, f"--trainer.default_root_dir={root}", *options]
+
+
+def train_py(arguments: list[str]) -> None:
+    """Run ``train.py`` in this process, in the checkout's root."""
+    with contextlib.chdir(ROOT), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py"])  # Lightning warns if there are arguments in both places
+        train.main(arguments)
+
+
+def run(root: Path, *options: str, command: str = "fit", configs: tuple[str, ...] = ("demo",)) -> Path:
+    """Run the command line in this process; the folder of the run."""
+    train_py(command_line(root, *options, command=command, configs=configs))
+    return latest_run(root)
+
+
+def latest_run(root: Path) -> Path:
+    """The folder of the latest run under ``root``."""
+    runs = (root / "lightning_logs").iterdir()
+    return max(runs, key=lambda folder: int(folder.name.removeprefix("version_")))
+
+
+def changed_weights(folder: Path) -> set[str]:
+    """Names of the weights of a run's exported model that differ from the demo model's."""
+    edited, base = (load_file(path / "model.safetensors") for path in (folder / "model", DEMO / "model"))
+    assert edited.keys() == base.keys()
+    return {name for name, weight in edited.items() if not torch.equal(weight, base[name].to(weight.dtype))}
+
+
+@pytest.fixture(scope="session")
+def two_layers_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run that edits two layers; it would continue one that was killed, but there is none."""
+    return run(tmp_path_factory.mktemp("two_layers"), "--model.layers=[0,1]", "--ckpt_path=last", *SHORT_RUN)

@@ -1,92 +1,18 @@
-"""Any number of processes gives the same weights and the same figures, however they were started."""
+"""Work is shared so that any number of processes finds the same."""
 
 import json
-import os
-import re
-import subprocess
-import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import multiprocessing
 
-from tests.conftest import ROOT
-from zu_lightning.distributed import check_identical, own_share, summed
-
-LAUNCHERS = {
-    "one process": [sys.executable, "train.py", "{}"],
-    "lightning": [sys.executable, "train.py", "{}", "--trainer.devices=2", "--trainer.strategy=ddp"],
-    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3", "train.py", "{}"],
-    # --multi_gpu makes accelerate start several processes; it is trainer.accelerator that puts them on the CPU.
-    "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2",
-                   "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "train.py", "{}"],
-}  # fmt: skip
-PROCESSES = {"one process": 1, "lightning": 2, "torchrun": 3, "accelerate": 2}
-FEWER_THAN_PROCESSES = ["--data.forget_num=2", "--data.retain_num=7", "--model.latents.facts_per_batch=1"]
-MANY = ["--data.forget_num=50", "--data.retain_num=50", "--model.latents.steps=5"]
-METHODS = {"closed form": [], "descent": ["--config=configs/gradient_descent.yaml"]}
-
-
-def run(launcher: str, folder: Path, *arguments: str) -> Path:
-    filled = [
-        part
-        for word in LAUNCHERS[launcher]
-        for part in (["fit", "--config=configs/demo.yaml"] if word == "{}" else [word])
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [*filled, *arguments, f"--trainer.default_root_dir={folder}", "--data.corpus_documents=300"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
-    started = re.findall(r"Starting with (\d+) processes", result.stderr)
-    assert started == ([str(PROCESSES[launcher])] if PROCESSES[launcher] > 1 else [])
-    return folder / "lightning_logs" / "version_0"
-
-
-def check_the_same(several: Path, one: Path) -> None:
-    """Edited weights to 1e-5 of their size, figures to the digits that the table shows."""
-    name = "model.layers.0.mlp.down_proj.weight"
-    weights = [load_file(folder / "model" / "model.safetensors")[name] for folder in (several, one)]
-    assert (weights[0] - weights[1]).norm() <= 1e-5 * weights[1].norm()
-    figures = [json.loads((folder / "metrics.json").read_text()) for folder in (several, one)]
-    for when in ("before", "after"):
-        shown = [{name: f"{value:.3f}" for name, value in found[when].items()} for found in figures]
-        assert shown[0] == shown[1]
-
-
-@pytest.fixture(scope="module")
-def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run("one process", tmp_path_factory.mktemp("one"), *FEWER_THAN_PROCESSES)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["accelerate", "lightning", "torchrun"])
-def test_every_launcher_gives_the_result_of_one_process(launcher: str, one_process: Path, tmp_path: Path) -> None:
-    check_the_same(run(launcher, tmp_path, *FEWER_THAN_PROCESSES), one_process)
-
-
-@pytest.mark.slow
-def test_a_tiny_model_runs_on_several_processes(tmp_path: Path) -> None:
-    folder = run(
-        "torchrun", tmp_path, "--config=configs/qwen3.yaml", "--config=configs/tiny.yaml", "--model.layers=[1]"
-    )
-    assert (folder / "model" / "config.json").exists()
-    assert not folder.with_name("version_1").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_one_two_and_three_processes_forget_fifty_facts_alike(method: str, tmp_path: Path) -> None:
-    arguments = [*METHODS[method], *MANY]
-    one = run("one process", tmp_path / "one", *arguments)
-    for count, launcher in ((2, "lightning"), (3, "torchrun")):
-        check_the_same(run(launcher, tmp_path / str(count), *arguments), one)
+from zu_lightning.distributed import check_identical, own_share, process, summed
 
 
 def shares(rank: int, folder: str) -> None:
+    """What one of three processes takes, sums up, and says of tensors that agree or do not."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
     own = list(own_share(range(5)))
     total = torch.tensor([float(sum(own)), float(len(own))])
@@ -112,5 +38,31 @@ def test_shares_are_disjoint_and_their_sums_whole(tmp_path: Path) -> None:
 
 
 def test_one_process_takes_everything() -> None:
+    assert process() == (0, 1)
     assert list(own_share("abc")) == ["a", "b", "c"]
+    total = torch.tensor([1.0, 2.0])
+    assert summed(total)[0] is total
+    assert total.tolist() == [1.0, 2.0]
     check_identical("anything", torch.zeros(2))
+
+
+@pytest.mark.parametrize(("rank", "taken"), [(0, [0, 3]), (1, [1, 4]), (2, [2])])
+def test_every_process_takes_its_turn(rank: int, taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zu_lightning.distributed.process", lambda: (rank, 3))
+    assert list(own_share(range(5))) == taken
+
+
+@pytest.mark.parametrize("differs", [False, True])
+def test_a_tensor_that_differs_from_that_of_the_first_process_is_refused(
+    differs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_the_first(tensor: torch.Tensor, src: int) -> None:
+        tensor[0] += float(differs)
+
+    monkeypatch.setattr("zu_lightning.distributed.process", lambda: (1, 2))
+    monkeypatch.setattr(torch.distributed, "broadcast", of_the_first)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
+    weight = torch.zeros(2)
+    with pytest.raises(RuntimeError, match=r"the weight differs .*1 of 2") if differs else nullcontext():
+        check_identical("the weight", weight)
+    assert weight.tolist() == [0.0, 0.0]

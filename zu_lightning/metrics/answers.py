@@ -1,4 +1,4 @@
-"""Whether the model still gives an answer: Efficacy, Generalization, Specificity, MultiHop and Retain."""
+"""Whether the model still gives an answer: Efficacy, Generalization, Specificity, MultiHop, and Retain."""
 
 from typing import ClassVar
 
@@ -14,7 +14,7 @@ class AnswerMetric(Metric):
 
     States are sums over answers, so that any number of processes and any batching give the same scores.
 
-    ``compute`` returns ``{name: percent, name_token_accuracy: percent, name_probability: 0..1}``, nothing if no
+    ``compute`` returns ``{name: percent, name_token_accuracy: percent, name_probability: 0..1}``, or nothing if no
     answer was seen.
     """
 
@@ -41,7 +41,7 @@ class AnswerMetric(Metric):
         self.total += count
 
     def compute(self) -> dict[str, Tensor]:
-        """Percent of exact matches and of right tokens, and mean probability of all answers seen."""
+        """Percent of exact matches and of correct tokens, and mean probability, over all answers seen."""
         if not self.total:
             return {}
         return {
@@ -66,7 +66,7 @@ class Generalization(AnswerMetric):
 
 
 class Specificity(AnswerMetric):
-    """Neighbours of forgotten facts (same relation and object, other subject) that the model still answers."""
+    """Neighbors of forgotten facts (same relation and object, other subject) that the model still answers."""
 
     higher_is_better = True
     name = "specificity"

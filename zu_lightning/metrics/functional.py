@@ -1,4 +1,4 @@
-"""Scores of answers and of text, from logits at the places that matter only."""
+"""Scores of answers and of text, from the logits at the places that matter."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,10 @@ class AnswerScores:
     """Scores of a batch of answers.
 
     Attributes:
-        exact: Whether greedy decoding gives the whole answer, answers.
-        token_accuracy: Share of the answer's tokens that are the likeliest after the true ones before, answers.
-        probability: Probability of the whole answer, the product over its tokens, answers.
+        exact: Whether greedy decoding gives the whole answer; one entry per answer.
+        token_accuracy: Share of the answer's tokens that are the likeliest ones after the true tokens before them; one
+            entry per answer.
+        probability: Probability of the whole answer, the product over its tokens; one entry per answer.
     """
 
     exact: Tensor
@@ -39,11 +40,23 @@ def answer_scores(logits: Tensor, tokens: Tensor, answer: Tensor, count: int) ->
 
     Raises:
         ValueError: Shapes disagree.
+
+    Example:
+        The first answer has two tokens, and the second has one, which greedy decoding does not give.
+
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
+        >>> scores = answer_scores(logits, torch.tensor([0, 1, 0]), answer=torch.tensor([0, 0, 1]), count=2)
+        >>> scores.exact
+        tensor([ True, False])
+        >>> scores.token_accuracy
+        tensor([1., 0.], dtype=torch.float64)
+        >>> scores.probability
+        tensor([0.7758, 0.1192], dtype=torch.float64)
     """
     if logits.dim() != 2 or tokens.shape != logits.shape[:1] or answer.shape != tokens.shape:
         raise ValueError(
             "`logits` is expected to be (tokens, vocabulary) with `tokens` and `answer` (tokens,), but got "
-            f"{tuple(logits.shape)}, {tuple(tokens.shape)} and {tuple(answer.shape)}."
+            f"{tuple(logits.shape)}, {tuple(tokens.shape)}, and {tuple(answer.shape)}."
         )
     none = torch.zeros(count, dtype=torch.float64, device=logits.device)
     wrong = none.index_add(0, answer, (logits.argmax(-1) != tokens).double())
@@ -62,5 +75,11 @@ def negative_log_likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
 
     Returns:
         A scalar.
+
+    Example:
+        A token that is as likely as one other costs log 2 nats.
+
+        >>> negative_log_likelihood(torch.zeros(3, 2), torch.tensor([0, 1, 1])) / 3
+        tensor(0.6931, dtype=torch.float64)
     """
     return cross_entropy(logits, tokens, reduction="none").double().sum()

@@ -8,9 +8,9 @@ from zu_lightning.metrics.functional import negative_log_likelihood
 
 
 class Perplexity(Metric):
-    """exp of the mean negative log-likelihood of a token, every text's first token excepted.
+    """exp of the mean negative log-likelihood per token, where the first token of a text does not count.
 
-    Unlike ``torchmetrics.text.Perplexity`` it takes logits at the places that count only, and stays finite where a
+    Unlike ``torchmetrics.text.Perplexity``, it takes logits only at the places that count, and stays finite where a
     probability underflows, as may happen to a model that was made to forget.
     """
 
@@ -32,5 +32,5 @@ class Perplexity(Metric):
         self.total += tokens.numel()
 
     def compute(self) -> dict[str, Tensor]:
-        """``{"perplexity": ...}`` of all tokens seen, nothing without any."""
+        """``{"perplexity": ...}`` over all tokens seen, or nothing if there were none."""
         return {"perplexity": (self.nll / self.total).exp()} if self.total else {}

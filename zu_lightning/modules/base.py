@@ -1,8 +1,10 @@
 """What every method of unlearning shares: a language model is loaded, evaluated, and asked, and a run has a state."""
 
 import logging
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterable
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from lightning import LightningModule
@@ -46,7 +48,6 @@ class UnlearnModule(LightningModule):
     """
 
     lm: EditableLM
-    tiny_folder: TemporaryDirectory[str]
 
     def __init__(
         self,
@@ -181,8 +182,9 @@ class UnlearnModule(LightningModule):
 
 def _written_tiny_model(module: UnlearnModule) -> str:
     """Write a tiny random model, from the first process, since transformers saves from that one only; its folder."""
-    module.tiny_folder = TemporaryDirectory()  # kept as long as the module: the export compares with the base
-    folder: str = module.trainer.strategy.broadcast(module.tiny_folder.name)
+    own = tempfile.mkdtemp()
+    weakref.finalize(module, shutil.rmtree, own, ignore_errors=True)  # not before: the export compares with the base
+    folder: str = module.trainer.strategy.broadcast(own)
     if module.trainer.is_global_zero:
         write_tiny_model(module.model_name_or_path, max(module.layers) + 2, folder)
     module.trainer.strategy.barrier("tiny model")

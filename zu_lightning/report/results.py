@@ -84,7 +84,11 @@ class Results:
         names = [name for name in HEADLINES if name in self.after]
         head = f"{'':8}" + "".join(f"{name:>{len(name) + 2}}" for name in names)
         rows = [
-            f"{when:8}" + "".join(f"{scores.get(name, float('nan')):>{len(name) + 2}.3f}" for name in names)
+            f"{when:8}" + "".join(f"{_shown(scores.get(name)):>{len(name) + 2}}" for name in names)
             for when, scores in (("before", self.before), ("after", self.after))
         ]
         return "\n".join(["", head, *rows])
+
+
+def _shown(score: float | None) -> str:
+    return "-" if score is None else f"{score:.3f}"

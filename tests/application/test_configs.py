@@ -1,0 +1,146 @@
+"""Every configuration that ships does what its name says, and leaves a model, an adapter, and a report."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM
+
+from tests.conftest import ROOT, SHORT_RUN, changed_weights, run
+from zu_lightning import Results
+
+PAPER_WEIGHTS = {"scale_free": False, "retain_weight": 15000.0, "forget_weight": 50.0, "ridge": 1.0}
+METHODS: dict[tuple[str, ...], dict[str, object]] = {
+    ("demo",): {"name": "ZeroUnlearnGD", "scale_free": True},
+    ("demo_gd",): {"name": "gradient descent"},
+    ("demo", "methods/alphaedit"): {"name": "AlphaEdit"},
+    ("demo", "methods/gradient_descent"): {"name": "gradient descent"},
+    ("demo", "methods/gradient_descent_paper"): {"name": "gradient descent"},
+    ("demo", "methods/memit"): {"name": "Memit"},
+    ("demo", "methods/paper_weights"): {"name": "ZeroUnlearn"} | PAPER_WEIGHTS,
+    ("demo", "methods/rome"): {"name": "Rome"},
+    ("demo", "methods/zero_unlearn"): {"name": "ZeroUnlearn", "scale_free": True},
+    ("demo", "methods/zero_unlearn_gd"): {"name": "ZeroUnlearnGD"},
+    ("demo", "methods/zero_unlearn_soft"): {"name": "ZeroUnlearnSoft"},
+    ("demo", "presets/profile"): {"name": "ZeroUnlearnGD"},
+}
+"""Configurations on the demo, and the method that must run."""
+
+FEW_STEPS = {("demo", "methods/gradient_descent_paper"): ["--model.steps=2"]}
+
+MODELS = {"llama31": ("llama", [19, 20, 21]), "llama32": ("llama", [16, 17, 18]), "qwen3": ("qwen3", [9, 10, 11])}
+"""Configurations of large models, with the architecture and the layers to edit."""
+
+TINY_RUN = (
+    "--model.latents.steps=2", "--data.forget_num=1", "--data.retain_num=0",
+    "--data.reading.corpus_documents=10", "--data.reading.heldout_documents=1",
+)  # fmt: skip
+
+MethodRun = Callable[[tuple[str, ...]], Path]
+
+
+@pytest.fixture(scope="module")
+def method_run(tmp_path_factory: pytest.TempPathFactory) -> MethodRun:
+    """The folder of a small run with some configurations; each is run once."""
+    folders: dict[tuple[str, ...], Path] = {}
+
+    def folder_of(configs: tuple[str, ...]) -> Path:
+        if configs not in folders:
+            root = tmp_path_factory.mktemp(configs[-1].replace("/", "-"))
+            folders[configs] = run(root, *SHORT_RUN, *FEW_STEPS.get(configs, []), configs=configs)
+        return folders[configs]
+
+    return folder_of
+
+
+def gaps_of(folder: Path) -> list[float]:
+    """The optimality gap at each step of gradient descent."""
+    return [event.value for event in EventAccumulator(str(folder)).Reload().Scalars("train/gap")]
+
+
+def test_no_configuration_is_left_out() -> None:
+    files = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in (ROOT / "configs").rglob("*.yaml")}
+    tested = {name for configs in METHODS for name in configs} | set(MODELS)
+    assert files == tested | {"tiny", "demo_pretrain"}
+
+
+@pytest.mark.parametrize("configs", METHODS, ids=lambda configs: configs[-1])
+def test_a_configuration_runs_its_method(configs: tuple[str, ...], method_run: MethodRun) -> None:
+    folder = method_run(configs)
+    results = Results.read(folder)
+    assert results.method.items() >= METHODS[configs].items()
+    assert changed_weights(folder) == {"model.layers.0.mlp.down_proj.weight"}
+    assert list(results.layers) == [0]
+    assert results.layers[0].relative_norm > 0
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+    assert results.before["efficacy"] == 100
+    assert results.after.keys() == results.before.keys()
+    assert results.after != results.before
+
+
+def test_gradient_descent_arrives_at_the_exact_optimum(method_run: MethodRun) -> None:
+    folders = [method_run(("demo", f"methods/{name}")) for name in ("zero_unlearn_gd", "gradient_descent")]
+    gaps = gaps_of(folders[1])
+    assert 2 < len(gaps) <= 20
+    assert gaps[0] > 1e-2
+    assert abs(gaps[-1]) < 1e-10
+    exact, descent = (Results.read(folder).layers[0].relative_norm for folder in folders)
+    assert descent == pytest.approx(exact, rel=1e-5)
+
+
+def test_the_demo_of_gradient_descent_is_the_demo_with_its_overlay(method_run: MethodRun) -> None:
+    results = [Results.read(method_run(configs)) for configs in (("demo_gd",), ("demo", "methods/gradient_descent"))]
+    assert results[0].after == results[1].after
+
+
+def test_adam_on_a_dense_delta_takes_all_its_steps_and_is_still_far_off(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dense = ("demo", "methods/gradient_descent_paper")
+    folder = run(tmp_path, "--model.steps=10", "--model.latents.steps=2", *SHORT_RUN, configs=dense)
+    gaps = gaps_of(folder)
+    assert len(gaps) == 10
+    assert gaps[0] > gaps[-1] > 1e-3
+    assert "descent ended" in caplog.text
+    steps = EventAccumulator(str(folder)).Reload().Scalars("train/step_size")
+    assert [event.value for event in steps] == pytest.approx([1e-3] * 10)
+
+
+def test_a_profile_is_written(method_run: MethodRun) -> None:
+    assert "cumulative time" in (method_run(("demo", "presets/profile")) / "fit-profile.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "overlay", "method"),
+    [
+        *((name, (), "gradient descent") for name in MODELS),
+        ("llama31", ("methods/zero_unlearn_gd",), "ZeroUnlearnGD"),
+        ("llama31", ("methods/zero_unlearn",), "ZeroUnlearn"),
+    ],
+)
+def test_a_configuration_of_a_large_model_runs_on_a_tiny_one(
+    name: str, overlay: tuple[str, ...], method: str, tmp_path: Path
+) -> None:
+    folder = run(tmp_path, *TINY_RUN, configs=(name, "tiny", *overlay))
+    results, (architecture, layers) = Results.read(folder), MODELS[name]
+    assert results.method["name"] == method
+    assert list(results.layers) == layers
+    assert all(scores.relative_norm > 0 for scores in results.layers.values())
+    assert "tiny random stand-in" in results.model
+    assert AutoModelForCausalLM.from_pretrained(folder / "model").config.model_type == architecture
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_pretraining_writes_a_model_that_can_be_loaded(tmp_path: Path) -> None:
+    small = ("--model.hidden_size=48", "--model.intermediate_size=64", "--data.batch_size=2")
+    short = ("--trainer.max_epochs=1", "--data.steps_per_epoch=3", "--trainer.precision=32-true")
+    export = [{"class_path": "callbacks.ExportPretrained", "init_args": {"folder": str(tmp_path / "model")}}]
+    callbacks = f"--trainer.callbacks={json.dumps(export)}"
+    folder = run(tmp_path, *small, *short, callbacks, configs=("demo_pretrain",))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert model.dtype == torch.float32
+    assert model.config.hidden_size == 48
+    assert EventAccumulator(str(folder)).Reload().Scalars("val/loss")

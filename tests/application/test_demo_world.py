@@ -1,0 +1,48 @@
+"""The demo world: what is true in it can be learned from its text, and only by whoever combines names."""
+
+import itertools
+
+import pytest
+
+from data.world import TEMPLATES, World
+from tests.conftest import DEMO
+from zu_lightning import Fact
+
+
+def test_only_the_whole_name_identifies_a_person() -> None:
+    people = World().people
+    assert len({person.name for person in people}) == len(people)
+    for part in (0, 1):
+        names = [person.name.split()[part] for person in people]
+        assert min(names.count(name) for name in names) > 1
+
+
+def test_paraphrases_are_never_said_in_the_text() -> None:
+    world = World()
+    text = "\n".join(itertools.islice(world.documents(seed=99), 3000))
+    held_out = [
+        template.format(person.name)
+        for person in world.people
+        for relation in TEMPLATES
+        for template in person.held_out(relation)
+    ]
+    assert not [sentence for sentence in held_out if sentence in text]
+    assert sum(person.prompts("city")[0].format(person.name) in text for person in world.people) > 10
+
+
+def test_the_shipped_files_are_those_of_the_generator(demo_facts: list[Fact]) -> None:
+    generated = [Fact.from_record(record, "world", str(i)) for i, record in enumerate(World().facts())]
+    assert generated == demo_facts
+    for name, seed, prose_only in (("corpus.txt", 2, False), ("heldout.txt", 3, True)):
+        shipped = (DEMO / name).read_text().splitlines()
+        assert list(itertools.islice(World().documents(seed, prose_only=prose_only), len(shipped))) == shipped
+
+
+def test_the_same_seed_gives_the_same_world_and_another_another() -> None:
+    assert World(seed=1).facts() == World(seed=1).facts()
+    assert World(seed=1).facts() != World(seed=2).facts()
+
+
+def test_too_many_people_are_refused() -> None:
+    with pytest.raises(ValueError, match="name pools give 1600 full names"):
+        World(people=2000)

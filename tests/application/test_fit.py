@@ -1,0 +1,131 @@
+"""The command line, from facts to an edited model, on the demo that ships with the project."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM
+
+from tests.conftest import DEMO, SHORT_RUN, changed_weights, command_line, latest_run, run, train_py
+from zu_lightning import ExportCheck, Results
+
+PHASES = {"load", "evaluation", "moments", "targets", "keys_and_values", "spectrum", "solve", "apply", "export"}
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The README's first command."""
+    return run(tmp_path_factory.mktemp("demo"))
+
+
+def events_of(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder)).Reload()
+
+
+def values(events: EventAccumulator, name: str) -> list[float]:
+    return [event.value for event in events.Scalars(name)]
+
+
+def test_the_demo_forgets_what_it_should_and_nothing_else(demo_run: Path) -> None:
+    results = Results.read(demo_run)
+    before, after = results.before, results.after
+    assert results.facts == len(set(results.forgotten)) == 10
+    assert results.targets is not None
+    assert results.targets.reachable >= 90
+    assert before["efficacy"] >= 95
+    assert after["efficacy"] <= 10
+    assert after["generalization"] <= 30
+    assert after["specificity"] >= before["specificity"] - 5
+    assert after["retain"] >= before["retain"] - 5
+    assert after["perplexity"] <= 1.1 * before["perplexity"]
+    assert after["efficacy_probability"] < 0.1 < before["efficacy_probability"]
+    assert set(results.seconds) == PHASES
+
+
+def test_the_exports_are_the_same_model_and_the_adapter_comes_off(demo_run: Path) -> None:
+    tokens = torch.arange(3, 43).reshape(2, 20)
+    edited = AutoModelForCausalLM.from_pretrained(demo_run / "model")
+    base = AutoModelForCausalLM.from_pretrained(DEMO / "model")
+    with torch.no_grad():
+        expected, original = edited(tokens).logits, base(tokens).logits
+        adapted = PeftModel.from_pretrained(base, demo_run / "adapter")
+        assert (expected - original).abs().max() > 1e-2
+        assert (adapted(tokens).logits - expected).abs().max() < 1e-4
+        assert torch.equal(adapted.unload()(tokens).logits, original)
+
+
+def test_tensorboard_shows_what_was_measured_and_completions(demo_run: Path) -> None:
+    events, results = events_of(demo_run), Results.read(demo_run)
+    for phase, seconds in results.seconds.items():
+        assert values(events, f"seconds/{phase}") == pytest.approx([seconds])
+    for name in ("efficacy", "generalization", "specificity", "retain", "perplexity"):
+        assert values(events, f"before_after/{name}") == pytest.approx([results.before[name], results.after[name]])
+    spectrum = values(events, "spectrum/layer_0")
+    assert len(spectrum) > 100
+    assert spectrum == sorted(spectrum, reverse=True)
+    assert list(results.layers) == [0]
+    for name, value in vars(results.layers[0]).items():
+        assert values(events, f"layer/{name}") == pytest.approx([value], rel=1e-5)
+    assert "completions/text_summary" in events.Tags()["tensors"]
+
+
+def test_the_resolved_configuration_is_kept(demo_run: Path) -> None:
+    config = yaml.safe_load((demo_run / "config.yaml").read_text())
+    assert config["model"]["class_path"] == "zu_lightning.EditingModule"
+    assert config["model"]["init_args"]["layers"] == [0]
+    assert config["data"]["init_args"]["forget_num"] == 10
+
+
+def test_layers_are_edited_one_after_the_other(two_layers_run: Path) -> None:
+    assert list(Results.read(two_layers_run).layers) == [0, 1]
+    assert changed_weights(two_layers_run) == {f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1)}
+
+
+def test_the_same_seed_gives_the_same_weights_twice(two_layers_run: Path, tmp_path: Path) -> None:
+    again = run(tmp_path, "--model.layers=[0,1]", *SHORT_RUN)
+    exported, before = (folder / "model" / "model.safetensors" for folder in (again, two_layers_run))
+    assert exported.read_bytes() == before.read_bytes()
+    assert Results.read(again).after == Results.read(two_layers_run).after
+
+
+@pytest.mark.parametrize(("command", "prefix"), [("validate", "val"), ("test", "test")])
+def test_evaluating_the_exported_model_gives_the_scores_after(
+    command: str, prefix: str, two_layers_run: Path, tmp_path: Path
+) -> None:
+    model = f"--model.model_name_or_path={two_layers_run / 'model'}"
+    events = events_of(run(tmp_path, model, *SHORT_RUN, command=command))
+    after = Results.read(two_layers_run).after
+    assert {"efficacy", "retain_probability", "perplexity"} < after.keys()
+    for name, score in after.items():
+        assert values(events, f"{prefix}/{name}") == pytest.approx([score], rel=1e-4)
+
+
+def test_a_model_can_be_asked(tmp_path: Path) -> None:
+    folder = run(tmp_path, *SHORT_RUN, command="predict")
+    predictions = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    targets = {record["prompt"].replace("{}", record["subject"]): record["target"] for record in demo_records()}
+    assert len(predictions) == 7
+    assert all(one["completion"].strip().startswith(targets[one["prompt"]]) for one in predictions)
+
+
+def demo_records() -> list[dict[str, str]]:
+    return [json.loads(line) for line in (DEMO / "facts.jsonl").read_text().splitlines()]
+
+
+def test_a_trial_run_writes_nothing(tmp_path: Path) -> None:
+    train_py(command_line(tmp_path, "--trainer.fast_dev_run=true", "--model.latents.steps=1", *SHORT_RUN))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_scores_are_kept_when_the_export_is_not_the_edited_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = ExportCheck(model=float("nan"), adapter=0.0, edit=1.0)
+    monkeypatch.setattr("callbacks.export.check_export", lambda *_: found)
+    with pytest.raises(RuntimeError, match="what was exported is not the edited model"):
+        run(tmp_path, "--model.latents.steps=1", *SHORT_RUN)
+    assert Results.read(latest_run(tmp_path)).after["perplexity"] > 1

@@ -1,0 +1,130 @@
+"""From options to the library's parameters, and back in messages."""
+
+import ast
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from lightning import Trainer
+
+import train
+from callbacks import ClosedForm
+from tests.conftest import ROOT, command_line, train_py
+from zu_lightning import InputError, PretrainModule, ZeroUnlearnGD
+
+
+@pytest.mark.parametrize(
+    ("parameter", "option"),
+    [
+        ("forget_num", "--data.forget_num"),
+        ("reading.corpus_tokens", "--data.reading.corpus_tokens"),
+        ("latents.steps", "--model.latents.steps"),
+        ("steps", "--model.steps"),
+        ("layers", "--model.layers"),
+        ("neutral_target", "--model.neutral_target"),
+        ("default_root_dir", "--trainer.default_root_dir"),
+        ("accelerator", "--trainer.accelerator"),
+        ("rule", "--closed_form.rule"),
+        ("ckpt_path", "--ckpt_path"),
+        ("length of fact 'a'", "length of fact 'a'"),
+        ("tokenizer", "tokenizer"),
+    ],
+)
+def test_parameters_of_the_library_become_options(parameter: str, option: str) -> None:
+    assert train.option_of(parameter) == option
+
+
+NOT_OPTIONS = {"model", "tokenizer", "source", "folder", "JSON", "CSV", "id", "record", "row", "subject"}
+"""What InputErrors speak of that no option of an unlearning run sets: objects, arguments of functions, and fields."""
+
+
+def parameters_in(path: Path) -> Iterator[str]:
+    """What the InputErrors of a file are about, where that is written out."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "InputError":
+            name = node.args[0]
+            if isinstance(name, ast.Constant):
+                yield str(name.value)
+
+
+def test_every_parameter_that_an_error_names_is_an_option() -> None:
+    folders = ("zu_lightning", "callbacks", "data")
+    named = {name for folder in folders for path in (ROOT / folder).rglob("*.py") for name in parameters_in(path)}
+    assert {"layers", "corpus", "rule", "ckpt_path"} < named
+    assert {name for name in named if not train.option_of(name).startswith("--")} <= NOT_OPTIONS
+
+
+def stopped_by(error: Exception, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What ``train.py`` says when something raises ``error``."""
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(train, "UnlearnCLI", fail)
+    with pytest.raises(SystemExit) as stopped:
+        train_py(["fit"])
+    return str(stopped.value.code)
+
+
+def test_an_error_names_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = InputError("forget_num", 12, "ask for fewer.")
+    assert str(error) == "forget_num is 12: ask for fewer."
+    assert stopped_by(error, monkeypatch) == "train.py: error: --data.forget_num is 12: ask for fewer."
+
+
+def test_an_error_in_a_file_names_the_field_although_an_option_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = InputError("seed", None, "add it.", where="facts.jsonl, line 3")
+    assert stopped_by(error, monkeypatch) == "train.py: error: facts.jsonl, line 3: seed is missing: add it."
+
+
+def test_an_error_of_a_constructor_is_found_in_what_jsonargparse_makes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapped = ValueError("Does not validate against any of the Union subtypes")
+    wrapped.__cause__ = InputError("latents.steps", 0, "give a positive number.")
+    assert stopped_by(wrapped, monkeypatch).startswith("train.py: error: --model.latents.steps is 0:")
+
+
+def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="a bug"):
+        stopped_by(ValueError("a bug"), monkeypatch)
+
+
+def test_a_rule_is_refused_for_a_module_that_does_not_edit_layers() -> None:
+    module, trainer = PretrainModule(hidden_size=8, num_heads=2), Trainer(logger=False)
+    with pytest.raises(InputError, match="PretrainModule does not edit layers: set the rule to null"):
+        ClosedForm(ZeroUnlearnGD()).setup(trainer, module, "fit")
+    ClosedForm(None).setup(trainer, module, "fit")
+    assert not hasattr(module, "rule")
+
+
+def test_the_resolved_configuration_can_be_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train_py(command_line(tmp_path, "--model.layers=[1]", "--print_config"))
+    assert stopped.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["model"]["class_path"] == "zu_lightning.EditingModule"
+    assert printed["model"]["init_args"]["layers"] == [1]
+    assert printed["data"]["class_path"] == "data.UnlearnDataModule"
+    assert printed["data"]["init_args"]["reading"]["corpus_documents"] == 100_000
+
+
+@pytest.mark.parametrize(
+    ("local", "world", "expected"),
+    [
+        ("2", "2", {"devices": 2, "num_nodes": 1, "strategy": "ddp"}),
+        ("2", "6", {"devices": 2, "num_nodes": 3, "strategy": "ddp"}),
+        ("1", "1", {"devices": 1, "num_nodes": 1, "strategy": "auto"}),
+    ],
+)
+def test_a_launcher_decides_the_number_of_processes(
+    local: str, world: str, expected: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    assert train.launcher_arguments() == expected
+
+
+def test_without_a_launcher_options_decide() -> None:
+    assert "LOCAL_WORLD_SIZE" not in os.environ
+    assert train.launcher_arguments() == {}

@@ -1,0 +1,177 @@
+"""A run that is killed continues after its last finished layer and ends where an uninterrupted one does."""
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer
+from safetensors.torch import load_file
+
+import train
+from callbacks import Resume
+from callbacks.resume import checkpoint_path
+from tests.conftest import DEMO, ROOT, SHORT_RUN, command_line, latest_run, run, train_py
+from zu_lightning import EditingModule, Results, RunState
+
+TWO_LAYERS = ("--model.layers=[0,1]", "--ckpt_path=last", *SHORT_RUN)
+BASE = DEMO / "model" / "model.safetensors"
+
+
+class Killed(Exception):  # noqa: N818
+    """Stands for a kill: nothing after it runs."""
+
+
+class KillAt(Callback):
+    """Raise in a hook when so many layers are done."""
+
+    def __init__(self, hook: str, layers_done: int) -> None:
+        def kill(trainer: Trainer, module: LightningModule, *args: Any) -> None:
+            if isinstance(module, EditingModule) and len(module.run.edits) == layers_done:
+                raise Killed
+
+        setattr(self, hook, kill)
+
+
+KILLS = {
+    "before the first edit": (KillAt("on_train_batch_start", 0), 0),
+    "after the first edit, before its evaluation": (KillAt("on_validation_start", 1), 0),
+    "before the second edit": (KillAt("on_train_batch_start", 1), 1),
+    "before the export": (KillAt("on_fit_end", 2), 2),
+}
+"""Moments, and how many edits the checkpoint then holds."""
+
+
+def kill(moment: str, root: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(train.TRAINER_DEFAULTS, "callbacks", [Resume(), KILLS[moment][0]])
+        with pytest.raises(Killed):
+            train_py(command_line(root, *TWO_LAYERS))
+
+
+def checkpoint_in(root: Path) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(checkpoint_path(str(root)), weights_only=True)
+    return checkpoint
+
+
+def state_in(root: Path) -> RunState:
+    return RunState.from_state_dict(checkpoint_in(root)["run"], torch.device("cpu"))
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def killed_in_between(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a run was killed between its two edits; to be copied."""
+    root = tmp_path_factory.mktemp("killed")
+    kill("before the second edit", root)
+    return root
+
+
+@pytest.fixture
+def half_done(killed_in_between: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(killed_in_between, tmp_path / "half_done")
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_killed_run_continues_and_ends_with_the_same_weights(
+    moment: str, two_layers_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill(moment, tmp_path)
+    assert len(state_in(tmp_path).edits) == KILLS[moment][1]
+    optimized_again = lambda *_, **__: pytest.fail("targets are known")  # noqa: E731
+    monkeypatch.setattr("zu_lightning.problem.prepare.neutral_targets", optimized_again)
+    folder = run(tmp_path, *TWO_LAYERS)
+    assert weights_of(folder) == weights_of(two_layers_run)
+    results, uninterrupted = Results.read(folder), Results.read(two_layers_run)
+    assert results.before == uninterrupted.before
+    assert results.after == uninterrupted.after
+    assert results.layers == uninterrupted.layers
+    assert results.targets == uninterrupted.targets
+    assert not checkpoint_path(str(tmp_path)).exists()
+
+
+def test_a_checkpoint_holds_the_state_and_no_model(half_done: Path, two_layers_run: Path) -> None:
+    checkpoint, state = checkpoint_in(half_done), state_in(half_done)
+    assert checkpoint["state_dict"] == {}
+    assert checkpoint["optimizer_states"] == []
+    assert state.before == Results.read(two_layers_run).before
+    assert state.targets is not None
+    assert state.layers_left(0, [0, 1]) == [1]
+    assert set(state.completions) == {"before", "after"}
+    assert {"moments", "targets"} < state.seconds.keys()
+    factors = sum(edit.update.left.nbytes + edit.update.right.nbytes for edit in state.edits.values())
+    assert checkpoint_path(str(half_done)).stat().st_size - factors < 0.01 * BASE.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ("--model.neutral_target=nothing", "model.neutral_target ('unknown') than this one ('nothing')"),
+        ("--model.layers=[0,2]", "model.layers ([0, 1]) than this one ([0, 2])"),
+        ("--model.latents.steps=3", "model.latents (LatentOptions(steps=25"),
+        ("--closed_form.rule=zu_lightning.Memit", "closed_form.rule (ZeroUnlearnGD("),
+        ("--data.seed=1", "data.path, or another option that decides which facts are drawn ("),
+        ("--data.reading.corpus_documents=61", "data.corpus ("),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_by_the_setting_that_differs(
+    option: str, name: str, half_done: Path
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train_py(command_line(half_done, *TWO_LAYERS, option))
+    assert f"--ckpt_path is '{checkpoint_path(str(half_done))}': it was written by a run with another {name}" in str(
+        stopped.value.code
+    )
+    assert checkpoint_path(str(half_done)).exists()
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / "other.ckpt"
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.5.0", "epoch": 0, "global_step": 0}, other)
+    with pytest.raises(SystemExit) as stopped:
+        train_py(command_line(tmp_path, *SHORT_RUN, f"--ckpt_path={other}"))
+    assert "this is not a checkpoint of an unlearning run" in str(stopped.value.code)
+
+
+def test_an_unfinished_run_can_be_evaluated(half_done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+
+    def look(module: EditingModule) -> None:
+        assert list(module.run.edits) == [(0, 0)]
+        seen.extend(module.lm.weight(layer).clone() for layer in (0, 1))
+
+    monkeypatch.setattr(EditingModule, "on_validation_epoch_end", look)
+    train_py(command_line(half_done, *TWO_LAYERS, command="validate"))
+    base = load_file(BASE)
+    first, second = (base[f"model.layers.{layer}.mlp.down_proj.weight"].float() for layer in (0, 1))
+    (edit,) = state_in(half_done).edits.values()
+    assert torch.allclose(seen[0] - first, edit.update.dense().float(), atol=1e-6)
+    assert not torch.equal(seen[0], first)
+    assert torch.equal(seen[1], second)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_sigkill_at_a_random_moment_loses_nothing(seed: int, two_layers_run: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "train.py", *command_line(tmp_path, *TWO_LAYERS)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    time.sleep(random.Random(seed).uniform(4, 12))
+    process.kill()
+    process.wait()
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=100)
+    folder = latest_run(tmp_path)
+    assert weights_of(folder) == weights_of(two_layers_run)
+    results = Results.read(folder)
+    assert results.after == Results.read(two_layers_run).after
+    for path in tmp_path.glob("lightning_logs/*/metrics.json"):
+        assert Results.read(path.parent).before == results.before
