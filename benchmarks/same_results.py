@@ -61,8 +61,11 @@ def results(folder: Path) -> dict[str, Any]:
 
 def compare(before: Path, now: Path) -> bool:
     """Print a line for each run; whether all are the same."""
+    runs = sorted(before.glob("*/lightning_logs/version_0/metrics.json"))
+    if not runs:
+        sys.exit(f"{before} holds no runs: record some first.")
     same = True
-    for metrics in sorted(before.glob("*/lightning_logs/version_0/metrics.json")):
+    for metrics in runs:
         run = metrics.parent.relative_to(before)
         first, second = results(before / run), results(now / run)
         weights = [(folder / run / "model" / "model.safetensors").read_bytes() for folder in (before, now)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from zu_lightning.distributed import check_identical, own_share, process, summed
 
@@ -30,7 +30,7 @@ def shares(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_shares_are_disjoint_and_their_sums_whole(tmp_path: Path) -> None:
-    multiprocessing.spawn(shares, (str(tmp_path),), nprocs=3)
+    spawn(shares, (str(tmp_path),), nprocs=3)  # type: ignore[no-untyped-call]
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
     assert sorted(item for own, _, _ in found for item in own) == list(range(5))
     assert [total for _, total, _ in found] == [[10.0, 5.0]] * 3

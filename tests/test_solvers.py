@@ -42,11 +42,12 @@ def problem(request: pytest.FixtureRequest) -> Problem:
 
 
 def minimizer(objective: Callable[[Tensor], Tensor], shape: tuple[int, int]) -> Tensor:
-    """Minimiser of a convex quadratic by its dense Hessian: slow, and knows nothing of its structure."""
+    """Minimizer of a convex quadratic by its dense Hessian: slow, and knows nothing of its structure."""
     start = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(objective(start), start)
-    curvature = hessian(objective, start).reshape(start.numel(), -1)
-    return -(torch.linalg.pinv(curvature, atol=1e-9, hermitian=True) @ gradient.reshape(-1)).reshape(shape)
+    curvature = hessian(objective, start).reshape(start.numel(), -1)  # type: ignore[no-untyped-call]
+    lowest: Tensor = -torch.linalg.pinv(curvature, atol=1e-9, hermitian=True) @ gradient.reshape(-1)
+    return lowest.reshape(shape)
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -71,11 +72,12 @@ def test_zero_unlearn_minimizes_its_objective(problem: Problem) -> None:
 
     def objective(D: Tensor) -> Tensor:
         change = p.P @ D @ p.W - p.W
-        return (
+        total: Tensor = (
             lf * (p.P @ D @ p.W @ p.K - p.target).square().sum()
             + lr * torch.trace(change @ p.C @ change.T)
             + ridge * change.square().sum()
         )
+        return total
 
     best = p.P @ minimizer(objective, (D_OUT, D_OUT)) @ p.W
     update = solvers.zero_unlearn(p.W, p.K, p.R, p.V, p.C, retain_weight=lr, forget_weight=lf, ridge=ridge)
@@ -106,11 +108,12 @@ def test_zero_unlearn_gd_minimizes_its_objective(problem: Problem) -> None:
 
     def objective(delta: Tensor) -> Tensor:
         edited = p.W + delta @ projector
-        return (
+        total: Tensor = (
             a * (p.U.T @ edited @ p.K).square().sum()
             + b * (edited @ p.K - p.target).square().sum()
             + c * (delta @ projector).square().sum()
         )
+        return total
 
     best = minimizer(objective, (D_OUT, D_IN)) @ projector
     update = solvers.zero_unlearn_gd(p.W, p.K, p.R, p.V, p.Q, zero_weight=a, forget_weight=b, ridge=c)
@@ -130,15 +133,15 @@ def test_zero_unlearn_gd_is_where_lbfgs_ends(problem: Problem) -> None:
     def loss() -> Tensor:
         optimizer.zero_grad()
         edited = p.W + delta @ projector
-        total = (
+        total: Tensor = (
             a * (p.U.T @ edited @ p.K).square().sum()
             + b * (edited @ p.K - p.target).square().sum()
             + c * (delta @ projector).square().sum()
         )
-        total.backward()
+        torch.autograd.backward(total)
         return total
 
-    optimizer.step(loss)
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
     update = solvers.zero_unlearn_gd(p.W, p.K, p.R, p.V, p.Q, zero_weight=a, forget_weight=b, ridge=c).dense()
     assert (delta.detach() @ projector - update).norm() / update.norm() < 1e-7
 
@@ -157,12 +160,13 @@ def test_zero_unlearn_soft_minimizes_its_objective(problem: Problem) -> None:
     p, a, b, lr, ridge = problem, 1.5, 4.0, 0.7, 0.1
 
     def objective(X: Tensor) -> Tensor:
-        return (
+        total: Tensor = (
             a * (p.U.T @ (p.W + X) @ p.K).square().sum()
             + b * ((p.W + X) @ p.K - p.target).square().sum()
             + lr * torch.trace(X @ p.C @ X.T)
             + ridge * X.square().sum()
         )
+        return total
 
     update = solvers.zero_unlearn_soft(
         p.W, p.K, p.R, p.V, p.C, zero_weight=a, forget_weight=b, retain_weight=lr, ridge=ridge
@@ -205,7 +209,9 @@ SPECTRUM = torch.tensor([0.0, 0.1, 0.2, 0.7, 4.0], dtype=torch.float64)
     ("criterion", "threshold", "kept"),
     [("absolute", 0.2, 3), ("relative", 0.1, 3), ("relative", 0.2, 4), ("energy", 0.025, 2), ("energy", 0.2, 4)],
 )
-def test_a_threshold_is_measured_as_its_criterion_says(criterion: str, threshold: float, kept: int) -> None:
+def test_a_threshold_is_measured_as_its_criterion_says(
+    criterion: solvers.NullSpaceCriterion, threshold: float, kept: int
+) -> None:
     basis, _ = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     C = basis @ torch.diag(SPECTRUM) @ basis.T
     Q = solvers.null_space(C, threshold + 1e-12, criterion)
@@ -214,11 +220,11 @@ def test_a_threshold_is_measured_as_its_criterion_says(criterion: str, threshold
 
 def test_an_unknown_criterion_is_refused() -> None:
     with pytest.raises(ValueError, match="one of absolute, relative, energy, but is 'rank'"):
-        solvers.null_space(torch.eye(2), 0.1, "rank")
+        solvers.null_space(torch.eye(2), 0.1, "rank")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("criterion", ["absolute", "relative", "energy"])
-def test_an_empty_null_space_is_refused_with_its_spectrum(criterion: str) -> None:
+def test_an_empty_null_space_is_refused_with_its_spectrum(criterion: solvers.NullSpaceCriterion) -> None:
     with pytest.raises(ValueError, match=rf"{criterion} threshold 0\.01; .* run from 2 over 2 .* to 2, .* is 8: raise"):
         solvers.null_space(2 * torch.eye(4), 0.01, criterion)
 
@@ -230,7 +236,7 @@ def test_nan_is_refused_by_name(name: str) -> None:
     tensors[name] = tensors[name].clone()
     tensors[name][0, 0] = float("nan")
     with pytest.raises(ValueError, match=f"`{name}` holds NaN"):
-        solvers.zero_unlearn(**tensors)
+        solvers.zero_unlearn(**tensors)  # type: ignore[arg-type]
 
 
 def test_transposed_keys_are_refused_with_both_shapes() -> None:

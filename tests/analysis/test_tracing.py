@@ -1,5 +1,6 @@
 """Causal tracing against the same interventions, made by hand on the plain model."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -38,7 +39,8 @@ def probability(lm: EditableLM, text: TokenizedText, replaced: States) -> float:
         log_probability = lm.model(torch.tensor([text.ids])).logits[0].double().log_softmax(-1)
     for handle in handles:
         handle.remove()
-    return sum(log_probability[i - 1, text.ids[i]] for i in range(text.answer, len(text.ids))).exp().item()  # type: ignore[union-attr]
+    total = sum(log_probability[i - 1, text.ids[i]].item() for i in range(text.answer, len(text.ids)))
+    return math.exp(total)
 
 
 def states(lm: EditableLM, text: TokenizedText, modules: list[nn.Module]) -> States:

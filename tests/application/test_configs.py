@@ -12,15 +12,19 @@ from transformers import AutoModelForCausalLM
 from tests.conftest import ROOT, SHORT_RUN, changed_weights, run
 from zu_lightning import Results
 
-PAPER_WEIGHTS = {"scale_free": False, "retain_weight": 15000.0, "forget_weight": 50.0, "ridge": 1.0}
-METHODS: dict[tuple[str, ...], dict[str, object]] = {
+Configs = tuple[str, ...]
+
+PAPER_WEIGHTS: dict[str, object] = {
+    "name": "ZeroUnlearn", "scale_free": False, "retain_weight": 15000.0, "forget_weight": 50.0, "ridge": 1.0,
+}  # fmt: skip
+METHODS: dict[Configs, dict[str, object]] = {
     ("demo",): {"name": "ZeroUnlearnGD", "scale_free": True},
     ("demo_gd",): {"name": "gradient descent"},
     ("demo", "methods/alphaedit"): {"name": "AlphaEdit"},
     ("demo", "methods/gradient_descent"): {"name": "gradient descent"},
     ("demo", "methods/gradient_descent_paper"): {"name": "gradient descent"},
     ("demo", "methods/memit"): {"name": "Memit"},
-    ("demo", "methods/paper_weights"): {"name": "ZeroUnlearn"} | PAPER_WEIGHTS,
+    ("demo", "methods/paper_weights"): PAPER_WEIGHTS,
     ("demo", "methods/rome"): {"name": "Rome"},
     ("demo", "methods/zero_unlearn"): {"name": "ZeroUnlearn", "scale_free": True},
     ("demo", "methods/zero_unlearn_gd"): {"name": "ZeroUnlearnGD"},
@@ -29,7 +33,7 @@ METHODS: dict[tuple[str, ...], dict[str, object]] = {
 }
 """Configurations on the demo, and the method that must run."""
 
-FEW_STEPS = {("demo", "methods/gradient_descent_paper"): ["--model.steps=2"]}
+FEW_STEPS: dict[Configs, list[str]] = {("demo", "methods/gradient_descent_paper"): ["--model.steps=2"]}
 
 MODELS = {"llama31": ("llama", [19, 20, 21]), "llama32": ("llama", [16, 17, 18]), "qwen3": ("qwen3", [9, 10, 11])}
 """Configurations of large models, with the architecture and the layers to edit."""
@@ -39,15 +43,15 @@ TINY_RUN = (
     "--data.reading.corpus_documents=10", "--data.reading.heldout_documents=1",
 )  # fmt: skip
 
-MethodRun = Callable[[tuple[str, ...]], Path]
+MethodRun = Callable[[Configs], Path]
 
 
 @pytest.fixture(scope="module")
 def method_run(tmp_path_factory: pytest.TempPathFactory) -> MethodRun:
     """The folder of a small run with some configurations; each is run once."""
-    folders: dict[tuple[str, ...], Path] = {}
+    folders: dict[Configs, Path] = {}
 
-    def folder_of(configs: tuple[str, ...]) -> Path:
+    def folder_of(configs: Configs) -> Path:
         if configs not in folders:
             root = tmp_path_factory.mktemp(configs[-1].replace("/", "-"))
             folders[configs] = run(root, *SHORT_RUN, *FEW_STEPS.get(configs, []), configs=configs)
@@ -68,7 +72,7 @@ def test_no_configuration_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("configs", METHODS, ids=lambda configs: configs[-1])
-def test_a_configuration_runs_its_method(configs: tuple[str, ...], method_run: MethodRun) -> None:
+def test_a_configuration_runs_its_method(configs: Configs, method_run: MethodRun) -> None:
     folder = method_run(configs)
     results = Results.read(folder)
     assert results.method.items() >= METHODS[configs].items()
@@ -122,7 +126,7 @@ def test_a_profile_is_written(method_run: MethodRun) -> None:
     ],
 )
 def test_a_configuration_of_a_large_model_runs_on_a_tiny_one(
-    name: str, overlay: tuple[str, ...], method: str, tmp_path: Path
+    name: str, overlay: Configs, method: str, tmp_path: Path
 ) -> None:
     folder = run(tmp_path, *TINY_RUN, configs=(name, "tiny", *overlay))
     results, (architecture, layers) = Results.read(folder), MODELS[name]

@@ -36,7 +36,7 @@ def totals_of_descent(
     for _ in range(steps):
         optimizer.zero_grad()
         loss = objective.terms(delta()).total
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         totals.append(loss.item())
     return [*totals, objective.terms(delta()).total.item()]
@@ -81,7 +81,7 @@ def test_both_factors_get_the_gradient_of_their_product() -> None:
     dense = (0.5 * left @ right).detach().requires_grad_()
     eye = torch.eye(D_IN, dtype=torch.float64)
     (wanted,) = torch.autograd.grad(objective.terms(LowRankUpdate(dense, eye)).total, dense)
-    objective.terms(LowRankUpdate(0.5 * left, right)).total.backward()
+    torch.autograd.backward(objective.terms(LowRankUpdate(0.5 * left, right)).total)
     assert torch.allclose(left.grad, 0.5 * wanted @ right.T)
     assert torch.allclose(right.grad, 0.5 * left.T @ wanted)
     assert wanted.norm() > 1
@@ -110,7 +110,7 @@ def test_every_layer_starts_at_zero_with_its_own_projector(parametrization: str,
         assert not delta().dense().any()
         shapes.append(delta.coordinates.shape)
         with torch.no_grad():
-            delta.coordinates += 1.0
+            delta.coordinates.add_(1.0)
         update = delta().dense()
         assert update.shape == (D_OUT, D_IN)
         assert torch.allclose(update @ basis @ basis.T, update)

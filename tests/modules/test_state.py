@@ -26,7 +26,8 @@ def random(*shape: int, seed: int) -> Tensor:
 
 
 def edit(seed: int, rank: int = 2) -> LayerEdit:
-    scores = LayerScores(*(float(seed + i) for i in range(5)), rank=rank, stored_error=0.5)
+    size = float(seed)
+    scores = LayerScores(size, size / 2, size / 3, size / 4, relative_norm=size / 5, rank=rank, stored_error=0.5)
     return LayerEdit(LowRankUpdate(random(4, rank, seed=seed), random(rank, 6, seed=seed + 100)), scores)
 
 
@@ -34,7 +35,9 @@ def edit(seed: int, rank: int = 2) -> LayerEdit:
 def state() -> RunState:
     lost = torch.tensor([True, False, True])
     return RunState(
-        targets=NeutralTargets(("", "It was late."), *random(2, 4, 3, seed=0), random(3, seed=1), lost),
+        targets=NeutralTargets(
+            ("", "It was late."), random(4, 3, seed=4), random(4, 3, seed=5), random(3, seed=6), lost
+        ),
         edits={EditKey(0, 3): edit(1), EditKey(0, 7): edit(2), EditKey(1, 3): edit(3, rank=1)},
         before={"efficacy": 100.0},
         after={"efficacy": 10.0},
