@@ -24,6 +24,7 @@ from zu_lightning import (
     sample_contexts,
     second_moments,
 )
+from zu_lightning.lm.tokens import tokenize_fact
 from zu_lightning.problem.keys import layer_outputs
 
 OPTIONS = TargetOptions(neutral_target="mill", latents=LatentOptions(steps=2), seed=3)
@@ -111,6 +112,18 @@ def test_a_fact_that_the_model_cannot_read_is_refused_before_any_work(
     facts[2] = lengthened(facts[2])
     with pytest.raises(InputError, match=r"length of fact '2' with an answer after a context is \d+: .* holds 128"):
         prepared(lm, facts, [1])
+
+
+def test_a_fact_that_the_model_can_read_alone_only_is_refused(lm: EditableLM, facts: list[Fact]) -> None:
+    def lengthened(count: int) -> tuple[Fact, int]:
+        prompt = "very " * count + facts[0].prompt
+        fact = replace(facts[0], prompt=prompt, subject_end=len(prompt))
+        answers = (fact.target, OPTIONS.neutral_target)
+        return fact, max(len(tokenize_fact(lm.tokenizer, fact, answer=answer).ids) for answer in answers)
+
+    longest = max(count for count in range(128) if lengthened(count)[1] <= lm.context_length)
+    with pytest.raises(InputError, match="length of fact '0' with an answer after a context"):
+        prepared(lm, [lengthened(longest)[0]], [1])
 
 
 def test_a_neutral_target_that_the_model_cannot_read_is_refused(lm: EditableLM, facts: list[Fact]) -> None:
