@@ -48,6 +48,15 @@ def test_the_new_takes_the_place_of_the_old(case: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with replacing(tmp_path / "link") as temporary:
+        write(temporary, {"a": "new"})
+    assert (tmp_path / "link").is_symlink()
+    assert read(tmp_path / "elsewhere") == {"a": "new"}
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("case", sorted(CONTENTS))
 def test_an_error_leaves_the_old_and_nothing_else(case: str, error: type[BaseException], tmp_path: Path) -> None:

@@ -118,6 +118,13 @@ def test_an_earlier_export_is_replaced_and_nothing_else(lm: EditableLM, tmp_path
     assert precious.exists()
 
 
+def test_a_file_in_the_way_is_refused(lm: EditableLM, tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("precious")
+    with pytest.raises(InputError, match="holds something other than an exported model"):
+        export_model(lm, tmp_path / "model")
+    assert (tmp_path / "model").read_text() == "precious"
+
+
 def test_the_unedited_model_is_not_overwritten(lm: EditableLM, tmp_path: Path) -> None:
     base = EditableLM.from_pretrained(export_model(lm, tmp_path / "base"))
     with pytest.raises(InputError, match=r"folder is '.*base': the unedited model came from there"):

@@ -206,12 +206,21 @@ def test_losses_that_are_not_finite_are_refused_by_fact(lm: EditableLM, facts: l
 
 
 @pytest.mark.parametrize("name", ["steps", "learning_rate", "clamp", "facts_per_batch"])
-@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
 def test_options_that_nothing_can_be_optimized_with_are_refused_by_name(name: str, value: int) -> None:
     options: dict[str, Any] = {name: value}
     with pytest.raises(InputError, match=rf"latents\.{name} is {value}: give a positive number") as refused:
         LatentOptions(**options)
-    assert (refused.value.parameter, refused.value.value) == (f"latents.{name}", value)
+    assert refused.value.parameter == f"latents.{name}"
+    assert repr(refused.value.value) == repr(value)
+
+
+@pytest.mark.parametrize("name", ["kl_weight", "weight_decay", "tolerance"])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+def test_weights_that_mean_nothing_are_refused_by_name(name: str, value: float) -> None:
+    options: dict[str, Any] = {name: value}
+    with pytest.raises(InputError, match=rf"latents\.{name} is {value}: give zero or a positive number"):
+        LatentOptions(**options)
 
 
 @pytest.mark.parametrize("answer", ["", "  "])

@@ -173,3 +173,12 @@ def test_a_killed_pass_continues_and_gives_the_same_matrix(
     assert len(calls) == 3 + len(TEXTS) - 2
     assert all(torch.equal(found[layer], expected[layer]) for layer in (0, 1))
     assert not list(tmp_path.glob("partial-*"))
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning(
+    lm: EditableLM, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    text = RetainText(TEXTS, cache=tmp_path / "file")
+    assert torch.equal(second_moments(lm, text, [1])[1], second_moments(lm, RetainText(TEXTS), [1])[1])
+    assert "cannot be written" in caplog.text
