@@ -2,8 +2,8 @@
 
 import json
 import re
+import runpy
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -85,7 +85,6 @@ BAD_INPUT = {
     ),
     "both sets": Case(option("--data.forget_ids=[a]", "--data.retain_ids=[a]"), "--data.retain_ids is ['a']: "),
     "no such id in a file": Case(ids, "--data.ids is ['nobody']: these are not ids of the 1800 facts"),
-    "more facts than there are": Case(option("--data.forget_num=1801"), "--data.forget_num is 1801: 1800 of the 1800"),
     "no such layer": Case(option("--model.layers=[0, 9]"), "--model.layers is [0, 9]: layers [9] do not exist"),
     "no such model": Case(option("--model.model_name_or_path={}/none"), "--model.model_name_or_path is '{}/none': "),
     "empty model": Case(empty_model, "--model.model_name_or_path is '{}/empty': this is neither a model directory"),
@@ -102,7 +101,6 @@ BAD_INPUT = {
     "no tokens": Case(option("--data.reading.corpus_tokens=-1"), "--data.reading.corpus_tokens is -1: give a positive"),
     "no corpus": Case(option("--data.corpus={}/nowhere.txt"), "--data.corpus is '{}/nowhere.txt': text cannot be"),
     "no other corpus": Case(corpus_about_the_forgotten, "--data.corpus is '{}/corpus.txt': every document names"),
-    "no held-out text": Case(option("--data.heldout={}/nowhere.txt"), "--data.heldout is '{}/nowhere.txt': text"),
     "no chat template": Case(option("--data.chat=true"), "--data.chat is True: the model's tokenizer has no chat"),
     "a negative weight": Case(option("--closed_form.rule.ridge=-1"), "ZeroUnlearnGD.ridge is -1.0: give zero or"),
     "no layers to edit": Case(
@@ -159,16 +157,17 @@ def test_good_input_does_begin_to_work(tmp_path: Path) -> None:
 )
 def test_an_empty_null_space_is_explained(threshold: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stopped:
-        train_py(command_line(tmp_path, *threshold, "--model.latents.steps=1", *SHORT_RUN))
+        train_py(command_line(tmp_path, *threshold, *SHORT_RUN))
     assert re.search(
         r"'ZeroUnlearnGD': it cannot be solved at layer 0: the null space is empty: .* raise the threshold",
         str(stopped.value.code),
     )
 
 
-def test_an_error_reaches_the_shell(tmp_path: Path) -> None:
-    command = [sys.executable, "train.py", *command_line(tmp_path, "--model.layers=[9]")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert "train.py: error: --model.layers is [9]: layers [9] do not exist" in result.stderr
-    assert "Traceback" not in result.stderr
+def test_an_error_is_all_that_the_shell_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python prints such an exit to the standard error, without a traceback, and returns 1."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["train.py", *command_line(tmp_path, "--model.layers=[9]")])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path("train.py", run_name="__main__")
+    assert str(stopped.value.code).startswith("train.py: error: --model.layers is [9]: layers [9] do not exist")

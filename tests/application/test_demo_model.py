@@ -54,8 +54,8 @@ def test_the_neutral_state_is_reachable(demo_lm: EditableLM, demo_facts: list[Fa
 
 
 def test_a_bfloat16_model_forgets_as_a_float32_one_does(demo_facts: list[Fact]) -> None:
-    forget, retain = split_facts(demo_facts, 3, 30, seed=0)
-    corpus = read_texts(str(DEMO / "corpus.txt"), 80)
+    forget, retain = split_facts(demo_facts, 3, 15, seed=0)
+    corpus = read_texts(str(DEMO / "corpus.txt"), 60)
     scores, changes, stored = {}, {}, {}
     for dtype in ("float32", "bfloat16"):
         lm = EditableLM.from_pretrained(DEMO / "model", dtype=dtype)
@@ -67,7 +67,7 @@ def test_a_bfloat16_model_forgets_as_a_float32_one_does(demo_facts: list[Fact]) 
     assert (changes["bfloat16"] - changes["float32"]).norm() < 0.1 * changes["float32"].norm()
     assert stored["float32"] < 1e-5 < stored["bfloat16"] < 0.1
     assert scores["bfloat16"]["efficacy"] == scores["float32"]["efficacy"] == 0
-    assert scores["bfloat16"]["retain"] == pytest.approx(scores["float32"]["retain"], abs=4)
+    assert scores["bfloat16"]["retain"] == pytest.approx(scores["float32"]["retain"], abs=7)
 
 
 def test_of_unlisted_people_it_says_that_it_does_not_know(demo_lm: EditableLM) -> None:

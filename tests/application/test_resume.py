@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -68,35 +68,53 @@ def weights_of(folder: Path) -> bytes:
     return (folder / "model" / "model.safetensors").read_bytes()
 
 
+class KilledRun(NamedTuple):
+    """A run that was killed at every moment, one after the other.
+
+    Attributes:
+        checkpoints: For each moment, a copy of what the kill left.
+        root: Where it ran.
+        folder: The folder of its last part, which came to the end.
+    """
+
+    checkpoints: dict[str, Path]
+    root: Path
+    folder: Path
+
+
 @pytest.fixture(scope="module")
-def killed_in_between(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a run was killed between its two edits; to be copied."""
-    root = tmp_path_factory.mktemp("killed")
-    kill("before the second edit", root)
-    return root
+def killed_run(tmp_path_factory: pytest.TempPathFactory) -> KilledRun:
+    root, copies = tmp_path_factory.mktemp("killed"), {}
+    with pytest.MonkeyPatch.context() as patch:
+        for moment in KILLS:
+            kill(moment, root)
+            copies[moment] = shutil.copytree(root, tmp_path_factory.mktemp("copy") / "root")
+            optimized_again = "zu_lightning.problem.prepare.neutral_targets"
+            patch.setattr(optimized_again, lambda *_, **__: pytest.fail("targets are known"))
+        return KilledRun(copies, root, run(root, *TWO_LAYERS))
 
 
 @pytest.fixture
-def half_done(killed_in_between: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(killed_in_between, tmp_path / "half_done")
+def half_done(killed_run: KilledRun, tmp_path: Path) -> Path:
+    """Where a run was killed between its two edits."""
+    return shutil.copytree(killed_run.checkpoints["before the second edit"], tmp_path / "half_done")
 
 
 @pytest.mark.parametrize("moment", KILLS)
-def test_a_killed_run_continues_and_ends_with_the_same_weights(
-    moment: str, two_layers_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_kill_loses_no_layer_that_was_evaluated(moment: str, killed_run: KilledRun) -> None:
+    assert len(state_in(killed_run.checkpoints[moment]).edits) == KILLS[moment][1]
+
+
+def test_a_run_that_was_killed_again_and_again_ends_where_an_uninterrupted_one_does(
+    killed_run: KilledRun, two_layers_run: Path
 ) -> None:
-    kill(moment, tmp_path)
-    assert len(state_in(tmp_path).edits) == KILLS[moment][1]
-    optimized_again = lambda *_, **__: pytest.fail("targets are known")  # noqa: E731
-    monkeypatch.setattr("zu_lightning.problem.prepare.neutral_targets", optimized_again)
-    folder = run(tmp_path, *TWO_LAYERS)
-    assert weights_of(folder) == weights_of(two_layers_run)
-    results, uninterrupted = Results.read(folder), Results.read(two_layers_run)
+    assert weights_of(killed_run.folder) == weights_of(two_layers_run)
+    results, uninterrupted = Results.read(killed_run.folder), Results.read(two_layers_run)
     assert results.before == uninterrupted.before
     assert results.after == uninterrupted.after
     assert results.layers == uninterrupted.layers
     assert results.targets == uninterrupted.targets
-    assert not checkpoint_path(str(tmp_path)).exists()
+    assert not checkpoint_path(str(killed_run.root)).exists()
 
 
 def test_a_checkpoint_holds_the_state_and_no_model(half_done: Path, two_layers_run: Path) -> None:
@@ -117,7 +135,6 @@ def test_a_checkpoint_holds_the_state_and_no_model(half_done: Path, two_layers_r
     [
         ("--model.neutral_target=nothing", "model.neutral_target ('unknown') than this one ('nothing')"),
         ("--model.layers=[0,2]", "model.layers ([0, 1]) than this one ([0, 2])"),
-        ("--model.latents.steps=3", "model.latents (LatentOptions(steps=25"),
         ("--closed_form.rule=zu_lightning.Memit", "closed_form.rule (ZeroUnlearnGD("),
         ("--data.seed=1", "data.path, or another option that decides which facts are drawn ("),
         ("--data.reading.corpus_documents=61", "data.corpus ("),
