@@ -23,7 +23,7 @@ from transformers import (
     Olmo2Config,
     OPTConfig,
     Phi3Config,
-    PreTrainedConfig,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
@@ -63,7 +63,7 @@ OPT_SMALL: dict[str, Any] = {
     "max_position_embeddings": 128, "word_embed_proj_dim": 16, "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
 
-CONFIGS: dict[str, PreTrainedConfig] = {
+CONFIGS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**SMALL, tie_word_embeddings=False),
     "llama-tied": LlamaConfig(**SMALL, tie_word_embeddings=True),
     "qwen2": Qwen2Config(**SMALL),

@@ -64,8 +64,8 @@ def broken_model(folder: Path) -> list[str]:
 
 
 def empty_model(folder: Path) -> list[str]:
-    (folder / "empty").mkdir()
-    return [f"--model.model_name_or_path={folder / 'empty'}"]
+    (folder / "nothing").mkdir()
+    return [f"--model.model_name_or_path={folder / 'nothing'}"]
 
 
 def unwritable(folder: Path) -> list[str]:
@@ -87,7 +87,7 @@ BAD_INPUT = {
     "no such id in a file": Case(ids, "--data.ids is ['nobody']: these are not ids of the 1800 facts"),
     "no such layer": Case(option("--model.layers=[0, 9]"), "--model.layers is [0, 9]: layers [9] do not exist"),
     "no such model": Case(option("--model.model_name_or_path={}/none"), "--model.model_name_or_path is '{}/none': "),
-    "empty model": Case(empty_model, "--model.model_name_or_path is '{}/empty': this is neither a model directory"),
+    "empty model": Case(empty_model, "--model.model_name_or_path is '{}/nothing': this is neither a model directory"),
     "broken model": Case(broken_model, "--model.model_name_or_path is '{}/broken': there is a configuration, but"),
     "no causal model": Case(masked_model, "this 'bert' model is not a causal language model"),
     "no architecture": Case(

@@ -8,7 +8,7 @@ from transformers import (
     BertConfig,
     BertModel,
     MixtralConfig,
-    PreTrainedConfig,
+    PretrainedConfig,
     Qwen3MoeConfig,
 )
 
@@ -91,7 +91,7 @@ def test_the_head_gives_logits_from_hidden_states(name: str) -> None:
     ],
     ids=["mixtral", "qwen3-moe"],
 )
-def test_mixtures_of_experts_are_refused(config: PreTrainedConfig) -> None:
+def test_mixtures_of_experts_are_refused(config: PretrainedConfig) -> None:
     model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     with pytest.raises(InputError, match=r"model is '\w+': .* experts of a mixture are not edited"):
         EditableLM(model, train_tokenizer())

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, PreTrainedConfig, T5Config
+from transformers import BertConfig, PretrainedConfig, T5Config
 
 from tests.conftest import batch_of, random_lm
 from zu_lightning import EditableLM, InputError
@@ -45,15 +45,15 @@ def test_what_says_how_a_model_is_loaded_does_not_say_where_it_comes_from() -> N
     }
 
 
-@pytest.mark.parametrize("name", ["nowhere", "empty", "not a name at all"])
+@pytest.mark.parametrize("name", ["nowhere", "nothing", "not a name at all"])
 def test_what_is_not_a_model_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "nothing").mkdir()
     with pytest.raises(InputError, match=f"model_name_or_path is '.*{name}': this is neither a model directory"):
         EditableLM.from_pretrained(tmp_path / name)
 
 
 @pytest.mark.parametrize("config", [BertConfig(architectures=["BertForMaskedLM"]), T5Config()], ids=["bert", "t5"])
-def test_what_is_not_a_causal_language_model_is_refused(tmp_path: Path, config: PreTrainedConfig) -> None:
+def test_what_is_not_a_causal_language_model_is_refused(tmp_path: Path, config: PretrainedConfig) -> None:
     config.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=f"this '{config.model_type}' model is not a causal language model"):
         check_model(tmp_path)

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from zu_lightning.errors import InputError
@@ -29,7 +28,7 @@ def load_pretrained(
     try:
         model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **options)
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **source_options(options))
-    except (OSError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # the loaders of weights and tokenizers raise all kinds, even Exception itself
         raise InputError(
             "model_name_or_path", str(name_or_path),
             f"there is a configuration, but its weights or tokenizer cannot be loaded: {_first_line(error)}",
