@@ -1,37 +1,26 @@
 """Which layers carry the answer at the lookup token, as a Markdown table.
 
-python benchmarks/causal_trace.py --model data/demo/model --facts data/demo/facts.jsonl
+python -m benchmarks.causal_trace --model data/demo/model --facts data/demo/facts.jsonl
 """
 
-import argparse
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-import torch
-
-from zu_lightning import EditableLM, causal_trace, read_facts, split_facts
+from benchmarks.console import new_parser, table_head, table_row
+from benchmarks.setting import load_model, named_facts
+from zu_lightning import causal_trace, split_facts
 
 
 def main() -> None:
     """Trace a random draw of facts."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="data/demo/model")
-    parser.add_argument("--facts", default="data/demo/facts.jsonl")
-    parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
+    parser = new_parser(__doc__, "model", "facts", "ids", "seed", "device")
+    parser.add_argument("--count", type=int, default=200, help="number of facts to trace (default: %(default)s)")
     arguments = parser.parse_args()
-    facts = [fact for fact in read_facts(arguments.facts) if fact.subject]
+    facts = [fact for fact in named_facts(arguments) if fact.subject]
     drawn, _ = split_facts(facts, min(arguments.count, len(facts)), 0, arguments.seed)
-    lm = EditableLM.from_pretrained(arguments.model).to(torch.device(arguments.device))
-    trace = causal_trace(lm, drawn)
-    print(f"Probability of the answer, mean over {len(drawn)} facts: {trace.clean:.3f} as it is,")
+    trace = causal_trace(load_model(arguments), drawn)
+    print(f"Mean probability of the answer over {len(drawn)} facts: {trace.clean:.3f} as it is,")
     print(f"{trace.corrupted:.3f} with another subject's last token in the input.\n")
-    print("| layer | another's state in its place | another's last token, this state restored |\n|---|---|---|")
+    print(table_head(("layer", "another's state in its place", "another's last token, this state restored")))
     for layer in trace.layers:
-        print(f"| {layer.layer} | {layer.corrupted:.3f} | {layer.restored:.3f} |")
+        print(table_row((layer.layer, f"{layer.corrupted:.3f}", f"{layer.restored:.3f}")))
 
 
 if __name__ == "__main__":

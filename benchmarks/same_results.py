@@ -1,9 +1,9 @@
 """Does a change of the code leave every result as it is? Runs every method of two checkouts and compares them.
 
 git worktree add ../before main
-python benchmarks/same_results.py record ../before outputs/before
-python benchmarks/same_results.py record . outputs/now
-python benchmarks/same_results.py compare outputs/before outputs/now
+python -m benchmarks.same_results record ../before outputs/before
+python -m benchmarks.same_results record . outputs/now
+python -m benchmarks.same_results compare outputs/before outputs/now
 
 Each run uses one thread. Scores must be equal to the last bit, and edited weights byte by byte.
 """
@@ -61,8 +61,11 @@ def results(folder: Path) -> dict[str, Any]:
 
 def compare(before: Path, now: Path) -> bool:
     """Print a line for each run; whether all are the same."""
+    runs = sorted(before.glob("*/lightning_logs/version_0/metrics.json"))
+    if not runs:
+        sys.exit(f"{before} holds no runs: record some first.")
     same = True
-    for metrics in sorted(before.glob("*/lightning_logs/version_0/metrics.json")):
+    for metrics in runs:
         run = metrics.parent.relative_to(before)
         first, second = results(before / run), results(now / run)
         weights = [(folder / run / "model" / "model.safetensors").read_bytes() for folder in (before, now)]

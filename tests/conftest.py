@@ -1,8 +1,12 @@
 """Tiny models with random weights of every supported architecture, and the demo that ships with the project."""
 
 import contextlib
+import json
 import sys
+from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +30,8 @@ from transformers import (
 )
 
 import train
-from zu_lightning import EditableLM, Fact, read_facts
+from zu_lightning import EditableLM, Fact, LayerProblem, LowRankUpdate, read_facts
+from zu_lightning.lm.tokens import TokenBatch, collate, tokenize
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "data" / "demo"
@@ -35,7 +40,7 @@ SHARED = ROOT.parent / "shared"
 """Real data and models that must not be in the repository; tests of them skip where there are none."""
 
 VOCABULARY = 320
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
     "intermediate_size": 40,
@@ -48,12 +53,12 @@ SMALL = {
     "bos_token_id": 0,
     "eos_token_id": 1,
 }
-GPT2_SMALL = {
+GPT2_SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY, "n_embd": 16, "n_inner": 40, "n_layer": 3, "n_head": 2, "n_positions": 128,
     "bos_token_id": 0, "eos_token_id": 1, "resid_pdrop": 0.1,
 }  # fmt: skip
 NEOX_SMALL = {key: value for key, value in SMALL.items() if key not in ("num_key_value_heads", "head_dim")}
-OPT_SMALL = {
+OPT_SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 16, "ffn_dim": 40, "num_hidden_layers": 3, "num_attention_heads": 2,
     "max_position_embeddings": 128, "word_embed_proj_dim": 16, "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
@@ -94,15 +99,53 @@ def train_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(TEXTS, trainer)
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    special: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)  # type: ignore[no-untyped-call]
 
 
 def random_lm(architecture: str) -> EditableLM:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[architecture])
+    model = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[architecture]))  # type: ignore[no-untyped-call]
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     return EditableLM(model, train_tokenizer())
+
+
+def batch_of(lm: EditableLM, texts: Sequence[str] = TEXTS) -> TokenBatch:
+    """Texts as a model reads them."""
+    return collate([tokenize(lm.tokenizer, text) for text in texts], lm.tokenizer)
+
+
+def update_for(lm: EditableLM, layer: int, rank: int = 2) -> LowRankUpdate:
+    """A random update of a layer, about as large as its weight; the same in every run."""
+    d_out, d_in = lm.weight(layer).shape
+    generator = torch.Generator().manual_seed(layer)
+    return LowRankUpdate(
+        torch.randn(d_out, rank, generator=generator, dtype=torch.float64) / d_out**0.5,
+        torch.randn(rank, d_in, generator=generator, dtype=torch.float64) / d_in**0.5,
+    )
+
+
+def random_problem(scale: float = 1.0) -> tuple[torch.Tensor, LayerProblem]:
+    """A layer's weight, 6 x 9, and its problem for 3 facts, float64; the same in every run.
+
+    With ``scale`` it is the same layer in a model whose keys are as many times larger, and its weights smaller.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weight, keys, residuals, values, retain = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((6, 9), (9, 3), (6, 3), (6, 3), (9, 20))
+    )
+    moment = scale**2 * retain @ retain.T / 20
+    return weight / scale, LayerProblem(0, scale * keys, residuals, values, moment)
+
+
+def write_records(folder: Path, *records: object) -> Path:
+    """A file of JSON Lines; a record that is a text is written as it stands."""
+    file = folder / "records.jsonl"
+    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return file
 
 
 @pytest.fixture(params=sorted(CONFIGS))

@@ -19,6 +19,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Yields:
         A temporary path beside ``path``, at which to create the file or the folder.
     """
+    path = path.resolve()  # what a link points to is replaced, not the link
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}.partial")
     try:

@@ -1,85 +1,82 @@
-"""Gradient descent on the ZeroUnlearn-GD objective: gap and seconds of several ways, beside the exact solution.
+"""Gradient descent on the ZeroUnlearn-GD objective: gap and seconds of several ways, compared with the exact solution.
 
-python benchmarks/descent.py --forget 50
+python -m benchmarks.speed.descent --forget 50
 """
 
-import argparse
-import sys
-import time
-from pathlib import Path
+from dataclasses import dataclass
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from torch import Tensor, autograd
 
-import torch
-from torch.optim import SGD, Adam, Optimizer
-
-from zu_lightning import (
-    EditableLM,
-    ZeroUnlearnGD,
-    layer_problem,
-    prepare,
-    read_facts,
-    read_texts,
-    retain_documents,
-    split_facts,
-)
-from zu_lightning.methods.objective import Delta, DenseDelta, Objective, WhitenedDelta, step_size
+from benchmarks.console import new_parser, table_head, table_row
+from benchmarks.setting import WHOLE, corpus_documents, load_model, named_facts
+from benchmarks.speed.clock import Clock
+from zu_lightning import RetainText, TargetOptions, ZeroUnlearnGD, layer_problem, prepare, retain_documents, split_facts
+from zu_lightning.methods.objective import Delta, DenseDelta, LayerObjective, WhitenedDelta
 
 
-def row(name: str, steps: int | str, gap: float, seconds: float) -> str:
-    """One line of the table."""
-    return f"| {name} | {steps} | {gap:.1e} | {seconds:.3f} |"
+@dataclass(frozen=True)
+class Descent:
+    """The objective of a layer, over updates in a null space.
 
+    Attributes:
+        objective: What is minimized.
+        null_space: Q, d_in x q.
+        optimum: The smallest value.
+    """
 
-def main() -> None:
-    """Prepare one layer's problem, then solve it in every way."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="data/demo/model")
-    parser.add_argument("--facts", default="data/demo/facts.jsonl")
-    parser.add_argument("--corpus", default="data/demo/corpus.txt")
-    parser.add_argument("--layer", type=int, default=0)
-    parser.add_argument("--forget", type=int, default=50)
-    arguments = parser.parse_args()
-    lm, rule, layers = EditableLM.from_pretrained(arguments.model), ZeroUnlearnGD(), [arguments.layer]
-    forget, _ = split_facts(read_facts(arguments.facts), arguments.forget, 0, 0)
-    documents = retain_documents(read_texts(arguments.corpus, 100_000, "--corpus"), forget)
-    known = prepare(lm, forget, documents, layers, "unknown")
-    problem = rule.in_units(layer_problem(lm, forget, arguments.layer, layers, known))
-    basis = rule.null_space(problem)
-    weight = lm.weight(arguments.layer)
-    terms = {"zero_weight": rule.zero_weight, "forget_weight": rule.forget_weight, "ridge": rule.ridge}
-    objective = Objective(weight, problem.keys, problem.residuals, problem.values, **terms)
+    objective: LayerObjective
+    null_space: Tensor
+    optimum: Tensor
 
-    begin = time.perf_counter()
-    update = objective.exact(basis)
-    seconds = time.perf_counter() - begin
-    optimum = objective.terms(update).total
-    print(f"{arguments.forget} facts, W {tuple(weight.shape)}, null space of {basis.shape[1]} directions\n")
-    print("| way | steps | gap | seconds |\n|---|---|---|---|")
-    print(row("exact", "", 0.0, seconds))
-
-    def descend(name: str, delta: Delta, optimizer: Optimizer, steps: int, tolerance: float = 0.0) -> None:
-        begin = time.perf_counter()
-        delta.begin(problem.keys, basis, forget_weight=rule.forget_weight, ridge=rule.ridge)
+    def run(self, delta: Delta, learning_rate: float | None, steps: int, tolerance: float = 0.0) -> tuple[int, float]:
+        """Descend from zero until the gap is within ``tolerance``: how many steps that took, and the last gap."""
+        weights = self.objective.weights
+        delta.begin(self.objective.keys, self.null_space, weights)
+        optimizer = delta.optimizer(learning_rate, weights)
         for step in range(steps + 1):
-            loss = objective.terms(delta()).total
-            gap = ((loss - optimum) / optimum).item()
+            loss = self.objective.terms(delta()).total
+            gap = ((loss - self.optimum) / self.optimum).item()
             if gap <= tolerance or step == steps:
                 break
             optimizer.zero_grad()
-            torch.autograd.backward(loss)
+            autograd.backward(loss)
             optimizer.step()
-        print(row(name, step, gap, time.perf_counter() - begin), flush=True)
+        return step, gap
 
-    d_out, d_in = weight.shape
-    longest = step_size(rule.zero_weight, rule.forget_weight)
+
+def main() -> None:
+    """Prepare the problem of one layer, then solve it in every way."""
+    parser = new_parser(__doc__, "model", "facts", "ids", "corpus", "neutral-target", "forget", "device")
+    parser.set_defaults(forget=50)
+    parser.add_argument("--layer", type=int, default=0, help="layer to edit, from 0 (default: %(default)s)")
+    arguments = parser.parse_args()
+    lm, layer, rule = load_model(arguments), arguments.layer, ZeroUnlearnGD()
+    forget, _ = split_facts(named_facts(arguments), arguments.forget, 0, 0)
+    text = RetainText(retain_documents(corpus_documents(arguments), forget), WHOLE)
+    options = TargetOptions(arguments.neutral_target)
+    preparation = prepare(lm, forget, text, [layer], options)
+    problem = rule.in_units(layer_problem(lm, forget, layer, [layer], preparation, options))
+    null_space, weight, clock = rule.null_space(problem), lm.weight(layer), Clock(lm.device)
+    objective = LayerObjective(weight, problem, rule.weights)
+
+    with clock.timed("exact"):
+        update = objective.exact(null_space)
+    descent = Descent(objective, null_space, objective.terms(update).total)
+    print(f"{arguments.forget} facts, W {tuple(weight.shape)}, null space of {null_space.shape[1]} directions\n")
+    print(table_head(("way", "steps", "gap", "seconds")))
+    print(table_row(("exact", "", "0", f"{clock.seconds['exact']:.3f}")))
+
+    def descend(name: str, delta: Delta, learning_rate: float | None, steps: int, tolerance: float = 0.0) -> None:
+        delta.to(lm.device)
+        with clock.timed(name):
+            taken, gap = descent.run(delta, learning_rate, steps, tolerance)
+        print(table_row((name, taken, f"{gap:.1e}", f"{clock.seconds[name]:.3f}")), flush=True)
+
     for tolerance in (1e-6, 1e-10):
-        whitened = WhitenedDelta(d_out, arguments.forget)
-        plain = SGD(whitened.parameters(), lr=longest)
-        descend(f"whitened, plain descent, to a gap of {tolerance:g}", whitened, plain, 20, tolerance)
+        name = f"whitened, to a gap of {tolerance:g}"
+        descend(name, WhitenedDelta(len(weight), arguments.forget), None, 20, tolerance)
     for rate in (1e-3, 1e-2, 1e-1):
-        dense = DenseDelta(d_out, d_in)
-        descend(f"dense Delta, Adam, learning rate {rate:g}", dense, Adam(dense.parameters(), lr=rate), 500)
+        descend(f"dense, Adam, learning rate {rate:g}", DenseDelta(*weight.shape), rate, 500)
 
 
 if __name__ == "__main__":

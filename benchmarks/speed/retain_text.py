@@ -1,103 +1,112 @@
-"""Retain text: what one pass for several layers costs, what the cache saves, and how many tokens are enough.
+r"""Retain text: what one pass for several layers costs, what the cache saves, and how many tokens are enough.
 
-python benchmarks/retain_text.py
-python benchmarks/retain_text.py --model path/to/model --layers 1 2 --corpus corpus.txt --heldout heldout.txt \
-    --facts facts.jsonl --neutral unknown --budgets 1000 10000 100000
+python -m benchmarks.speed.retain_text
+python -m benchmarks.speed.retain_text --model path/to/model --layers 1 2 --corpus corpus.txt --heldout heldout.txt \
+    --facts facts.jsonl --neutral-target unknown --budgets 1000 10000 100000
 
 With too little text, directions that retain keys do use look unused: the second moments of two halves of the text then
-differ, and edits are paid for by what should stay.
+differ, and what should be kept pays for the edits.
 """
 
-import sys
+import argparse
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 import torch
-from frontier import Trial, facts_of, setting_parser
 from torch import Tensor
 
-from zu_lightning import (
-    EditableLM,
-    ZeroUnlearnGD,
-    evaluation_batches,
-    prepare,
-    read_texts,
-    retain_documents,
-    second_moments,
-    split_facts,
-)
+from benchmarks.console import new_parser, table_head, table_row
+from benchmarks.setting import WHOLE, Trial, corpus_documents, load_model
+from benchmarks.speed.clock import Clock
+from zu_lightning import EditableLM, ReadingOptions, RetainText, TargetOptions, ZeroUnlearnGD, second_moments
+from zu_lightning.lm.batching import batches
 from zu_lightning.lm.tokens import collate, tokenize
-from zu_lightning.problem.keys import batches
+
+LAYERS = 3
+"""Number of layers, from the lowest, whose moments are computed in the pass that is timed."""
+SCORES = ("efficacy", "specificity", "retain", "perplexity")
 
 
-def bare_forward(lm: EditableLM, texts: list[str], highest: int) -> None:
-    """The same batches, up to the same layer, and nothing else."""
-    documents = [tokenize(lm.tokenizer, text, max_length=min(512, lm.context_length)) for text in texts]
-    for indices in batches(documents, 2048):
-        lm.record(lm.to_device(collate([documents[i] for i in indices], lm.tokenizer)), [lm.projections[highest]])
+def bare_forward(lm: EditableLM, text: RetainText, highest: int) -> None:
+    """A pass over the same batches, up to the same layer, that computes nothing else."""
+    max_length = min(text.reading.max_length, lm.context_length)
+    documents = [tokenize(lm.tokenizer, document, max_length=max_length) for document in text.documents]
+    for indices in batches(documents, text.reading.batch_tokens):
+        batch = collate([documents[i] for i in indices], lm.tokenizer).to(lm.device)
+        lm.record(batch, [lm.projections[highest]])
 
 
-def seconds(work: Callable[[], object], rounds: int = 3) -> float:
-    """The fastest of some rounds."""
+def fastest(work: Callable[[], object], device: torch.device, rounds: int = 3) -> float:
+    """Seconds of the fastest of some rounds."""
     taken = []
     for _ in range(rounds):
-        begin = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - begin)
+        clock = Clock(device)
+        with clock.timed("round"):
+            work()
+        taken.append(clock.seconds["round"])
     return min(taken)
+
+
+def time_the_pass(lm: EditableLM, corpus: list[str]) -> None:
+    """Print the seconds of a bare forward pass, of the second moments, and of those from the cache."""
+    text, layers = RetainText(corpus, WHOLE), list(range(min(LAYERS, len(lm.layers))))
+    bare = fastest(lambda: bare_forward(lm, text, layers[-1]), lm.device)
+    full = fastest(lambda: second_moments(lm, text, layers), lm.device)
+    with tempfile.TemporaryDirectory() as folder:
+        cached_text = RetainText(corpus, WHOLE, Path(folder))
+        second_moments(lm, cached_text, layers)
+        cached = fastest(lambda: second_moments(lm, cached_text, layers), lm.device)
+    print(f"Layers {layers}: forward pass up to the highest {bare:.2f} s, second moments {full:.2f} s")
+    print(f"({full / bare:.2f} times as long), from the cache {cached:.3f} s.\n")
 
 
 def energy_in_free_directions(moment: Tensor, reference: Tensor, threshold: float) -> float:
     """Share of the energy of ``reference`` in the directions that ``moment`` calls unused."""
     eigenvalues, basis = torch.linalg.eigh(moment)
     free = basis[:, eigenvalues < threshold * eigenvalues.mean()]
-    return ((free.mT @ reference @ free).trace() / reference.trace()).item()
+    share: float = ((free.mT @ reference @ free).trace() / reference.trace()).item()
+    return share
+
+
+def energy_and_scores(trial: Trial, budgets: list[int]) -> Tensor:
+    """For each budget of tokens, the energy of all retain keys in its free directions (%), and the scores."""
+    rule, lowest, rows = ZeroUnlearnGD(), trial.layers[0], []
+    whole = trial.prepare()
+    for budget in budgets:
+        preparation = trial.prepare(ReadingOptions(corpus_tokens=budget), whole.targets)
+        moments = (preparation.second_moments[lowest], whole.second_moments[lowest])
+        scores = trial.scores(rule, preparation)
+        rows.append([100 * energy_in_free_directions(*moments, rule.threshold), *(scores[name] for name in SCORES)])
+    return torch.tensor(rows)
+
+
+def arguments_of_the_command() -> argparse.Namespace:
+    """The options that were given."""
+    options = ("model", "facts", "ids", "corpus", "heldout", "neutral-target", "layers", "forget", "retain", "device")
+    parser = new_parser(__doc__, *options)
+    parser.set_defaults(retain=200)
+    parser.add_argument("--draws", type=int, default=3, help="draws of facts to average over (default: %(default)s)")
+    parser.add_argument(
+        "--budgets",
+        type=int,
+        nargs="+",
+        default=[300, 1000, 3000, 10_000, 30_000, 100_000],
+        help="maximum numbers of tokens of the retain text (default: %(default)s)",
+    )
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Two tables."""
-    parser = setting_parser(__doc__)
-    parser.set_defaults(retain=200)
-    parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument("--budgets", type=int, nargs="+", default=[300, 1000, 3000, 10_000, 30_000, 100_000])
-    arguments = parser.parse_args()
-    lm = EditableLM.from_pretrained(arguments.model)
-    corpus, heldout = read_texts(arguments.corpus), read_texts(arguments.heldout)
-
-    three = list(range(min(3, len(lm.layers))))
-    bare = seconds(lambda: bare_forward(lm, corpus, three[-1]))
-    full = seconds(lambda: second_moments(lm, corpus, three))
-    with tempfile.TemporaryDirectory() as folder:
-        second_moments(lm, corpus, three, cache=Path(folder))
-        cached = seconds(lambda: second_moments(lm, corpus, three, cache=Path(folder)))
-    print(
-        f"layers {three}: bare truncated forward {bare:.2f} s, second moments {full:.2f} s ({full / bare:.2f} times), "
-    )
-    print(f"from the cache {cached:.3f} s\n")
-
-    rule, lowest = ZeroUnlearnGD(), arguments.layers[0]
-    names = ("efficacy", "specificity", "retain", "perplexity")
-    sums = torch.zeros(len(arguments.budgets), 1 + len(names))
-    for seed in range(arguments.draws):
-        forget, retain = split_facts(facts_of(arguments), arguments.forget, arguments.retain, seed)
-        documents = retain_documents(corpus, forget)
-        evaluation = evaluation_batches(lm, forget, retain, heldout)
-        whole = prepare(lm, forget, documents, arguments.layers, arguments.neutral)
-        for row, budget in zip(sums, arguments.budgets, strict=True):
-            known = prepare(
-                lm, forget, documents, arguments.layers, arguments.neutral, token_budget=budget, known=whole
-            )
-            moments = (known.second_moments[lowest], whole.second_moments[lowest])
-            found = Trial(lm, arguments.layers, forget, evaluation, known).figures(rule)
-            energy = 100 * energy_in_free_directions(*moments, rule.threshold)
-            row += torch.tensor([energy, *(found[name] for name in names)])
-    print(f"| tokens | energy in free directions, % | {' | '.join(names)} |\n|---|---|---|---|---|---|")
-    for row, budget in zip(sums / arguments.draws, arguments.budgets, strict=True):
-        print(f"| {budget} | " + " | ".join(f"{value:.1f}" for value in row.tolist()) + " |")
+    """The seconds of one pass, and a table of budgets."""
+    arguments = arguments_of_the_command()
+    lm, targets = load_model(arguments), TargetOptions(arguments.neutral_target)
+    time_the_pass(lm, corpus_documents(arguments))
+    trials = (Trial.drawn(lm, arguments, seed, targets) for seed in range(arguments.draws))
+    means = torch.stack([energy_and_scores(trial, arguments.budgets) for trial in trials]).mean(0)
+    print(table_head(("tokens", "energy in free directions, %", *SCORES)))
+    for budget, row in zip(arguments.budgets, means.tolist(), strict=True):
+        print(table_row([budget, *(f"{value:.1f}" for value in row)]))
 
 
 if __name__ == "__main__":

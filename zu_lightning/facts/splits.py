@@ -51,14 +51,14 @@ def split_facts(
             return [by_id[name] for name in dict.fromkeys(ids)]
         pool = [fact for fact in free if not halves or (fact.id in first_half) == (kind == "retain")]
         if not 0 <= count <= len(pool):
-            raise InputError(
-                f"{kind}_num", count, f"{len(pool)} of the {len(facts)} facts are left to draw from: ask for fewer."
-            )
+            remedy = f"ask for 0 to {len(pool)}, as many of the {len(facts)} facts as are left to draw from."
+            raise InputError(f"{kind}_num", count, remedy)
         for fact in pool[:count]:
             free.remove(fact)
         return pool[:count]
 
     forget = choose(forget_ids, forget_num, "forget")
     if not forget:
-        raise InputError("forget_num", forget_num, "there is nothing to forget: ask for at least one fact.")
+        name, value = ("forget_num", forget_num) if forget_ids is None else ("forget_ids", forget_ids)
+        raise InputError(name, value, "there is nothing to forget: ask for at least one fact.")
     return forget, choose(retain_ids, retain_num, "retain")

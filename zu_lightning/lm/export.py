@@ -170,7 +170,8 @@ def _logits(model: PreTrainedModel | PeftModel, batch: TokenBatch) -> Tensor:
 def _exported(folder: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of ``folder``, which must not hold anything but an earlier export."""
     markers = ("config.json", "adapter_config.json")
-    if folder.exists() and any(folder.iterdir()) and not any((folder / name).exists() for name in markers):
+    is_export = any((folder / name).exists() for name in markers)
+    if folder.exists() and not is_export and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError("folder", str(folder), "it holds something other than an exported model: choose another one.")
     with replacing(folder) as temporary:
         temporary.mkdir()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from zu_lightning.distributed import check_identical
 from zu_lightning.facts.fact import Fact
-from zu_lightning.facts.texts import RetainText, retain_documents
+from zu_lightning.facts.texts import ReadingOptions, RetainText, retain_documents
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.edits import apply_update
 from zu_lightning.methods.rules import Rule
@@ -102,7 +102,7 @@ def unlearn(
         ValueError: A rule cannot be solved; layers before it keep their edits.
     """
     options, monitor = options or TargetOptions(), Monitor(progress=progress)
-    text = RetainText(retain_documents(corpus, facts))
+    text = RetainText(retain_documents(corpus, facts), ReadingOptions(corpus_tokens=None))
     preparation = prepare(lm, facts, text, layers, options, monitor=monitor)
     return UnlearnResult(preparation.targets, edit_layers(lm, facts, layers, rule, preparation, options, monitor))
 

@@ -46,9 +46,12 @@ class LatentOptions:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no optimization can run with."""
-        for name in ("steps", "learning_rate", "clamp", "facts_per_batch"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"latents.{name}", getattr(self, name), "give a positive number.")
+        positive = ("steps", "learning_rate", "clamp", "facts_per_batch")
+        for name, value in vars(self).items():
+            if name in positive and not (math.isfinite(value) and value > 0):
+                raise InputError(f"latents.{name}", value, "give a positive number.")
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"latents.{name}", value, "give zero or a positive number.")
 
 
 @dataclass(frozen=True)

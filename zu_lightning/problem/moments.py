@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -81,7 +82,8 @@ def second_moments(
         partial = cache.partial_file(missing)
         computed = _one_pass(lm, text, missing, partial, monitor)
         cache.write(computed)
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that nothing could be written to
+            partial.unlink()
         found |= computed
     else:
         log.info("second moments: read from %s", text.cache)

@@ -17,7 +17,7 @@ PROMPTS = ("Ada Novak works as a baker.", "Ada Nilsen keeps a parrot and plays t
 
 @pytest.fixture
 def batch(any_lm: EditableLM) -> TokenBatch:
-    """Prompts behind two beginnings, and texts that share nothing."""
+    """Prompts after two beginnings, and texts that share nothing."""
     texts = [
         tokenize(any_lm.tokenizer, beginning + prompt, lookup_end=len(beginning) + 9)
         for beginning in BEGINNINGS
@@ -46,6 +46,14 @@ def test_a_shared_prefix_is_left_out_and_changes_nothing(any_lm: EditableLM, bat
         assert torch.allclose(suffix.logits(any_lm, rows, last), any_lm.logits(batch, rows, last), atol=1e-4)
 
 
+def test_a_lookup_token_is_never_left_out(lm: EditableLM) -> None:
+    """Whoever asks for the texts of a fact asks what happens at its lookup token."""
+    texts = [tokenize(lm.tokenizer, text, lookup_end=9) for text in (PROMPTS[0], PROMPTS[0], PROMPTS[0] + " Yes.")]
+    batch = collate(texts, lm.tokenizer)
+    suffix = after_shared_prefix(lm, batch, torch.zeros(3, dtype=torch.long))
+    assert torch.equal(suffix.start, batch.lookup)
+
+
 @pytest.mark.parametrize("layer", [1, 3])
 def test_the_part_from_the_lookup_token_on_gives_the_logits_of_the_whole(
     any_lm: EditableLM, batch: TokenBatch, layer: int
@@ -54,13 +62,14 @@ def test_the_part_from_the_lookup_token_on_gives_the_logits_of_the_whole(
     begun = after_shared_prefix(any_lm, batch, GROUP)
     (below,), unchanged, cached = begun.seen(any_lm, [any_lm.layers[layer - 1]], rows, last)
     suffix = begun.later(batch.lookup, layer, below.output, cached)
-    change = torch.randn(len(rows), 16)
+    change = torch.randn(len(rows), 16, generator=torch.Generator().manual_seed(0))
     moved = _moved(suffix, change)
     with torch.no_grad():
         found = moved.logits(any_lm, rows, last)
         again = suffix.select(rows[1:]).logits(any_lm, rows[:-1], last[1:])
+        at_lookup = (rows, batch.lookup)
         with any_lm.shifted(
-            any_lm.layers[layer - 1], lambda h: h.index_put((rows, batch.lookup), change, accumulate=True)
+            any_lm.layers[layer - 1], lambda h: h.index_put(at_lookup, change, accumulate=True), len(rows)
         ):
             whole = any_lm.logits(batch, rows, last)
     assert torch.allclose(found, whole, atol=1e-4)

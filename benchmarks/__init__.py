@@ -1,0 +1,1 @@
+"""Measurements for the documentation, run from the checkout: ``python -m benchmarks.<name>``."""

@@ -1,0 +1,249 @@
+"""Our pipeline and the published procedure, phase by phase, each timed in its own process."""
+
+import argparse
+import multiprocessing
+import resource
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from benchmarks.setting import WHOLE
+from benchmarks.speed import transcription
+from benchmarks.speed.clock import Clock
+from benchmarks.speed.shapes import SHAPES, Shape
+from zu_lightning import (
+    EditableLM,
+    Fact,
+    LatentOptions,
+    LayerProblem,
+    LowRankUpdate,
+    RetainText,
+    TargetOptions,
+    ZeroUnlearn,
+    apply_update,
+    evaluate,
+    evaluation_batches,
+    export_adapter,
+    export_model,
+    lookup_keys,
+    neutral_targets,
+    original_values,
+    read_facts,
+    read_texts,
+    sample_contexts,
+    second_moments,
+    split_facts,
+)
+from zu_lightning.problem.keys import layer_outputs
+
+DEMO = Path("data/demo")
+COUNTED_FACTS = 200
+"""Maximum number of facts for which our floating-point work is counted, and then scaled up."""
+COUNTED_PUBLISHED_FACTS = 5
+"""The same for the published procedure, whose facts all cost much the same."""
+
+Side = Literal["ours", "published"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both sides are given.
+
+    Attributes:
+        lm: The model, unedited.
+        layers: Layers to edit, lowest first.
+        forget: Facts to forget.
+        sample: Those on which the published procedure is timed.
+        retain: Facts to keep.
+        corpus: Retain text.
+        prose: Text for the perplexity.
+        contexts: Texts to put before prompts, the first one empty.
+        options: What edits aim at.
+        rule: The closed form.
+    """
+
+    lm: EditableLM
+    layers: list[int]
+    forget: list[Fact]
+    sample: list[Fact]
+    retain: list[Fact]
+    corpus: list[str]
+    prose: list[str]
+    contexts: tuple[str, ...]
+    options: TargetOptions
+    rule: ZeroUnlearn
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace, n: int) -> "Setting":
+        """The setting that the options describe, with n facts to forget."""
+        lm = _model(arguments.shape, arguments.dtype, torch.device(arguments.device))
+        forget, retain = split_facts(read_facts(DEMO / "facts.jsonl"), n, arguments.retain, 0)
+        corpus, prose = (read_texts(str(DEMO / name), arguments.documents) for name in ("corpus.txt", "heldout.txt"))
+        latents = LatentOptions(facts_per_batch=arguments.facts_per_batch)
+        setting = cls(
+            lm, arguments.layers, forget, forget[: arguments.sample or n], retain, corpus, prose, sample_contexts(lm),
+            TargetOptions(arguments.neutral_target, latents=latents), ZeroUnlearn(),
+        )  # fmt: skip
+        lookup_keys(lm, forget[:2], arguments.layers[-1], setting.contexts)  # warm up
+        return setting
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a side took.
+
+    Attributes:
+        seconds: Seconds by phase; for the published procedure scaled up from the sample.
+        targets: Neutral targets of the sample, d_out x facts.
+        flop: Floating-point operations of the targets of all facts.
+        rate: Flop/s of the matrix product that takes most of the time.
+        peak_gib: Peak memory of the process or, with a GPU, of the GPU.
+        loaded_gib: The same before the first phase.
+    """
+
+    seconds: dict[str, float]
+    targets: Tensor
+    flop: float
+    rate: float
+    peak_gib: float
+    loaded_gib: float
+
+
+def measured(side: Side, arguments: argparse.Namespace, n: int) -> Measurement:
+    """Measure a side on n facts, in a new process, so that memory is its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_measure, side, arguments, n).result()
+
+
+def _measure(side: Side, arguments: argparse.Namespace, n: int) -> Measurement:
+    setting = Setting.of(arguments, n)
+    loaded, clock = _peak_gib(setting.lm.device), Clock(setting.lm.device)
+    with tempfile.TemporaryDirectory() as folder:
+        targets = (_ours if side == "ours" else _published)(setting, clock, Path(folder))
+    peak = _peak_gib(setting.lm.device)
+    setting = Setting.of(arguments, n)  # a fresh model: on the edited one the targets are reached at once
+    counted = setting.forget[:COUNTED_FACTS] if side == "ours" else setting.sample[:COUNTED_PUBLISHED_FACTS]
+    with FlopCounterMode(display=False) as counter:
+        (_targets if side == "ours" else _published_targets)(setting, counted)
+    return Measurement(
+        seconds=clock.seconds,
+        targets=targets[:, : len(setting.sample)].cpu(),
+        flop=counter.get_total_flops() * n / len(counted),
+        rate=_matrix_rate(setting.lm),
+        peak_gib=peak,
+        loaded_gib=loaded,
+    )
+
+
+def _ours(setting: Setting, clock: Clock, folder: Path) -> Tensor:
+    """Our pipeline on all facts; returns the neutral targets."""
+    lm, forget, contexts, updates = setting.lm, setting.forget, setting.contexts, dict[int, LowRankUpdate]()
+    with clock.timed("moments"):
+        moments = second_moments(lm, RetainText(setting.corpus, WHOLE), setting.layers)
+    with clock.timed("targets"):
+        targets = _targets(setting, forget)
+    for layer in setting.layers:
+        with clock.timed("keys"):
+            keys = lookup_keys(lm, forget, layer, contexts)
+            residuals = targets - layer_outputs(lm, forget, setting.layers[-1])
+        with clock.timed("values"):
+            values = original_values(lm, forget, layer, contexts, setting.options.latents)
+        problem = LayerProblem(layer, keys, residuals, values, moments[layer])
+        with clock.timed("null space"):
+            torch.linalg.eigh(problem.second_moment)
+        with clock.timed("solve"):
+            updates[layer] = setting.rule(lm.weight(layer), problem)
+            apply_update(lm, layer, updates[layer])
+    with clock.timed("evaluation"):
+        evaluate(lm, evaluation_batches(lm, forget, setting.retain, setting.prose))
+    with clock.timed("export"):
+        export_model(lm, folder / "model")
+        export_adapter(lm, updates, folder / "adapter")
+    return targets
+
+
+def _targets(setting: Setting, facts: Sequence[Fact]) -> Tensor:
+    return neutral_targets(setting.lm, facts, setting.layers[-1], setting.contexts, setting.options).optimum
+
+
+def _published(setting: Setting, clock: Clock, folder: Path) -> Tensor:
+    """The published procedure on the sample; returns its neutral targets."""
+    lm, sample, contexts = setting.lm, setting.sample, setting.contexts
+    factor = len(setting.forget) / len(sample)
+    with clock.timed("targets", factor):
+        targets = _published_targets(setting, sample)
+    for layer in setting.layers:
+        site, latents = lm.projections[layer], setting.options.latents
+        with clock.timed("values", factor):
+            values = [transcription.latent(lm, site, fact, fact.target, contexts, latents) for fact in sample]
+        with clock.timed("keys", factor):
+            keys = [transcription.key(lm, fact, layer, contexts) for fact in sample]
+        with clock.timed("moments"):
+            C, WC = transcription.moments(lm, setting.corpus, layer)
+        with clock.timed("keys"):
+            residuals = targets - layer_outputs(lm, sample, setting.layers[-1])
+        problem = LayerProblem(layer, torch.stack(keys, 1), residuals, torch.stack(values, 1), C)
+        with clock.timed("null space"):
+            torch.linalg.eigh(C)
+        with clock.timed("solve"):
+            lm.set_weight(layer, transcription.solve(lm.weight(layer), problem, WC, setting.rule))
+    with clock.timed("evaluation", factor):
+        share = len(setting.retain) * len(sample) // len(setting.forget)
+        transcription.evaluation(lm, sample, setting.retain[:share], [])
+    with clock.timed("evaluation"):
+        transcription.evaluation(lm, [], [], setting.prose)
+    with clock.timed("export"):
+        lm.model.save_pretrained(folder / "model")
+        lm.tokenizer.save_pretrained(folder)
+    return targets
+
+
+def _published_targets(setting: Setting, facts: Sequence[Fact]) -> Tensor:
+    lm, site, options = setting.lm, setting.lm.layers[setting.layers[-1]], setting.options
+    given = (options.neutral_target, setting.contexts, options.latents)
+    return torch.stack([transcription.latent(lm, site, fact, *given) for fact in facts], 1)
+
+
+def _model(shape: str, dtype: str, device: torch.device) -> EditableLM:
+    if shape == "demo":
+        return EditableLM.from_pretrained(DEMO / "model", dtype=dtype).to(device)
+    return EditableLM(_random_llama(SHAPES[shape], dtype, device), AutoTokenizer.from_pretrained(DEMO / "model"))
+
+
+def _random_llama(shape: Shape, dtype: str, device: torch.device) -> PreTrainedModel:
+    """A randomly initialized Llama: it knows nothing, but takes as long as one that does."""
+    torch.manual_seed(0)
+    with device:
+        config = LlamaConfig(
+            hidden_size=shape.width, intermediate_size=shape.inner, num_hidden_layers=shape.depth,
+            num_attention_heads=shape.heads, num_key_value_heads=shape.key_value_heads, head_dim=shape.head_width,
+            vocab_size=shape.vocabulary, max_position_embeddings=2048, tie_word_embeddings=True, dtype=dtype,
+        )  # fmt: skip
+        model: PreTrainedModel = LlamaForCausalLM(config).to(getattr(torch, dtype))
+    return model
+
+
+def _matrix_rate(lm: EditableLM) -> float:
+    """Flop/s of the product that takes most of the time, in the shape of a batch."""
+    weight, repeats = lm.weight(0), 200
+    keys = torch.randn(1024, weight.shape[1], device=weight.device, dtype=weight.dtype)
+    clock = Clock(weight.device)
+    for phase, count in (("warm up", 10), ("products", repeats)):
+        with clock.timed(phase):
+            for _ in range(count):
+                keys @ weight.mT
+    return repeats * 2 * keys.shape[0] * weight.numel() / clock.seconds["products"]
+
+
+def _peak_gib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,161 @@
+"""Rules: units that carry over from model to model, refusals, and a rule added from outside the package."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import TEXTS, random_problem
+from zu_lightning import (
+    AlphaEdit,
+    EditableLM,
+    Fact,
+    InputError,
+    LatentOptions,
+    LayerProblem,
+    LowRankUpdate,
+    Memit,
+    Rome,
+    Rule,
+    TargetOptions,
+    ZeroUnlearn,
+    ZeroUnlearnGD,
+    ZeroUnlearnSoft,
+    solvers,
+    unlearn,
+)
+
+RULES = [
+    ZeroUnlearn(),
+    ZeroUnlearnGD(threshold=0.5),
+    ZeroUnlearnSoft(),
+    Memit(),
+    AlphaEdit(threshold=0.5),
+    Rome(),
+]
+
+
+def name(rule: Rule) -> str:
+    return type(rule).__name__
+
+
+@pytest.mark.parametrize("rule", RULES, ids=name)
+def test_scale_free_rules_do_the_same_in_a_model_of_another_scale(rule: Rule) -> None:
+    weight, problem = random_problem()
+    scaled_weight, scaled_problem = random_problem(scale=100.0)
+    effect = rule(weight, problem).dense() @ problem.keys
+    scaled_effect = rule(scaled_weight, scaled_problem).dense() @ scaled_problem.keys
+    assert effect.norm() > 0.1
+    assert torch.allclose(effect, scaled_effect, rtol=1e-6, atol=1e-9)
+
+
+def test_the_papers_units_do_not_carry_over() -> None:
+    rule = ZeroUnlearn(scale_free=False, retain_weight=15000.0, forget_weight=50.0, ridge=1.0)
+    (weight, problem), (scaled_weight, scaled_problem) = random_problem(), random_problem(scale=0.001)
+    effect = rule(weight, problem).dense() @ problem.keys
+    scaled_effect = rule(scaled_weight, scaled_problem).dense() @ scaled_problem.keys
+    assert not torch.allclose(effect, scaled_effect, rtol=0.1)
+
+
+def solved(rule: Rule, weight: Tensor, p: LayerProblem) -> LowRankUpdate:
+    """What the solver of a rule gives with the weights that are the rule's."""
+    w = {field: value for field, value in vars(rule).items() if field not in ("scale_free", "threshold", "criterion")}
+    if isinstance(rule, ZeroUnlearn):
+        return solvers.zero_unlearn(weight, p.keys, p.residuals, p.values, p.second_moment, **w)
+    if isinstance(rule, ZeroUnlearnSoft):
+        return solvers.zero_unlearn_soft(weight, p.keys, p.residuals, p.values, p.second_moment, **w)
+    if isinstance(rule, Memit):
+        return solvers.memit(weight, p.keys, p.residuals, p.second_moment, **w)
+    assert isinstance(rule, ZeroUnlearnGD | AlphaEdit)
+    basis = solvers.null_space(p.second_moment, rule.threshold, rule.criterion)
+    if isinstance(rule, AlphaEdit):
+        return solvers.alphaedit(weight, p.keys, p.residuals, basis, **w)
+    return solvers.zero_unlearn_gd(weight, p.keys, p.residuals, p.values, basis, **w)
+
+
+@pytest.mark.parametrize("scale_free", [True, False])
+@pytest.mark.parametrize("rule", RULES[:-1], ids=name)
+def test_a_rule_is_its_solver_with_every_weight_in_its_place(rule: Rule, scale_free: bool) -> None:
+    weight, problem = random_problem()
+    weights = {field: value for field, value in vars(rule).items() if isinstance(value, float) and field != "threshold"}
+    odd: dict[str, Any] = {field: 0.3 + i for i, field in enumerate(weights)}
+    changed = replace(rule, scale_free=scale_free, **odd)
+    expected = solved(changed, weight, problem.scale_free() if scale_free else problem)
+    assert torch.equal(changed(weight, problem).dense(), expected.dense())
+
+
+def test_rome_meets_every_fact_in_turn() -> None:
+    weight, problem = random_problem()
+    update = Rome(scale_free=False)(weight, problem)
+    assert update.rank == 3
+    assert torch.allclose(update.dense() @ problem.keys[:, 2], problem.residuals[:, 2])
+
+
+def test_rome_of_one_fact_is_its_solver() -> None:
+    weight, problem = random_problem()
+    one = replace(problem, keys=problem.keys[:, :1], residuals=problem.residuals[:, :1], values=problem.values[:, :1])
+    expected = solvers.rome(weight, one.keys[:, 0], one.residuals[:, 0], one.second_moment)
+    assert torch.allclose(Rome(scale_free=False)(weight, one).dense(), expected.dense())
+
+
+NUMBERS = [(rule, field) for rule in RULES for field, value in vars(rule).items() if isinstance(value, float)]
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize(("rule", "field"), NUMBERS, ids=lambda part: part if isinstance(part, str) else name(part))
+def test_a_weight_that_means_nothing_is_refused_by_name(rule: Rule, field: str, value: float) -> None:
+    given: dict[str, Any] = {field: value}
+    with pytest.raises(InputError, match=rf"{name(rule)}\.{field} is {value}: give zero or a positive number"):
+        replace(rule, **given)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (ZeroUnlearnGD(threshold=0.0), "rule is 'ZeroUnlearnGD': it cannot be solved at layer 0: the null space is"),
+        (AlphaEdit(threshold=0.0), "rule is 'AlphaEdit': it cannot be solved at layer 0: the null space is empty"),
+    ],
+)
+def test_a_problem_without_solution_is_refused_by_rule_and_layer(rule: Rule, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        rule(*random_problem())
+
+
+def test_a_null_space_can_be_asked_for_before_it_is_solved_in() -> None:
+    _, problem = random_problem()
+    rule = ZeroUnlearnGD(threshold=0.5)
+    expected = solvers.null_space(problem.scale_free().second_moment, 0.5, "absolute")
+    assert torch.equal(rule.null_space(rule.in_units(problem)), expected)
+    with pytest.raises(InputError, match="rule is 'ZeroUnlearnGD': it cannot be solved at layer 0: the null space is"):
+        ZeroUnlearnGD(threshold=0.0).null_space(problem)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeastSquares(Rule):
+    """A rule that the package does not know: the smallest update that takes a share of the way for every fact."""
+
+    share: float = 1.0
+
+    def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
+        return LowRankUpdate(self.share * problem.residuals, torch.linalg.pinv(problem.keys))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_a_rule_from_outside_the_package_is_a_rule_like_any_other(
+    lm: EditableLM, facts: list[Fact], share: float
+) -> None:
+    weights = [lm.weight(layer).clone() for layer in range(3)]
+    options = TargetOptions(neutral_target="mill", latents=LatentOptions(steps=2), optimize_values=False)
+    result = unlearn(lm, facts, TEXTS, [1], LeastSquares(share=share), options)
+    scores = result.edits[1].scores
+    assert scores.rank == len(facts)
+    assert scores.residual_after == pytest.approx((1 - share) * scores.residual_before, abs=1e-6)
+    assert torch.equal(lm.weight(1), (weights[1].double() + result.updates[1].dense()).float())
+    assert [torch.equal(lm.weight(layer), weights[layer]) for layer in range(3)] == [True, False, True]
+
+
+def test_a_rule_from_outside_the_package_is_refused_like_any_other() -> None:
+    with pytest.raises(InputError, match=r"LeastSquares\.share is -1: give zero or a positive number"):
+        LeastSquares(share=-1)

@@ -1,0 +1,48 @@
+"""Keys and hidden states at the lookup tokens, on every architecture, against one text at a time."""
+
+import pytest
+import torch
+
+from zu_lightning import EditableLM, Fact, lookup_keys
+from zu_lightning.lm.hooks import Record
+from zu_lightning.lm.tokens import collate, tokenize_fact
+from zu_lightning.problem import keys
+from zu_lightning.problem.keys import layer_outputs
+
+CONTEXTS = ("", "It was late.", "In the morning.")
+
+
+def at_lookup(lm: EditableLM, fact: Fact, module: torch.nn.Module, context: str = "") -> Record:
+    """What a module receives and returns at the lookup token of a single text."""
+    text = tokenize_fact(lm.tokenizer, fact, context=context)
+    (record,) = lm.record(collate([text], lm.tokenizer), [module])
+    return Record(record.input[0, text.lookup].double(), record.output[0, text.lookup].double())
+
+
+def test_the_bare_prompt_weighs_as_much_as_all_others(any_lm: EditableLM, facts: list[Fact]) -> None:
+    found = lookup_keys(any_lm, facts, 1, CONTEXTS)
+    assert found.dtype == torch.float64
+    for i, fact in enumerate(facts):
+        bare, first, second = (at_lookup(any_lm, fact, any_lm.projections[1], context).input for context in CONTEXTS)
+        assert torch.allclose(found[:, i], 0.5 * bare + 0.25 * first + 0.25 * second, atol=1e-5)
+
+
+def test_without_other_contexts_the_bare_prompt_is_all(lm: EditableLM, facts: list[Fact]) -> None:
+    found = lookup_keys(lm, facts, 1, ("",))
+    for i, fact in enumerate(facts):
+        assert torch.allclose(found[:, i], at_lookup(lm, fact, lm.projections[1]).input, atol=1e-5)
+
+
+def test_outputs_are_those_of_the_bare_prompts(any_lm: EditableLM, facts: list[Fact]) -> None:
+    found = layer_outputs(any_lm, facts, 1)
+    assert found.dtype == torch.float64
+    for i, fact in enumerate(facts):
+        assert torch.allclose(found[:, i], at_lookup(any_lm, fact, any_lm.layers[1]).output, atol=1e-5)
+
+
+def test_batches_do_not_matter(lm: EditableLM, facts: list[Fact], monkeypatch: pytest.MonkeyPatch) -> None:
+    together = lookup_keys(lm, facts, 1, CONTEXTS), layer_outputs(lm, facts, 1)
+    monkeypatch.setattr(keys, "BATCH_TOKENS", 1)
+    alone = lookup_keys(lm, facts, 1, CONTEXTS), layer_outputs(lm, facts, 1)
+    for a, b in zip(together, alone, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)

@@ -1,0 +1,229 @@
+"""Latent optimization: batched facts against one fact at a time, transcribed from the published procedure."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.conftest import random_lm
+from zu_lightning import (
+    EditableLM,
+    Fact,
+    InputError,
+    LatentOptions,
+    NeutralTargets,
+    TargetOptions,
+    neutral_targets,
+    original_values,
+)
+from zu_lightning.lm.tokens import collate, tokenize, tokenize_fact
+from zu_lightning.problem.latent_problem import LatentProblem
+
+CONTEXTS = ("", "It was late.", "In the morning, a quiet river stood.")
+OPTIONS = LatentOptions(steps=6)
+
+FREE = LatentOptions(weight_decay=0.0, kl_weight=0.0)
+"""A random model's states are small, and the decay, which is relative to them, would hold every vector in place."""
+
+
+def targets_for(
+    lm: EditableLM,
+    facts: list[Fact],
+    layer: int,
+    contexts: tuple[str, ...],
+    options: LatentOptions,
+    neutral_target: str = "mill",
+) -> NeutralTargets:
+    return neutral_targets(lm, facts, layer, contexts, TargetOptions(neutral_target=neutral_target, latents=options))
+
+
+def one_at_a_time(
+    lm: EditableLM, fact: Fact, answer: str, site: nn.Module, options: LatentOptions
+) -> tuple[Tensor, Tensor]:
+    """The published procedure for one fact with one vector, full forward passes and no batching: start and optimum."""
+    prompts = [tokenize_fact(lm.tokenizer, fact, context=context, answer=answer) for context in CONTEXTS]
+    essence = tokenize(lm.tokenizer, f"{fact.subject} is a", lookup_end=len(fact.subject or ""))
+    (record,) = lm.record(collate([prompts[0]], lm.tokenizer), [site])
+    start = record.output[0, prompts[0].lookup]
+    unit = start.square().mean().sqrt() if options.scale_free else torch.ones(())
+    coordinates = torch.zeros_like(start, requires_grad=True)
+    optimizer = torch.optim.Adam([coordinates], lr=options.learning_rate)
+
+    def log_probabilities(ids: list[int], lookup: int) -> Tensor:
+        def add(hidden: Tensor) -> Tensor:
+            moved = hidden.clone()
+            moved[0, lookup] += coordinates * unit
+            return moved
+
+        with lm.shifted(site, add, 1):
+            logits: Tensor = lm.model(input_ids=torch.tensor([ids])).logits
+        return logits[0].log_softmax(-1)
+
+    original = log_probabilities(essence.ids, essence.lookup)[-1].detach()
+    for step in range(options.steps):
+        nll = torch.zeros(())
+        for text in prompts:
+            predicted = log_probabilities(text.ids, text.lookup)[text.answer - 1 : -1]
+            tokens = torch.tensor(text.ids[text.answer :])
+            nll = nll - predicted.gather(1, tokens[:, None]).mean() / len(prompts)
+        new = log_probabilities(essence.ids, essence.lookup)[-1]
+        divergence = (new.exp() * (new - original)).sum()
+        size = (unit * coordinates).norm() if step else torch.zeros(())
+        loss = nll + options.kl_weight * divergence + options.weight_decay * size / start.square().sum()
+        if loss < options.tolerance or step == options.steps - 1:
+            break
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        limit = options.clamp * start.norm()
+        with torch.no_grad():
+            if (unit * coordinates).norm() > limit:
+                coordinates *= limit / (unit * coordinates).norm()
+    return start, start + coordinates.detach() * unit
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        OPTIONS,
+        replace(OPTIONS, scale_free=False),
+        replace(OPTIONS, clamp=0.1),
+        replace(OPTIONS, kl_weight=100.0),
+        replace(OPTIONS, weight_decay=0.0),
+    ],
+    ids=["scale-free", "the paper's units", "clamped", "essence kept", "free to move"],
+)
+def test_batched_targets_are_those_of_one_fact_at_a_time(
+    lm: EditableLM, facts: list[Fact], options: LatentOptions
+) -> None:
+    with_subject = facts[:3]
+    found = targets_for(lm, with_subject, 1, CONTEXTS, options)
+    for i, fact in enumerate(with_subject):
+        start, optimum = one_at_a_time(lm, fact, "mill", lm.layers[1], options)
+        assert torch.allclose(found.start[:, i], start.double(), atol=1e-5)
+        assert not torch.allclose(found.optimum[:, i], found.start[:, i], atol=1e-3)
+        assert torch.allclose(found.optimum[:, i], optimum.double(), atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
+def test_batched_values_are_those_of_one_fact_at_a_time(architecture: str, facts: list[Fact]) -> None:
+    lm, with_subject = random_lm(architecture), facts[:3]
+    options = replace(FREE, steps=6)
+    found = original_values(lm, with_subject, 1, CONTEXTS, options)
+    for i, fact in enumerate(with_subject):
+        start, optimum = one_at_a_time(lm, fact, fact.target, lm.projections[1], options)
+        assert not torch.allclose(found[:, i], start.double(), atol=1e-3)
+        assert torch.allclose(found[:, i], optimum.double(), atol=1e-4)
+
+
+def test_batch_size_does_not_matter(any_lm: EditableLM, facts: list[Fact]) -> None:
+    together = original_values(any_lm, facts, 1, CONTEXTS, LatentOptions(steps=4))
+    alone = original_values(any_lm, facts, 1, CONTEXTS, LatentOptions(steps=4, facts_per_batch=1))
+    assert torch.allclose(together, alone, atol=1e-4)
+
+
+def test_batches_are_halved_where_memory_does_not_suffice(
+    lm: EditableLM, facts: list[Fact], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = LatentOptions(steps=4)
+    expected = original_values(lm, facts, 1, CONTEXTS, options)
+    solve, tried = LatentProblem.solve, []
+
+    def short_of_memory(self: LatentProblem, facts: list[Fact], answers: list[str]) -> tuple[Tensor, Tensor]:
+        tried.append(len(facts))
+        if len(facts) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return solve(self, facts, answers)
+
+    monkeypatch.setattr(LatentProblem, "solve", short_of_memory)
+    found = original_values(lm, facts, 1, CONTEXTS, options)
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert "Original values: memory does not suffice" in caplog.text
+    assert sum(size > 1 for size in tried) <= 2  # what does not fit is not tried again
+    assert sum(size == 1 for size in tried) == len(facts)
+
+
+def test_optimizing_raises_the_probability_of_the_answer(lm: EditableLM, facts: list[Fact]) -> None:
+    before = targets_for(lm, facts, 0, ("",), LatentOptions(steps=1))
+    after = targets_for(lm, facts, 0, ("",), replace(FREE, steps=25))
+    assert torch.equal(before.optimum, before.start)
+    assert (after.probability > before.probability).all()
+
+
+def test_what_is_known_of_an_optimum_is_what_the_model_says_with_it_in_place(lm: EditableLM, facts: list[Fact]) -> None:
+    facts = [*facts, replace(facts[3], target="a")]
+    found = targets_for(lm, facts, 0, ("",), replace(FREE, learning_rate=0.5, clamp=4.0), "a")
+    assert found.contexts == ("",)
+    assert found.original_lost.any()
+    assert not found.original_lost.all()
+    for i, fact in enumerate(facts):
+        moved = found.optimum[:, i].float()
+        log_probability, exact = [], []
+        for answer in ("a", fact.target):
+            text = tokenize_fact(lm.tokenizer, fact, answer=answer)
+
+            def put_in(hidden: Tensor, lookup: int = text.lookup, moved: Tensor = moved) -> Tensor:
+                return hidden.index_put((torch.tensor([0]), torch.tensor([lookup])), moved)
+
+            with torch.no_grad(), lm.shifted(lm.layers[0], put_in, 1):
+                logits = lm.model(input_ids=torch.tensor([text.ids])).logits[0, text.answer - 1 : -1]
+            tokens = torch.tensor(text.ids[text.answer :])
+            log_probability.append(logits.log_softmax(-1).gather(1, tokens[:, None]).sum())
+            exact.append(bool((logits.argmax(-1) == tokens).all()))
+        assert found.probability[i].item() == pytest.approx(log_probability[0].exp().item(), rel=1e-4)
+        assert found.original_lost[i].item() == (not exact[1])
+
+
+def test_a_fact_that_has_its_answer_is_left_alone(lm: EditableLM, facts: list[Fact]) -> None:
+    found = targets_for(lm, facts, 1, CONTEXTS, replace(FREE, steps=6, tolerance=1e9))
+    assert torch.equal(found.optimum, found.start)
+
+
+def test_a_fact_that_is_done_moves_no_further_while_others_do(lm: EditableLM, facts: list[Fact]) -> None:
+    facts = [replace(fact, subject=None) for fact in facts]  # all in one batch, since all look up their last token
+    halfway = targets_for(lm, facts, 0, ("",), replace(FREE, steps=6), "a")
+    losses = -halfway.probability.log()  # the answer is a single token
+    done = int(losses.argmin())
+    options = replace(FREE, steps=12, tolerance=1.0001 * losses[done].item())
+    found = targets_for(lm, facts, 0, ("",), options, "a")
+    others = [i for i in range(len(facts)) if i != done]
+    assert torch.allclose(found.optimum[:, done], halfway.optimum[:, done], atol=1e-6)
+    assert not torch.allclose(found.optimum[:, others], halfway.optimum[:, others], atol=1e-3)
+
+
+def test_vectors_stay_within_the_clamp(lm: EditableLM, facts: list[Fact]) -> None:
+    found = targets_for(lm, facts, 0, CONTEXTS, replace(FREE, steps=25, clamp=0.2))
+    moved = (found.optimum - found.start).norm(dim=0) / found.start.norm(dim=0)
+    assert moved.max().item() == pytest.approx(0.2, rel=1e-4)
+
+
+def test_losses_that_are_not_finite_are_refused_by_fact(lm: EditableLM, facts: list[Fact]) -> None:
+    lm.set_weight(2, lm.weight(2) * float("nan"))
+    with pytest.raises(ValueError, match=r"facts \['[0-3]'.*\] gave NaN or infinite losses"):
+        original_values(lm, facts, 1, CONTEXTS, OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["steps", "learning_rate", "clamp", "facts_per_batch"])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_options_that_nothing_can_be_optimized_with_are_refused_by_name(name: str, value: int) -> None:
+    options: dict[str, Any] = {name: value}
+    with pytest.raises(InputError, match=rf"latents\.{name} is {value}: give a positive number") as refused:
+        LatentOptions(**options)
+    assert refused.value.parameter == f"latents.{name}"
+    assert repr(refused.value.value) == repr(value)
+
+
+@pytest.mark.parametrize("name", ["kl_weight", "weight_decay", "tolerance"])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+def test_weights_that_mean_nothing_are_refused_by_name(name: str, value: float) -> None:
+    options: dict[str, Any] = {name: value}
+    with pytest.raises(InputError, match=rf"latents\.{name} is {value}: give zero or a positive number"):
+        LatentOptions(**options)
+
+
+@pytest.mark.parametrize("answer", ["", "  "])
+def test_an_empty_neutral_target_is_refused(answer: str) -> None:
+    with pytest.raises(InputError, match=rf"neutral_target is '{answer}': say what the model should answer instead"):
+        TargetOptions(neutral_target=answer)

@@ -1,0 +1,40 @@
+"""The units in which a rule's weights mean the same in every model."""
+
+import torch
+
+from tests.conftest import random_problem
+from zu_lightning import LayerProblem
+
+
+def test_scale_free_keys_have_norm_one_and_the_moment_has_mean_eigenvalue_one() -> None:
+    _, problem = random_problem(scale=100.0)
+    free = problem.scale_free()
+    assert torch.allclose(free.keys.norm(dim=0), torch.ones(3, dtype=torch.float64))
+    assert torch.allclose(torch.linalg.eigvalsh(free.second_moment).mean(), torch.ones((), dtype=torch.float64))
+    assert free.layer == problem.layer
+
+
+def test_an_update_solves_both_problems_alike() -> None:
+    weight, problem = random_problem()
+    free = problem.scale_free()
+    update = problem.residuals @ torch.linalg.pinv(problem.keys)
+    assert torch.allclose(update @ free.keys, free.residuals)
+    # What is missing along the values has one direction in both.
+    for ours, theirs in ((problem.values, free.values), (weight @ problem.keys, weight @ free.keys)):
+        assert torch.allclose(ours / problem.keys.norm(dim=0), theirs)
+
+
+def test_models_of_any_scale_have_the_same_scale_free_problem_but_for_the_size_of_their_outputs() -> None:
+    small, large = (random_problem(scale)[1].scale_free() for scale in (1.0, 100.0))
+    assert torch.allclose(small.keys, large.keys)
+    assert torch.allclose(small.second_moment, large.second_moment)
+    assert torch.allclose(small.residuals, 100 * large.residuals)
+
+
+def test_a_key_of_zero_stays_finite() -> None:
+    _, problem = random_problem()
+    keys = problem.keys.clone()
+    keys[:, 1] = 0.0
+    free = LayerProblem(0, keys, problem.residuals, problem.values, problem.second_moment).scale_free()
+    assert torch.equal(free.keys[:, 1], torch.zeros(9, dtype=torch.float64))
+    assert torch.allclose(free.keys[:, [0, 2]].norm(dim=0), torch.ones(2, dtype=torch.float64))
