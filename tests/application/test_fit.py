@@ -33,6 +33,7 @@ def values(events: EventAccumulator, name: str) -> list[float]:
 def test_the_demo_forgets_what_it_should_and_nothing_else(demo_run: Path) -> None:
     results = Results.read(demo_run)
     before, after = results.before, results.after
+    assert results.method.items() >= {"name": "ZeroUnlearnGD", "scale_free": True}.items()
     assert results.facts == len(set(results.forgotten)) == 10
     assert results.targets is not None
     assert results.targets.reachable >= 90
@@ -47,6 +48,7 @@ def test_the_demo_forgets_what_it_should_and_nothing_else(demo_run: Path) -> Non
 
 
 def test_the_exports_are_the_same_model_and_the_adapter_comes_off(demo_run: Path) -> None:
+    assert changed_weights(demo_run) == {"model.layers.0.mlp.down_proj.weight"}
     tokens = torch.arange(3, 43).reshape(2, 20)
     edited = AutoModelForCausalLM.from_pretrained(demo_run / "model")
     base = AutoModelForCausalLM.from_pretrained(DEMO / "model")
