@@ -20,7 +20,7 @@ import data
 from callbacks import ClosedForm, Resume
 from callbacks.resume import checkpoint_path
 from callbacks.run_folder import check_writable, run_folder
-from zu_lightning import EditingModule, InputError, UnlearnModule, replacing
+from zu_lightning import EditingModule, EvaluationModule, InputError, replacing
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +43,14 @@ QUIET = (
     ".*does not have many workers.*",  # batches are made in this process, where the language model is
     ".*`IterableDataset` has `__len__` defined.*",  # with workers it would be wrong; there are none
     ".*Total length of .* across ranks is zero.*",  # a run that was killed after its last layer only has to export
+    ".*isinstance.treespec, LeafSpec.*",  # Lightning calls torch by an old name,
+    ".*is_gradient_checkpointing. is deprecated.*",  # and PEFT transformers
 )
-"""Warnings of Lightning that do not fit what happens here."""
+"""Warnings of other packages that a user can do nothing about."""
 
 OPTION_OWNERS: tuple[tuple[str, type], ...] = (
     ("model", EditingModule),
-    ("model", UnlearnModule),
+    ("model", EvaluationModule),
     ("data", data.UnlearnDataModule),
     ("trainer", Trainer),
     ("closed_form", ClosedForm),

@@ -5,8 +5,8 @@ import logging
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from callbacks.run_folder import run_folder, unlearning
-from zu_lightning import ExportCheck, InputError, PretrainModule, check_export, export_adapter, export_model
+from callbacks.run_folder import run_folder, unlearn_module
+from zu_lightning import ExportCheck, InputError, PretrainModule, check_export
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class ExportEditedModel(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse modules that have nothing to export."""
-        unlearning(pl_module)
+        unlearn_module(pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export from the first process; also if a run was continued after its last layer and trained nothing.
@@ -36,20 +36,22 @@ class ExportEditedModel(Callback):
         Raises:
             RuntimeError: A reloaded model differs from the one in memory.
         """
-        folder, module = run_folder(trainer), unlearning(pl_module)
+        folder, module = run_folder(trainer), unlearn_module(pl_module)
         if folder is None:
+            return
+        if not module.is_done:
+            log.warning("the run was stopped early: nothing is exported. Continue it with --ckpt_path last.")
             return
         prompts = [fact.prompt for fact in module.request.forget[:16]]
         with module.monitor.timed("export"):
-            updates = module.updates()
-            model = export_model(module.lm, folder / "model")
-            adapter = export_adapter(module.lm, updates, folder / "adapter") if updates else None
+            model, adapter = module.export(folder)
             found = check_export(module.lm, model, adapter, prompts)
         if not self._agrees(found, exact=module.lm.model.dtype == torch.float32):
             raise RuntimeError(f"what was exported is not the edited model: {found}. Do not use {folder}.")
         log.info(
-            "exported %s; loaded again, the logits differ by %.1e at most, with the adapter by %s (the edit: %.1e)",
-            folder / "model", found.model, "none" if found.adapter is None else f"{found.adapter:.1e}", found.edit,
+            "exported %s; reloaded, its logits differ by at most %.1e%s (the edit changed them by %.1e)",
+            folder / "model", found.model,
+            "" if found.adapter is None else f", and with the adapter by {found.adapter:.1e}", found.edit,
         )  # fmt: skip
 
     def _agrees(self, found: ExportCheck, *, exact: bool) -> bool:
@@ -71,14 +73,17 @@ class ExportPretrained(Callback):
     def __init__(self, folder: str) -> None:
         self.folder = folder
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Export from the first process.
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse modules that train something else.
 
         Raises:
-            InputError: The module trains something else.
+            InputError: See above.
         """
         if not isinstance(pl_module, PretrainModule):
             raise InputError("model", type(pl_module).__name__, "ExportPretrained needs a zu_lightning.PretrainModule.")
-        if run_folder(trainer) is not None:
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export from the first process."""
+        if run_folder(trainer) is not None and isinstance(pl_module, PretrainModule):
             pl_module.save_half(self.folder, trainer.datamodule.tokenizer)  # type: ignore[attr-defined]
             log.info("exported the trained model to %s", self.folder)

@@ -1,4 +1,4 @@
-"""What a run tells: ``metrics.json``, TensorBoard, and one table at the end."""
+"""What a run reports: ``metrics.json``, TensorBoard, and one table at the end."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from callbacks.run_folder import is_trained, run_folder, unlearning
+from callbacks.run_folder import run_folder, unlearn_module
 from zu_lightning import Fact, LayerProblem, NeutralTargets, Request, Results, TargetScores, UnlearnModule
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Report(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse modules that have nothing to report."""
-        unlearning(pl_module)
+        unlearn_module(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Settle the folder while all processes are there to agree on it."""
@@ -42,7 +42,7 @@ class Report(Callback):
         boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if batch_idx > 0 or not isinstance(batch, LayerProblem) or not trainer.is_global_zero or not boards:
             return
-        with unlearning(pl_module).monitor.timed("spectrum"):
+        with unlearn_module(pl_module).monitor.timed("spectrum"):
             eigenvalues = torch.linalg.eigvalsh(batch.second_moment).flip(0)
             shares = (eigenvalues / eigenvalues.mean()).clamp(min=1e-12).log10().tolist()
         for i in range(0, len(shares), max(1, len(shares) // SPECTRUM_POINTS)):
@@ -53,10 +53,10 @@ class Report(Callback):
         """Take sample completions: before in Lightning's sanity check, after in the fit."""
         if trainer.state.fn != "fit":
             return
-        module = unlearning(pl_module)
+        module = unlearn_module(pl_module)
         if trainer.sanity_checking and module.run.before.get("efficacy") == 0:
             log.warning(
-                "the model answers none of the facts to forget even before it is edited: efficacy will tell nothing."
+                "the model answers none of the facts to forget even before it is edited: efficacy will be meaningless."
             )
         when = "before" if trainer.sanity_checking else "after"
         if trainer.is_global_zero and not (when == "before" and when in module.run.completions):
@@ -66,7 +66,7 @@ class Report(Callback):
         """Write scores and completions, and show the table."""
         if self.folder is None:
             return
-        module = unlearning(pl_module)
+        module = unlearn_module(pl_module)
         results = results_of(module)
         results.write(self.folder)
         _show_in_tensorboard(trainer, results, _completions_table(module))
@@ -74,7 +74,8 @@ class Report(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """What has been measured is kept when the export fails."""
-        if is_trained(trainer) and unlearning(pl_module).run.after:
+        module = unlearn_module(pl_module)
+        if module.run.after and module.is_done:
             self.on_fit_end(trainer, pl_module)
 
     def on_predict_batch_end(

@@ -6,8 +6,7 @@ from pathlib import Path
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from callbacks.run_folder import is_trained
-from zu_lightning import replacing
+from zu_lightning import UnlearnModule, replacing
 
 
 def checkpoint_path(default_root_dir: str) -> Path:
@@ -33,7 +32,8 @@ class Resume(Checkpoint):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing is left to continue with, unless Lightning was told to stop early (``max_time``)."""
-        if trainer.is_global_zero and not trainer.fast_dev_run and is_trained(trainer):  # type: ignore[attr-defined]
+        is_done = pl_module.is_done if isinstance(pl_module, UnlearnModule) else True
+        if trainer.is_global_zero and not trainer.fast_dev_run and is_done:  # type: ignore[attr-defined]
             checkpoint_path(trainer.default_root_dir).unlink(missing_ok=True)
 
     @staticmethod
@@ -41,6 +41,6 @@ class Resume(Checkpoint):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         path = checkpoint_path(trainer.default_root_dir)
-        # All processes take part in saving, and the first one writes.
-        with replacing(path) if trainer.is_global_zero else nullcontext(path) as temporary:
-            trainer.save_checkpoint(temporary)
+        # All processes take part in saving, and have to name the same file.
+        with replacing(path) if trainer.is_global_zero else nullcontext(path) as own:
+            trainer.save_checkpoint(trainer.strategy.broadcast(own))

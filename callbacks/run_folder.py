@@ -1,4 +1,4 @@
-"""Where a run writes, for which modules, and whether it is done."""
+"""Where a run writes, and for which modules."""
 
 import tempfile
 from pathlib import Path
@@ -34,12 +34,7 @@ def run_folder(trainer: Trainer) -> Path | None:
     return folder
 
 
-def is_trained(trainer: Trainer) -> bool:
-    """Whether all epochs are done; unlike ``trainer.current_epoch``, this counts the last one of a killed run."""
-    return trainer.max_epochs is None or trainer.fit_loop.epoch_progress.current.processed >= trainer.max_epochs  # type: ignore[attr-defined]
-
-
-def unlearning(module: LightningModule) -> UnlearnModule:
+def unlearn_module(module: LightningModule) -> UnlearnModule:
     """The module of an unlearning run.
 
     Raises:

@@ -23,7 +23,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenize
         vocab_size: Size of the vocabulary, bytes and three special tokens included.
 
     Returns:
-        A fast tokenizer with beginning-of-text, end-of-text and padding tokens.
+        A fast tokenizer with beginning-of-text, end-of-text, and padding tokens.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -89,7 +89,7 @@ class WorldTextDataModule(LightningDataModule):
         self.tokenizer = train_tokenizer(islice(self.world.documents(seed=4), 20_000), vocab_size)
 
     def train_dataloader(self) -> DataLoader[Tensor]:
-        """One epoch of fresh text: the seed moves on with the epoch."""
+        """One epoch of fresh text: the seed changes with the epoch."""
         epoch = self.trainer.current_epoch if self.trainer else 0
         return self._loader(seed=self.seed + 1000 * (epoch + 1), batches=self.steps_per_epoch)
 

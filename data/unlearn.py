@@ -94,11 +94,11 @@ class UnlearnDataModule(LightningDataModule):
         """Read and split the facts, and read the text: everything that can be wrong with the input shows here."""
         forget, retain = self._facts()
         log.info("%d facts to forget, %d to keep", len(forget), len(retain))
-        heldout = self.heldout and read_texts(self.heldout, self.reading.heldout_documents, "heldout")
-        documents: list[str] = []
-        if stage == "fit" or not heldout:
-            documents = self._retain_documents(forget)
-        if not heldout:
+        heldout: list[str] | None = None
+        if self.heldout is not None:
+            heldout = read_texts(self.heldout, self.reading.heldout_documents, "heldout")
+        documents = self._retain_documents(forget, stage) if stage == "fit" or heldout is None else []
+        if heldout is None:
             kept = len(documents) - len(documents) // 10
             documents, heldout = documents[:kept], documents[kept:]
         self.request = Request(
@@ -161,10 +161,10 @@ class UnlearnDataModule(LightningDataModule):
         lists = (self.forget_ids, self.retain_ids)
         return split_facts(facts, self.forget_num, self.retain_num, self.seed, *lists, self.halves)
 
-    def _retain_documents(self, forget: Sequence[Fact]) -> list[str]:
+    def _retain_documents(self, forget: Sequence[Fact], stage: str) -> list[str]:
         corpus = read_texts(self.corpus, self.reading.corpus_documents, "corpus")
         documents = retain_documents(corpus, forget)
-        if not documents:
+        if not documents and stage == "fit":
             raise InputError("corpus", self.corpus, "every document names a forgotten subject: add retain text.")
         log.info(
             "%d documents of retain text (%d more name a forgotten subject and are left out)",

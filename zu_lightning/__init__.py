@@ -18,6 +18,7 @@ from zu_lightning.methods.rules import AlphaEdit, Memit, Rome, Rule, ZeroUnlearn
 from zu_lightning.methods.unlearning import LayerEdit, LayerScores, UnlearnResult, edit_layers, unlearn, write_update
 from zu_lightning.modules.base import UnlearnModule
 from zu_lightning.modules.editing import EditingModule
+from zu_lightning.modules.evaluation import EvaluationModule
 from zu_lightning.modules.pretrain import PretrainModule
 from zu_lightning.modules.state import EditKey, RunState
 from zu_lightning.problem.keys import lookup_keys
@@ -40,6 +41,7 @@ __all__ = [
     "EditableLM",
     "EditingModule",
     "EvaluationBatch",
+    "EvaluationModule",
     "ExportCheck",
     "Fact",
     "FactToken",

@@ -28,7 +28,7 @@ def own_share(batches: Iterable[T]) -> Iterator[T]:
 
 
 def summed(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors added up over all processes; the same bits on each of them."""
+    """Add the tensors up over all processes, in place; each process gets the same bits."""
     if process()[1] > 1:
         for tensor in tensors:
             distributed.all_reduce(tensor)

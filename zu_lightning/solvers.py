@@ -361,8 +361,8 @@ def null_space(second_moment: Tensor, threshold: float, criterion: NullSpaceCrit
         low, middle, high = (eigenvalues[i].item() for i in (0, len(C) // 2, -1))
         raise ValueError(
             f"the null space is empty: no direction of the second moment is within {criterion} threshold "
-            f"{threshold:g}; its eigenvalues run from {low:.3g} over {middle:.3g} (median) to {high:.3g}, their sum is "
-            f"{eigenvalues.sum().item():.3g}: raise the threshold."
+            f"{threshold:g}; its eigenvalues range from {low:.3g} through a median of {middle:.3g} to {high:.3g}, and "
+            f"their sum is {eigenvalues.sum().item():.3g}: raise the threshold."
         )
     basis: Tensor = eigenvectors[:, kept]
     return basis

@@ -81,10 +81,11 @@ BAD_INPUT = {
     "empty target": Case(facts({**FACT, "target": ""}), "{}/facts.jsonl, line 1: target is ''"),
     "duplicates": Case(facts(FACT, {**FACT, "id": "b"}), "{}/facts.jsonl: id is 'b': its prompt and target"),
     "prompt too long": Case(
-        facts({**FACT, "prompt": "very " * 500 + "{} works as a"}), "of which the model's context holds 256"
+        facts({**FACT, "prompt": "very " * 500 + "{} works as a"}), "the model's context holds 256"
     ),
     "both sets": Case(option("--data.forget_ids=[a]", "--data.retain_ids=[a]"), "--data.retain_ids is ['a']: "),
     "no such id in a file": Case(ids, "--data.ids is ['nobody']: these are not ids of the 1800 facts"),
+    "no layer of a tiny model": Case(option("--model.layers=[]", "--model.tiny=true"), "--model.layers is []: name at"),
     "no such layer": Case(option("--model.layers=[0, 9]"), "--model.layers is [0, 9]: layers [9] do not exist"),
     "no such model": Case(option("--model.model_name_or_path={}/none"), "--model.model_name_or_path is '{}/none': "),
     "empty model": Case(empty_model, "--model.model_name_or_path is '{}/nothing': this is neither a model directory"),
@@ -92,7 +93,7 @@ BAD_INPUT = {
     "no causal model": Case(masked_model, "this 'bert' model is not a causal language model"),
     "no architecture": Case(
         option("--model.tiny=true", "--model.model_name_or_path=mine"),
-        "--model.model_name_or_path is 'mine': it does not tell an architecture",
+        "--model.model_name_or_path is 'mine': it does not contain the name of an architecture",
     ),
     "no such checkpoint": Case(option("--ckpt_path={}/none.ckpt"), "--ckpt_path is '{}/none.ckpt': there is no such"),
     "no neutral target": Case(option("--model.neutral_target="), "--model.neutral_target is '': "),
@@ -159,7 +160,7 @@ def test_an_empty_null_space_is_explained(threshold: list[str], tmp_path: Path) 
     with pytest.raises(SystemExit) as stopped:
         train_py(command_line(tmp_path, *threshold, *SHORT_RUN))
     assert re.search(
-        r"'ZeroUnlearnGD': it cannot be solved at layer 0: the null space is empty: .* raise the threshold",
+        r"error: ZeroUnlearnGD\.threshold is 0\.0: layer 0 has no solution: the null space is empty: .*raise the",
         str(stopped.value.code),
     )
 

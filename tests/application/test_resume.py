@@ -133,9 +133,9 @@ def test_a_checkpoint_holds_the_state_and_no_model(half_done: Path, two_layers_r
 @pytest.mark.parametrize(
     ("option", "name"),
     [
-        ("--model.neutral_target=nothing", "model.neutral_target ('unknown') than this one ('nothing')"),
-        ("--model.layers=[0,2]", "model.layers ([0, 1]) than this one ([0, 2])"),
-        ("--closed_form.rule=zu_lightning.Memit", "closed_form.rule (ZeroUnlearnGD("),
+        ("--model.neutral_target=nothing", "neutral_target ('unknown') than this one ('nothing')"),
+        ("--model.layers=[0,2]", "layers ([0, 1]) than this one ([0, 2])"),
+        ("--closed_form.rule=zu_lightning.Memit", "rule (ZeroUnlearnGD("),
         ("--data.seed=1", "data.path, or another option that decides which facts are drawn ("),
         ("--data.reading.corpus_documents=61", "data.corpus ("),
     ],
@@ -167,13 +167,23 @@ def test_an_unfinished_run_can_be_evaluated(half_done: Path, monkeypatch: pytest
         seen.extend(module.lm.weight(layer).clone() for layer in (0, 1))
 
     monkeypatch.setattr(EditingModule, "on_validation_epoch_end", look)
-    train_py(command_line(half_done, *TWO_LAYERS, command="validate"))
+    # How the run was to continue does not matter.
+    train_py(command_line(half_done, *TWO_LAYERS, "--closed_form.rule=null", command="validate"))
     base = load_file(BASE)
     first, second = (base[f"model.layers.{layer}.mlp.down_proj.weight"].float() for layer in (0, 1))
     (edit,) = state_in(half_done).edits.values()
     assert torch.allclose(seen[0] - first, edit.update.dense().float(), atol=1e-6)
     assert not torch.equal(seen[0], first)
     assert torch.equal(seen[1], second)
+
+
+def test_a_run_that_was_stopped_early_keeps_its_checkpoint_and_exports_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopped = run(tmp_path, *SHORT_RUN, "--closed_form.rule=null", "--trainer.max_steps=1")
+    assert checkpoint_path(str(tmp_path)).exists()
+    assert not (stopped / "model").exists()
+    assert "stopped early: nothing is exported" in caplog.text
 
 
 @pytest.mark.slow

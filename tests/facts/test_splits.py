@@ -48,7 +48,7 @@ def test_halves_keep_from_the_first_and_forget_from_the_second() -> None:
     forget, retain = split_facts(make(20), 5, 10, seed=0, halves=True)
     assert {int(fact.id) for fact in forget} <= set(range(10, 20))
     assert {int(fact.id) for fact in retain} == set(range(10))
-    with pytest.raises(InputError, match=r"forget_num is 11: ask for 0 to 10, as many of the 20 facts"):
+    with pytest.raises(InputError, match=r"forget_num is 11: 10 of the 20 facts are left"):
         split_facts(make(20), 11, 0, seed=0, halves=True)
 
 
@@ -56,9 +56,9 @@ def test_halves_keep_from_the_first_and_forget_from_the_second() -> None:
     ("arguments", "parameter", "message"),
     [
         ({"forget_num": 0}, "forget_num", "forget_num is 0: there is nothing to forget"),
-        ({"forget_num": 11}, "forget_num", "forget_num is 11: ask for 0 to 10, as many of the 10 facts"),
-        ({"forget_num": -1}, "forget_num", "forget_num is -1: ask for 0 to 10"),
-        ({"forget_num": 5, "retain_num": 6}, "retain_num", "retain_num is 6: ask for 0 to 5, as many of the 10 facts"),
+        ({"forget_num": 11}, "forget_num", "forget_num is 11: 10 of the 10 facts are left"),
+        ({"forget_num": -1}, "forget_num", "forget_num is -1"),
+        ({"forget_num": 5, "retain_num": 6}, "retain_num", "retain_num is 6: 5 of the 10 facts are left"),
         ({"forget_ids": ["1", "2"], "retain_ids": ["2"]}, "retain_ids", "['2']: these facts are in forget_ids, too"),
         ({"forget_ids": []}, "forget_ids", "forget_ids is []: there is nothing to forget"),
         ({"forget_ids": ["x"]}, "forget_ids", "forget_ids is ['x']: these are not ids of the 10 facts"),

@@ -114,8 +114,8 @@ def test_a_weight_that_means_nothing_is_refused_by_name(rule: Rule, field: str, 
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (ZeroUnlearnGD(threshold=0.0), "rule is 'ZeroUnlearnGD': it cannot be solved at layer 0: the null space is"),
-        (AlphaEdit(threshold=0.0), "rule is 'AlphaEdit': it cannot be solved at layer 0: the null space is empty"),
+        (ZeroUnlearnGD(threshold=0.0), "ZeroUnlearnGD.threshold is 0.0: layer 0 has no solution: the null space is"),
+        (AlphaEdit(threshold=0.0), "AlphaEdit.threshold is 0.0: layer 0 has no solution: the null space is empty"),
     ],
 )
 def test_a_problem_without_solution_is_refused_by_rule_and_layer(rule: Rule, message: str) -> None:
@@ -128,7 +128,7 @@ def test_a_null_space_can_be_asked_for_before_it_is_solved_in() -> None:
     rule = ZeroUnlearnGD(threshold=0.5)
     expected = solvers.null_space(problem.scale_free().second_moment, 0.5, "absolute")
     assert torch.equal(rule.null_space(rule.in_units(problem)), expected)
-    with pytest.raises(InputError, match="rule is 'ZeroUnlearnGD': it cannot be solved at layer 0: the null space is"):
+    with pytest.raises(InputError, match=r"ZeroUnlearnGD\.threshold is 0\.0: layer 0 has no solution"):
         ZeroUnlearnGD(threshold=0.0).null_space(problem)
 
 

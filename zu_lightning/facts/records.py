@@ -85,9 +85,11 @@ def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError("JSON", text, f"it is not valid ({error.msg} at character {error.pos}).", where) from error
+        raise InputError(
+            "JSON", text, f"it is not valid at character {error.pos} ({error.msg}): correct it.", where
+        ) from error
     except RecursionError as error:
-        raise InputError("JSON", text, "it is nested too deeply to be read.", where) from error
+        raise InputError("JSON", text, "it is nested too deeply to be read: correct it.", where) from error
 
 
 def _of_csv(text: str, path: Path) -> Iterator[Record]:
@@ -97,10 +99,10 @@ def _of_csv(text: str, path: Path) -> Iterator[Record]:
         for number, row in enumerate(csv.DictReader(io.StringIO(text), strict=True), 1):
             where = f"{path}, record {number}"
             if None in row or None in row.values():
-                raise InputError("row", row, "its number of cells is not that of the header's names.", where)
+                raise InputError("row", row, "it does not have as many cells as the header: correct it.", where)
             yield Record(str(number), where, {name: cell for name, cell in row.items() if cell})
     except csv.Error as error:
-        raise InputError("CSV", text, f"it is not valid ({error}).", str(path)) from error
+        raise InputError("CSV", text, f"it is not valid ({error}): correct it.", str(path)) from error
 
 
 def _of_parquet(content: bytes, path: Path, parameter: str) -> Iterator[Record]:
@@ -110,7 +112,7 @@ def _of_parquet(content: bytes, path: Path, parameter: str) -> Iterator[Record]:
     try:
         rows = parquet.read_table(io.BytesIO(content)).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(parameter, str(path), f"it is not a Parquet file ({error}).") from error
+        raise InputError(parameter, str(path), f"it is not a Parquet file ({error}): correct it.") from error
     for i, row in enumerate(rows):
         yield Record(str(i), f"{path}, record {i}", {k: v for k, v in row.items() if v is not None})
 
@@ -126,6 +128,6 @@ def _of_hub(source: str, parameter: str) -> Iterator[Record]:
     except Exception as error:  # whatever the hub, the disk, or the decoder raises: the user's remedy is the same
         first_line = next(iter(str(error).splitlines()), "")
         raise InputError(
-            parameter, source, "there is no such file, and the hub gives us no data set of this name "
+            parameter, source, "there is no such file, and no data set of this name can be loaded from the hub "
             f"({type(error).__name__}: {first_line}): check the name.",
         ) from error  # fmt: skip

@@ -47,11 +47,13 @@ def split_facts(
         if ids is not None:
             unknown = [name for name in ids if name not in by_id]
             if unknown:
-                raise InputError(f"{kind}_ids", unknown[:5], f"these are not ids of the {len(facts)} facts.")
+                raise InputError(
+                    f"{kind}_ids", unknown[:5], f"these are not ids of the {len(facts)} facts: correct the list."
+                )
             return [by_id[name] for name in dict.fromkeys(ids)]
         pool = [fact for fact in free if not halves or (fact.id in first_half) == (kind == "retain")]
         if not 0 <= count <= len(pool):
-            remedy = f"ask for 0 to {len(pool)}, as many of the {len(facts)} facts as are left to draw from."
+            remedy = f"{len(pool)} of the {len(facts)} facts are left to draw from: ask for at most that many."
             raise InputError(f"{kind}_num", count, remedy)
         for fact in pool[:count]:
             free.remove(fact)

@@ -1,4 +1,4 @@
-"""Whom or what a prompt is about, if nobody has said so."""
+"""Finding the subject of a prompt when the record names none."""
 
 import re
 

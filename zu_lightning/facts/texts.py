@@ -88,7 +88,7 @@ def _documents(source: str, parameter: str) -> Iterator[str]:
     for _, where, record in read_records(source, parameter):
         text = (record.get("text") or "") if isinstance(record, dict) else record
         if not isinstance(record, dict) or not isinstance(text, str):
-            raise InputError("record", record, "it must have a `text` field that is a text.", where)
+            raise InputError("record", record, "it must have a `text` field that is a text: correct it.", where)
         yield text
 
 

@@ -83,8 +83,10 @@ def check_layers(layers: Sequence[int], count: int) -> None:
     Raises:
         InputError: See above.
     """
+    if not layers:
+        raise InputError("layers", [], f"name at least one of 0..{count - 1}.")
     missing = [layer for layer in layers if not 0 <= layer < count]
-    if missing or not layers:
+    if missing:
         raise InputError("layers", list(layers), f"layers {missing} do not exist; the model has 0..{count - 1}.")
     if list(layers) != sorted(set(layers)):
         raise InputError("layers", list(layers), "name each layer once, in increasing order.")

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PADDED = 1.5
-"""How many times as long as the shortest the longest member of an even batch may be."""
+"""Largest ratio of the longest to the shortest member of an even batch."""
 
 
 def batches(texts: Sequence[TokenizedText], batch_tokens: int) -> Iterator[list[int]]:
@@ -42,7 +42,7 @@ def even_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def halving(work: Callable[[list[int]], T], shares: Iterable[list[int]], name: str) -> Iterator[tuple[list[int], T]]:
-    """Work on batches of indices; one for which memory does not suffice is halved, and so are all later ones.
+    """Work on batches of indices; one for which there is not enough memory is halved, and so are all later ones.
 
     Args:
         work: Called with the indices of a batch.
@@ -53,7 +53,7 @@ def halving(work: Callable[[list[int]], T], shares: Iterable[list[int]], name: s
         The indices of each batch that was done, with the result.
 
     Raises:
-        RuntimeError: Memory does not suffice for a batch of one, or ``work`` raised it for another reason.
+        RuntimeError: There is not enough memory for a batch of one, or ``work`` raised it for another reason.
     """
     waiting = list(shares)[::-1]
     fits = max(map(len, waiting), default=0)
@@ -69,7 +69,7 @@ def halving(work: Callable[[list[int]], T], shares: Iterable[list[int]], name: s
                 raise
             fits = len(share) // 2
             waiting.append(share)
-            log.warning("%s: memory does not suffice for %d facts at a time; trying %d", name, len(share), fits)
+            log.warning("%s: not enough memory for %d facts at a time; trying %d", name, len(share), fits)
         else:
             yield share, result
             continue

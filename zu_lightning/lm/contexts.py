@@ -12,7 +12,7 @@ CONTEXT_STARTS = ("The", "Therefore", "Because", "I", "You")
 def sample_contexts(
     lm: EditableLM, starts: Sequence[str] = CONTEXT_STARTS, length: int = 10, seed: int = 0
 ) -> tuple[str, ...]:
-    """The bare prompt's empty context, then one sentence begun by the model for each start, as MEMIT does.
+    """The bare prompt's empty context, then one text per start, continued by the model, as MEMIT does.
 
     Args:
         lm: The model that continues each start, by sampling from its five likeliest tokens.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Record:
-    """What a module received and returned in one forward pass (each R x T x D)."""
+    """What a module received and returned in one forward pass (R x T x D for decoder layers and projections)."""
 
     input: Tensor
     output: Tensor

@@ -54,7 +54,7 @@ def check_model(name_or_path: str | Path, **load_options: Any) -> int:
     except (OSError, ValueError) as error:
         raise InputError(
             "model_name_or_path", str(name_or_path), "this is neither a model directory (with a config.json) nor a "
-            f"model that the hub gives us: {_first_line(error)}",
+            f"model that can be loaded from the hub: {_first_line(error)}",
         ) from error  # fmt: skip
     trained_as = config.architectures or []
     if type(config) not in AutoModelForCausalLM._model_mapping or any("MaskedLM" in name for name in trained_as):

@@ -23,7 +23,7 @@ SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
 def write_tiny_model(name_or_path: str, depth: int, folder: str | Path) -> None:
-    """Write a model directory with the architecture that a name tells, random weights, and a tokenizer of bytes.
+    """Write a model directory with the architecture that a name contains, random weights, and a tokenizer of bytes.
 
     Args:
         name_or_path: Hub id or directory; its last part must contain the name of an architecture, as
@@ -38,8 +38,8 @@ def write_tiny_model(name_or_path: str, depth: int, folder: str | Path) -> None:
     architectures = [kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if _plain(kind) in name]
     if not architectures:
         raise InputError(
-            "model_name_or_path", str(name_or_path), "it does not tell an architecture, which a tiny stand-in needs: "
-            "choose a name that contains one, such as llama, qwen3, mistral, or gpt2.",
+            "model_name_or_path", str(name_or_path), "it does not contain the name of an architecture, which a tiny "
+            "stand-in needs: choose a name that contains one, such as llama, qwen3, mistral, or gpt2.",
         )  # fmt: skip
     tokenizer = _byte_tokenizer()
     sizes = SIZES | {"num_hidden_layers": depth, "vocab_size": len(tokenizer)}

@@ -199,5 +199,5 @@ def check_lengths(texts: Sequence[TokenizedText], names: Sequence[str], limit: i
     """
     for text, name in zip(texts, names, strict=True):
         if len(text.ids) > limit:
-            remedy = f"in tokens, of which the model's context holds {limit}; shorten the text."
-            raise InputError(f"length of {name}", len(text.ids), remedy)
+            remedy = f"the model's context holds {limit}: shorten the text."
+            raise InputError(f"number of tokens of {name}", len(text.ids), remedy)

@@ -60,9 +60,13 @@ class ZeroUnlearn(Rule):
     """:func:`zu_lightning.solvers.zero_unlearn`: multiplicative, few facts."""
 
     retain_weight: float = 2.0
+    """Weight of what retain keys notice."""
     forget_weight: float = 1.0
+    """Weight of the distance to the neutral targets."""
     ridge: float = 0.02
+    """Weight of the size of the change."""
     slack: float = 0.0
+    """Share of the original values that the edit leaves; the paper has 0."""
 
     def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
         """See :func:`zu_lightning.solvers.zero_unlearn`."""
@@ -77,10 +81,15 @@ class ZeroUnlearnGD(Rule):
     """:func:`zu_lightning.solvers.zero_unlearn_gd`: the exact optimum in the null space, many facts."""
 
     threshold: float = 0.15
+    """How much of the retain keys a direction may hold and still be free to change."""
     criterion: NullSpaceCriterion = "absolute"
+    """What the threshold means: an eigenvalue, its share of the largest one, or a share of all energy."""
     zero_weight: float = 1.0
+    """Weight of what is left of the original values."""
     forget_weight: float = 100.0
+    """Weight of the distance to the neutral targets."""
     ridge: float = 0.1
+    """Weight of the size of the update."""
 
     @property
     def weights(self) -> TermWeights:
@@ -109,9 +118,13 @@ class ZeroUnlearnSoft(Rule):
     """:func:`zu_lightning.solvers.zero_unlearn_soft`: additive, with the retain term in place of the projector."""
 
     zero_weight: float = 1.0
+    """Weight of what is left of the original values."""
     forget_weight: float = 1.0
+    """Weight of the distance to the neutral targets."""
     retain_weight: float = 0.5
+    """Weight of what retain keys notice."""
     ridge: float = 0.005
+    """Weight of the size of the update."""
 
     def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
         """See :func:`zu_lightning.solvers.zero_unlearn_soft`."""
@@ -127,6 +140,7 @@ class Memit(Rule):
     """:func:`zu_lightning.solvers.memit`."""
 
     retain_weight: float = 0.3
+    """Weight of the retain keys' second moment."""
 
     def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
         """See :func:`zu_lightning.solvers.memit`."""
@@ -140,8 +154,11 @@ class AlphaEdit(Rule):
     """:func:`zu_lightning.solvers.alphaedit`."""
 
     threshold: float = 0.3
+    """How much of the retain keys a direction may hold and still be free to change."""
     criterion: NullSpaceCriterion = "absolute"
+    """What the threshold means: an eigenvalue, its share of the largest one, or a share of all energy."""
     ridge: float = 0.01
+    """Weight of the size of the update."""
 
     def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
         """See :func:`zu_lightning.solvers.alphaedit`."""
@@ -173,8 +190,10 @@ def _explained(rule: Rule, problem: LayerProblem) -> Iterator[None]:
     except InputError:
         raise
     except ValueError as error:
-        remedy = f"it cannot be solved at layer {problem.layer}: {error}"
-        raise InputError("rule", type(rule).__name__, remedy) from error
+        # The strength that decides whether there is a solution.
+        name = next((name for name in ("threshold", "ridge", "retain_weight") if hasattr(rule, name)), "scale_free")
+        remedy = f"layer {problem.layer} has no solution: {error}"
+        raise InputError(f"{type(rule).__name__}.{name}", getattr(rule, name), remedy) from error
 
 
 def _null_space(problem: LayerProblem, threshold: float, criterion: NullSpaceCriterion) -> Tensor:
@@ -182,7 +201,7 @@ def _null_space(problem: LayerProblem, threshold: float, criterion: NullSpaceCri
     C = problem.second_moment.double()
     energy = ((C @ basis) * basis).sum() / C.trace()
     log.info(
-        "layer %d: null space of %d of %d directions; they hold %.2g %% of the retain keys' energy",
+        "layer %d: null space of %d of %d directions; they hold %.2g%% of the retain keys' energy",
         problem.layer, basis.shape[1], len(basis), 100 * energy,
     )  # fmt: skip
     return basis

@@ -98,8 +98,8 @@ def unlearn(
         The targets and what was written.
 
     Raises:
-        InputError: A layer does not exist, or there is no retain text.
-        ValueError: A rule cannot be solved; layers before it keep their edits.
+        InputError: A layer does not exist, there is no retain text, a prompt is too long, or a rule cannot be solved;
+            layers before it keep their edits.
     """
     options, monitor = options or TargetOptions(), Monitor(progress=progress)
     text = RetainText(retain_documents(corpus, facts), ReadingOptions(corpus_tokens=None))

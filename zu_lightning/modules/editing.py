@@ -1,6 +1,7 @@
-"""Editing one layer after the other: a trainable Delta behind the frozen null-space projector, or a closed form."""
+"""Editing one layer after the other: a trainable Delta that is restricted to the null space, or a closed form."""
 
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
@@ -63,10 +64,10 @@ class EditingModule(UnlearnModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.targets = TargetOptions(self.neutral_target, optimize_values, latents)
+        self.target_options = TargetOptions(self.neutral_target, optimize_values, latents)
         self.objective, self.parametrization, self.learning_rate = objective, parametrization, learning_rate
         self.steps, self.tolerance = steps, tolerance
-        _check_positive(steps=steps, learning_rate=learning_rate)
+        _check_positive(steps=steps, learning_rate=learning_rate, tolerance=tolerance)
         self.rule: Rule | None = None
         """The closed form, if the ``ClosedForm`` callback has set one; ``solution`` is its update of this layer."""
         self.solution: LowRankUpdate | None = None
@@ -81,22 +82,29 @@ class EditingModule(UnlearnModule):
         return {"name": type(self.rule).__name__, **asdict(self.rule)} if self.rule else {"name": "gradient descent"}
 
     @property
+    def is_done(self) -> bool:
+        """Whether all layers are edited."""
+        return not self.layers_left
+
+    @property
     def layers_left(self) -> list[int]:
         """Layers that are not edited yet, the next one first."""
         return self.run.layers_left(self.request.number, self.layers)
 
     def settings(self) -> dict[str, object]:
-        """Everything in this module that decides which weights a run ends with, by option."""
-        targets = {f"model.{name}": value for name, value in vars(self.targets).items() if name != "seed"}
+        """Everything in this module that decides which weights a run ends with, by parameter."""
+        targets = {name: value for name, value in vars(self.target_options).items() if name != "seed"}
         descent = (self.objective, self.parametrization, self.learning_rate, self.steps, self.tolerance)
-        of_descent = {"model.objective, or another option of gradient descent": None if self.rule else descent}
-        return super().settings() | {"closed_form.rule": self.rule} | targets | of_descent
+        of_descent = {"objective, or another option of gradient descent": None if self.rule else descent}
+        return super().settings() | {"rule": self.rule} | targets | of_descent
 
     def setup(self, stage: str) -> None:
-        """Make the fit as long as there are layers."""
+        """Begin a fit afresh, and make it as long as there are layers."""
         super().setup(stage)
-        if stage == "fit" and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.trainer.fit_loop.max_epochs = len(self.layers)
+        if stage == "fit":
+            self.preparation = None
+            if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+                self.trainer.fit_loop.max_epochs = len(self.layers)
 
     def configure_model(self) -> None:
         """Load the language model, and make a Delta that fits all of its layers."""
@@ -107,16 +115,10 @@ class EditingModule(UnlearnModule):
 
     def training_batches(self, request: Request) -> Iterable[LayerProblem]:
         """The problem of the layer whose turn it is, once for each step until the module has solved it."""
-        left, options = self.layers_left, replace(self.targets, seed=request.seed)
-        if left and self.preparation is None:
-            earlier = self.run.targets
-            self.preparation = prepare(self.lm, request.forget, request.text, left, options, earlier, self.monitor)
-            self.run.targets = self.preparation.targets
-        self._restore_edits()
-        if not left or self.preparation is None:  # a run that was killed after its last layer
+        if not self.layers_left:  # a run that was killed after its last layer
+            self.restore_edits()
             return []
-        arguments = (left[0], self.layers, self.preparation, options, self.monitor)
-        return _Steps(layer_problem(self.lm, request.forget, *arguments), self)
+        return _Steps(_next_problem(self, request), self)
 
     def on_train_batch_start(self, batch: LayerProblem, batch_idx: int) -> None:
         """Begin a layer with its first batch; by now the callback may have set its solution."""
@@ -167,31 +169,43 @@ class EditingModule(UnlearnModule):
         checkpoint["state_dict"], checkpoint["optimizer_states"] = {}, []
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the state of the run; in a fit its edits wait until the unedited model is no longer needed."""
+        """Restore the state of the run; in a fit its edits wait until the unedited model is no longer needed."""
         super().on_load_checkpoint(checkpoint)
         self.unwritten = [(key.layer, edit.update) for key, edit in self.run.edits.items()]
-        log.info("continuing: %d layers are done, %s are left", len(self.run.edits), self.layers_left)
+        log.info("checkpoint: layers %s are edited", [key.layer for key in self.run.edits])
         if self.trainer.state.fn != "fit":
-            self._restore_edits()
+            self.restore_edits()
 
-    def _restore_edits(self) -> None:
+    def restore_edits(self) -> None:
         """Write the edits of a run that was killed into the weights again."""
         for layer, update in self.unwritten:
             apply_update(self.lm, layer, update)
         self.unwritten = []
 
 
+def _next_problem(module: EditingModule, request: Request) -> LayerProblem:
+    """The problem of the layer whose turn it is; what the unedited model has to tell is read first, and once."""
+    lm, facts, left = module.lm, request.forget, module.layers_left
+    options = replace(module.target_options, seed=request.seed)
+    if module.preparation is None:
+        earlier = module.run.targets
+        module.preparation = prepare(lm, facts, request.text, left, options, earlier, module.monitor)
+        module.run.targets = module.preparation.targets
+    module.restore_edits()
+    return layer_problem(lm, facts, left[0], module.layers, module.preparation, options, module.monitor)
+
+
 def _check_positive(**options: float | None) -> None:
     for name, value in options.items():
-        if value is not None and value <= 0:
+        if value is not None and not (math.isfinite(value) and value > 0):
             raise InputError(name, value, "give a positive number.")
 
 
 def _warn_if_far(gap: float, layer: int) -> None:
     if not gap <= FAR:
         log.warning(
-            "layer %d: descent ended with an optimality gap of %.2g: allow more model.steps, change "
-            "model.learning_rate, or use a closed form.", layer, gap,
+            "layer %d: descent ended with an optimality gap of %.2g: allow more steps, change the "
+            "learning rate, or use a closed form.", layer, gap,
         )  # fmt: skip
 
 

@@ -41,8 +41,8 @@ class LatentOptions:
     tolerance: float = 0.05
     """A fact whose loss is below this is done, in nats."""
     facts_per_batch: int = 16
-    """Number of facts that are optimized at a time, and the unit in which processes share them; halved when memory
-    does not suffice."""
+    """Number of facts that are optimized at a time, and the unit in which processes share them; halved when there
+    is not enough memory."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no optimization can run with."""

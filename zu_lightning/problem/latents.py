@@ -58,11 +58,6 @@ class NeutralTargets:
     probability: Tensor
     original_lost: Tensor
 
-    def to(self, device: torch.device) -> "NeutralTargets":
-        """The targets on a device."""
-        tensors = (self.start, self.optimum, self.probability, self.original_lost)
-        return NeutralTargets(self.contexts, *(tensor.to(device) for tensor in tensors))
-
 
 def neutral_targets(
     lm: EditableLM,

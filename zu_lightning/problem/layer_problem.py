@@ -14,7 +14,7 @@ class LayerProblem:
         layer: Index of the layer.
         keys: K, d_in x n: inputs of the projection at the lookup token, averaged over contexts (the bare prompt weighs
             1/2, the prefixed ones 1/2 together).
-        residuals: R, d_out x n: this layer's share of what is missing to the neutral targets.
+        residuals: R, d_out x n: this layer's share of the distance to the neutral targets.
         values: V, d_out x n: original-knowledge values.
         second_moment: C, d_in x d_in: uncentered mean of k k^T over retain tokens.
     """

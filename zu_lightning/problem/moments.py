@@ -118,7 +118,7 @@ def _one_pass(
 
 
 def _restore(moments: dict[int, SecondMoment], partial: Path | None, device: torch.device) -> int:
-    """Take up the sums that a killed run has left; returns how many batches they hold."""
+    """Restore the sums that a killed run has left; returns how many batches they hold."""
     state = read_tensors(partial, device) if partial else None
     if not state:
         return 0

@@ -21,7 +21,7 @@ from zu_lightning.timing import Monitor
 log = logging.getLogger(__name__)
 
 WIDTH_SHARE = 0.04
-"""Above this n / d_out everything else feels the directions that facts take away (measured on the demo)."""
+"""Above this n / d_out, removing the facts' directions affects everything else (measured on the demo)."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def prepare(
         with monitor.timed("targets"):
             targets = neutral_targets(lm, facts, layers[-1], contexts, options, monitor)
         log.info(
-            "neutral targets: reachable for %.0f %% of the facts (the answer is gone with z* put in by hand: the "
-            "ceiling of every rule); mean probability of %r there %.3f",
+            "neutral targets: with z* inserted directly, the answer is gone for %.0f%% of the facts, and no rule can "
+            "forget more; the mean probability of %r is %.3f",
             100 * targets.original_lost.double().mean(), options.neutral_target, targets.probability.mean(),
         )  # fmt: skip
     return Preparation(targets, moments)
@@ -134,8 +134,8 @@ def _warn(lm: EditableLM, facts: int, layers: Sequence[int]) -> None:
     width = lm.weight(layers[0]).shape[0]
     if facts > WIDTH_SHARE * width:
         log.warning(
-            "%d facts are %.0f %% of the model's width %d: beyond %.0f %%, forgetting is felt by everything else the "
-            "layer writes. Expect a price in specificity and retained facts, or forget fewer at a time.",
+            "%d facts are %.0f%% of the model's width %d: beyond %.0f%%, forgetting affects everything else that the "
+            "layer writes. Expect lower specificity and fewer retained facts, or forget fewer at a time.",
             facts, 100 * facts / width, width, 100 * WIDTH_SHARE,
         )  # fmt: skip
     if lm.normalizes_mlp_output:

@@ -1,1 +1,1 @@
-"""What a run tells: its results and how they are shown."""
+"""What a run reports: its results and how they are shown."""

@@ -16,7 +16,7 @@ HEADLINES = ("efficacy", "generalization", "specificity", "multi_hop", "retain",
 
 @dataclass(frozen=True)
 class TargetScores:
-    """How well the neutral targets do what they should, with z* put in by hand.
+    """How well the neutral targets work, with z* inserted directly.
 
     Attributes:
         reachable: Percent of the facts whose answer is gone: the ceiling of every rule.

@@ -1,0 +1,139 @@
+"""A language model under Lightning: loaded, evaluated, and asked."""
+
+import logging
+import shutil
+import tempfile
+import weakref
+from typing import Any
+
+from lightning import LightningModule
+
+from zu_lightning.errors import InputError
+from zu_lightning.evaluation.evaluate import EvaluationBatch, compute_metrics, evaluation_metrics, update_metric
+from zu_lightning.facts.fact import Fact
+from zu_lightning.lm.architecture import check_layers
+from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.loading import check_model
+from zu_lightning.lm.tiny import write_tiny_model
+from zu_lightning.timing import Monitor
+
+log = logging.getLogger(__name__)
+
+COMPLETION_TOKENS = 12
+"""Number of tokens in a sample completion."""
+
+
+class EvaluationModule(LightningModule):
+    """Loads a language model, evaluates it, and completes prompts.
+
+    The language model is not a submodule: neither checkpoints nor DDP need to know weights that stay as they are.
+
+    Args:
+        model_name_or_path: Hub id or directory of a causal language model.
+        layers: Layers to edit, lowest first, from 0.
+        dtype: How the weights are kept: ``auto``, ``float32``, ``bfloat16``, or ``float16``.
+        tiny: Whether to use a tiny random model of the same architecture instead, which needs no download: to try
+            the rest of a configuration.
+        load_options: More arguments of ``from_pretrained``, such as ``{device_map: auto}`` for a model that is larger
+            than one device (in one process), or ``{revision: ...}``.
+        neutral_target: What the model should answer instead.
+    """
+
+    lm: EditableLM
+
+    def __init__(
+        self,
+        model_name_or_path: str = "data/demo/model",
+        layers: list[int] = [0],  # noqa: B006 (read only, and what --print_config should show)
+        dtype: str = "auto",
+        tiny: bool = False,
+        load_options: dict[str, Any] | None = None,
+        neutral_target: str = "unknown",
+    ) -> None:
+        super().__init__()
+        self.model_name_or_path, self.layers, self.dtype_name = model_name_or_path, layers, dtype
+        self.tiny, self.load_options, self.neutral_target = tiny, load_options or {}, neutral_target
+        self.metrics = evaluation_metrics()
+        self.seconds: dict[str, float] = {}
+        """Seconds spent in each phase."""
+
+    @property
+    def monitor(self) -> Monitor:
+        """Adds to ``seconds``; shows progress bars in the first process unless they are switched off."""
+        return Monitor(self.seconds, self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None)
+
+    def model_settings(self) -> dict[str, object]:
+        """Everything that decides which model is evaluated, by parameter."""
+        return {
+            "model_name_or_path": self.model_name_or_path,
+            "layers": self.layers,
+            "dtype": self.dtype_name,
+            "tiny": self.tiny,
+            "load_options": {name: self.load_options.get(name) for name in ("revision", "subfolder")},
+        }
+
+    def setup(self, stage: str) -> None:
+        """Check what can be checked before weights are loaded."""
+        depth = max(self.layers, default=0) + 1  # of a tiny model, which is made as deep as needed
+        if not self.tiny:
+            depth = check_model(self.model_name_or_path, **self.load_options)
+        check_layers(self.layers, depth)
+        if "device_map" in self.load_options and self.trainer.world_size > 1:
+            remedy = "its device_map spreads one model over all devices: run one process."
+            raise InputError("load_options", self.load_options, remedy)
+
+    def configure_model(self) -> None:
+        """Load the language model, once."""
+        if hasattr(self, "lm"):
+            return
+        device = self.trainer.strategy.root_device
+        with self.monitor.timed("load"):
+            source = _written_tiny_model(self) if self.tiny else self.model_name_or_path
+            self.lm = EditableLM.from_pretrained(source, dtype=self.dtype_name, **self.load_options).to(device)
+        if self.lm.device != device:
+            remedy = f"this puts the model on {self.lm.device}, but the trainer chooses {device}: make them agree."
+            raise InputError("load_options", self.load_options, remedy)
+
+    def validation_step(self, batch: EvaluationBatch | None, batch_idx: int) -> None:
+        """Add a batch of queries or text to its metric; ``None`` if a process has no share."""
+        if batch is not None:
+            with self.monitor.timed("evaluation"):
+                update_metric(self.lm, self.metrics, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores of the whole evaluation."""
+        self.log_scores("val")
+
+    def test_step(self, batch: EvaluationBatch | None, batch_idx: int) -> None:
+        """The same as validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores of the whole evaluation."""
+        self.log_scores("test")
+
+    def predict_step(self, batch: list[Fact], batch_idx: int) -> list[dict[str, str]]:
+        """Greedy completions of the facts' prompts."""
+        return [{"prompt": fact.prompt, "completion": self.complete(fact)} for fact in batch]
+
+    def complete(self, fact: Fact) -> str:
+        """Greedy completion of a fact's prompt."""
+        return self.lm.generate(fact.prompt, COMPLETION_TOKENS, chat=fact.chat)
+
+    def log_scores(self, prefix: str) -> dict[str, float]:
+        """Log and return the scores of an evaluation that is complete."""
+        scores = compute_metrics(self.metrics)
+        self.log_dict({f"{prefix}/{name}": value for name, value in scores.items()})
+        self.metrics.reset()
+        return scores
+
+
+def _written_tiny_model(module: EvaluationModule) -> str:
+    """Write a tiny random model, from the first process, since transformers saves from that one only; its folder."""
+    own = tempfile.mkdtemp()
+    weakref.finalize(module, shutil.rmtree, own, ignore_errors=True)  # not before: the export compares with the base
+    folder: str = module.trainer.strategy.broadcast(own)
+    if module.trainer.is_global_zero:
+        write_tiny_model(module.model_name_or_path, max(module.layers) + 2, folder)
+    module.trainer.strategy.barrier("tiny model")
+    return folder
