@@ -114,7 +114,7 @@ def test_what_was_not_measured_is_left_out(lm: EditableLM, facts: list[Fact]) ->
 
 
 def test_a_prompt_that_the_model_cannot_read_is_refused(lm: EditableLM) -> None:
-    with pytest.raises(InputError, match=r"of which the model's context holds 128"):
+    with pytest.raises(InputError, match=r"the model's context holds 128"):
         evaluation_batches(lm, [], [fact("long", "very " * 200 + "long", "x")], [])
 
 

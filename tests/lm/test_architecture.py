@@ -116,7 +116,7 @@ def test_a_layer_without_a_known_projection_is_refused() -> None:
     [
         ([0, 7], r"layers is \[0, 7\]: layers \[7\] do not exist; the model has 0\.\.2"),
         ([-1], r"layers \[-1\] do not exist"),
-        ([], "do not exist"),
+        ([], r"layers is \[\]: name at least one of 0\.\.2"),
         ([1, 0], "increasing order"),
         ([1, 1], "name each layer once"),
     ],

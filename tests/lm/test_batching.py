@@ -85,7 +85,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_so_are_all_later_ones(fits: int
 
 def test_a_user_is_told_what_was_halved(caplog: pytest.LogCaptureFixture) -> None:
     list(halving(Memory(fits=2), [[0, 1, 2, 3]], "Neutral targets"))
-    assert "Neutral targets: memory does not suffice for 4 facts at a time; trying 2" in caplog.text
+    assert "Neutral targets: not enough memory for 4 facts at a time; trying 2" in caplog.text
 
 
 def test_a_batch_of_one_that_does_not_fit_is_an_error() -> None:

@@ -183,7 +183,7 @@ def test_a_text_longer_than_the_context_is_refused_by_its_name() -> None:
     texts = [tokenize(TOKENIZERS["byte-level with BOS"], text) for text in ("a", "a b c d e f")]
     lengths = [len(text.ids) for text in texts]
     check_lengths(texts, ["one", "two"], lengths[1])
-    with pytest.raises(InputError, match=rf"length of two is {lengths[1]}: in tokens, .* context holds {lengths[0]};"):
+    with pytest.raises(InputError, match=rf"number of tokens of two is {lengths[1]}: .* holds {lengths[0]}:"):
         check_lengths(texts, ["one", "two"], lengths[0])
 
 

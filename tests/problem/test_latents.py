@@ -140,7 +140,7 @@ def test_batches_are_halved_where_memory_does_not_suffice(
     monkeypatch.setattr(LatentProblem, "solve", short_of_memory)
     found = original_values(lm, facts, 1, CONTEXTS, options)
     assert torch.allclose(found, expected, atol=1e-4)
-    assert "Original values: memory does not suffice" in caplog.text
+    assert "Original values: not enough memory" in caplog.text
     assert sum(size > 1 for size in tried) <= 2  # what does not fit is not tried again
     assert sum(size == 1 for size in tried) == len(facts)
 

@@ -110,7 +110,9 @@ def test_a_fact_that_the_model_cannot_read_is_refused_before_any_work(
     monkeypatch.setattr(EditableLM, "record", lambda *_: pytest.fail("expensive work was begun"))
     monkeypatch.setattr(EditableLM, "logits", lambda *_: pytest.fail("expensive work was begun"))
     facts[2] = lengthened(facts[2])
-    with pytest.raises(InputError, match=r"length of fact '2' with an answer after a context is \d+: .* holds 128"):
+    with pytest.raises(
+        InputError, match=r"number of tokens of fact '2' with an answer after a context is \d+: .* holds 128"
+    ):
         prepared(lm, facts, [1])
 
 
@@ -122,12 +124,12 @@ def test_a_fact_that_the_model_can_read_alone_only_is_refused(lm: EditableLM, fa
         return fact, max(len(tokenize_fact(lm.tokenizer, fact, answer=answer).ids) for answer in answers)
 
     longest = max(count for count in range(128) if lengthened(count)[1] <= lm.context_length)
-    with pytest.raises(InputError, match="length of fact '0' with an answer after a context"):
+    with pytest.raises(InputError, match="number of tokens of fact '0' with an answer after a context"):
         prepared(lm, [lengthened(longest)[0]], [1])
 
 
 def test_a_neutral_target_that_the_model_cannot_read_is_refused(lm: EditableLM, facts: list[Fact]) -> None:
-    with pytest.raises(InputError, match=r"length of fact '0' with an answer after a context is \d+"):
+    with pytest.raises(InputError, match=r"number of tokens of fact '0' with an answer after a context is \d+"):
         prepared(lm, facts, [1], TargetOptions(neutral_target="very " * 200))
 
 
@@ -146,7 +148,7 @@ def test_too_many_facts_for_the_models_width_are_warned_of(
     lm: EditableLM, facts: list[Fact], caplog: pytest.LogCaptureFixture
 ) -> None:
     prepared(lm, facts, [1])
-    assert "4 facts are 25 % of the model's width 16" in caplog.text
+    assert "4 facts are 25% of the model's width 16" in caplog.text
 
 
 @pytest.mark.parametrize(("architecture", "normalizes"), [("llama", False), ("gemma2", True)])
