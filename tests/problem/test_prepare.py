@@ -111,7 +111,7 @@ def test_a_fact_that_the_model_cannot_read_is_refused_before_any_work(
     monkeypatch.setattr(EditableLM, "logits", lambda *_: pytest.fail("expensive work was begun"))
     facts[2] = lengthened(facts[2])
     with pytest.raises(
-        InputError, match=r"number of tokens of fact '2' with an answer after a context is \d+: .* holds 128"
+        InputError, match=r"number of tokens of fact '2' with an answer after a context is .* holds 128"
     ):
         prepared(lm, facts, [1])
 
