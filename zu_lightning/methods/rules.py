@@ -56,6 +56,32 @@ class Rule(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NullSpaceRule(Rule):
+    """A rule that changes only what retain keys (almost) never point at."""
+
+    threshold: float
+    """How much of the retain keys a direction may hold and still be free to change."""
+    criterion: NullSpaceCriterion = "absolute"
+    """What the threshold means: an eigenvalue, its share of the largest one, or a share of all energy."""
+
+    def null_space(self, problem: LayerProblem) -> Tensor:
+        """Q, d_in x q, of a problem in this rule's units.
+
+        Raises:
+            InputError: It is empty.
+        """
+        with _explained(self, problem):
+            basis = solvers.null_space(problem.second_moment, self.threshold, self.criterion)
+        C = problem.second_moment.double()
+        energy = ((C @ basis) * basis).sum() / C.trace()
+        log.info(
+            "layer %d: null space of %d of %d directions; they hold %.2g%% of the retain keys' energy",
+            problem.layer, basis.shape[1], len(basis), 100 * energy,
+        )  # fmt: skip
+        return basis
+
+
+@dataclass(frozen=True, kw_only=True)
 class ZeroUnlearn(Rule):
     """:func:`zu_lightning.solvers.zero_unlearn`: multiplicative, few facts."""
 
@@ -77,13 +103,10 @@ class ZeroUnlearn(Rule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroUnlearnGD(Rule):
+class ZeroUnlearnGD(NullSpaceRule):
     """:func:`zu_lightning.solvers.zero_unlearn_gd`: the exact optimum in the null space, many facts."""
 
     threshold: float = 0.15
-    """How much of the retain keys a direction may hold and still be free to change."""
-    criterion: NullSpaceCriterion = "absolute"
-    """What the threshold means: an eigenvalue, its share of the largest one, or a share of all energy."""
     zero_weight: float = 1.0
     """Weight of what is left of the original values."""
     forget_weight: float = 100.0
@@ -95,15 +118,6 @@ class ZeroUnlearnGD(Rule):
     def weights(self) -> TermWeights:
         """The weights of the objective's three terms."""
         return TermWeights(self.zero_weight, self.forget_weight, self.ridge)
-
-    def null_space(self, problem: LayerProblem) -> Tensor:
-        """Q, d_in x q, of a problem in this rule's units.
-
-        Raises:
-            InputError: It is empty.
-        """
-        with _explained(self, problem):
-            return _null_space(problem, self.threshold, self.criterion)
 
     def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
         """See :func:`zu_lightning.solvers.zero_unlearn_gd`."""
@@ -150,19 +164,16 @@ class Memit(Rule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlphaEdit(Rule):
+class AlphaEdit(NullSpaceRule):
     """:func:`zu_lightning.solvers.alphaedit`."""
 
     threshold: float = 0.3
-    """How much of the retain keys a direction may hold and still be free to change."""
-    criterion: NullSpaceCriterion = "absolute"
-    """What the threshold means: an eigenvalue, its share of the largest one, or a share of all energy."""
     ridge: float = 0.01
     """Weight of the size of the update."""
 
     def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
         """See :func:`zu_lightning.solvers.alphaedit`."""
-        basis = _null_space(problem, self.threshold, self.criterion)
+        basis = self.null_space(problem)
         return solvers.alphaedit(weight, problem.keys, problem.residuals, basis, ridge=self.ridge)
 
 
@@ -194,14 +205,3 @@ def _explained(rule: Rule, problem: LayerProblem) -> Iterator[None]:
         name = next((name for name in ("threshold", "ridge", "retain_weight") if hasattr(rule, name)), "scale_free")
         remedy = f"layer {problem.layer} has no solution: {error}"
         raise InputError(f"{type(rule).__name__}.{name}", getattr(rule, name), remedy) from error
-
-
-def _null_space(problem: LayerProblem, threshold: float, criterion: NullSpaceCriterion) -> Tensor:
-    basis = solvers.null_space(problem.second_moment, threshold, criterion)
-    C = problem.second_moment.double()
-    energy = ((C @ basis) * basis).sum() / C.trace()
-    log.info(
-        "layer %d: null space of %d of %d directions; they hold %.2g%% of the retain keys' energy",
-        problem.layer, basis.shape[1], len(basis), 100 * energy,
-    )  # fmt: skip
-    return basis
