@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from zu_lightning import EditingModule, InputError, LayerProblem, Rule
+from zu_lightning import EditingModule, InputError, Rule
 
 
 class ClosedForm(Callback):
@@ -32,6 +32,6 @@ class ClosedForm(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Hand the module the solution for the layer of this batch."""
-        if self.rule is not None and isinstance(pl_module, EditingModule) and isinstance(batch, LayerProblem):
+        if self.rule is not None and isinstance(pl_module, EditingModule):
             with pl_module.monitor.timed("solve"):
                 pl_module.solution = self.rule(pl_module.lm.weight(batch.layer), batch)

@@ -1,6 +1,5 @@
 """What every method of unlearning shares: batches to train on, a state of the run, checkpoints, and exports."""
 
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -11,10 +10,8 @@ from zu_lightning.lm.batching import batches
 from zu_lightning.lm.export import export_adapter, export_model
 from zu_lightning.lm.tokens import collate, tokenize_query
 from zu_lightning.modules.evaluation import EvaluationModule
-from zu_lightning.modules.state import RunState, as_text, check_settings, settings_of
+from zu_lightning.modules.state import RunState, as_text, check_settings
 from zu_lightning.solvers import LowRankUpdate
-
-log = logging.getLogger(__name__)
 
 
 class UnlearnModule(EvaluationModule):
@@ -87,7 +84,7 @@ class UnlearnModule(EvaluationModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the state of the run, and the settings that it depends on."""
-        checkpoint["run"], checkpoint["settings"] = self.run.state_dict(), settings_of(self.trainer)
+        checkpoint["run"], checkpoint["settings"] = self.run.state_dict(), self._all_settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the state of the run.
@@ -98,7 +95,11 @@ class UnlearnModule(EvaluationModule):
         path = self.trainer.ckpt_path
         if "run" not in checkpoint:
             raise InputError("ckpt_path", path, "this is not a checkpoint of an unlearning run: start without it.")
-        here = settings_of(self.trainer) if self.trainer.state.fn == "fit" else as_text(self.model_settings())
+        here = self._all_settings() if self.trainer.state.fn == "fit" else as_text(self.model_settings())
         check_settings(checkpoint["settings"], here, path)
         self.run = RunState.from_state_dict(checkpoint["run"], self.lm.device)
         self.seconds = self.run.seconds
+
+    def _all_settings(self) -> dict[str, str]:
+        """The settings of the module and of its data, as text."""
+        return as_text(self.settings() | self.trainer.datamodule.settings())  # type: ignore[attr-defined]

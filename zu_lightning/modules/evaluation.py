@@ -1,6 +1,5 @@
 """A language model under Lightning: loaded, evaluated, and asked."""
 
-import logging
 import shutil
 import tempfile
 import weakref
@@ -16,8 +15,6 @@ from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.loading import check_model
 from zu_lightning.lm.tiny import write_tiny_model
 from zu_lightning.timing import Monitor
-
-log = logging.getLogger(__name__)
 
 COMPLETION_TOKENS = 12
 """Number of tokens in a sample completion."""

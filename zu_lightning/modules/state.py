@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
-from lightning import Trainer
 from torch import Tensor
 
 from zu_lightning.errors import InputError
@@ -73,21 +72,6 @@ class RunState:
         }
         targets = state["targets"] and NeutralTargets(**there(state["targets"]))
         return cls(**state | {"targets": targets, "edits": edits})
-
-
-@runtime_checkable
-class HasSettings(Protocol):
-    """A part of a run (module, data module, callback) that helps decide which weights the run ends with."""
-
-    def settings(self) -> dict[str, object]:
-        """Everything that decides about the weights, by option."""
-
-
-def settings_of(trainer: Trainer) -> dict[str, str]:
-    """All settings that decide which weights a run ends with, as text, by option."""
-    parts = (trainer.lightning_module, trainer.datamodule, *trainer.callbacks)  # type: ignore[attr-defined]
-    found = [as_text(part.settings()) for part in parts if isinstance(part, HasSettings)]
-    return {name: value for settings in found for name, value in settings.items()}
 
 
 def as_text(settings: dict[str, object]) -> dict[str, str]:
