@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="number of facts to trace (default: %(default)s)")
     arguments = parser.parse_args()
     facts = [fact for fact in named_facts(arguments) if fact.subject]
-    drawn, _ = split_facts(facts, min(arguments.count, len(facts)), 0, arguments.seed)
+    drawn, *_ = split_facts(facts, min(arguments.count, len(facts)), seed=arguments.seed)
     trace = causal_trace(load_model(arguments), drawn)
     print(f"Mean probability of the answer over {len(drawn)} facts: {trace.clean:.3f} as it is,")
     print(f"{trace.corrupted:.3f} with another subject's last token in the input.\n")

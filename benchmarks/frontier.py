@@ -45,7 +45,7 @@ def main() -> None:
     """Prepare once, then try every rule."""
     options = ("model", "facts", "ids", "corpus", "heldout", "neutral-target", "layers", "forget", "retain")
     arguments = new_parser(__doc__, *options, "seed", "device").parse_args()
-    targets = TargetOptions(arguments.neutral_target, seed=arguments.seed)
+    targets = TargetOptions(arguments.neutral_target)
     trial = Trial.drawn(load_model(arguments), arguments, arguments.seed, targets)
     preparation = trial.prepare(progress=True)
     reachable = 100 * preparation.targets.original_lost.double().mean()

@@ -1,7 +1,7 @@
 """What the options of a benchmark stand for: a model, facts, and text; and how rules do with them."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,6 +13,7 @@ from zu_lightning import (
     NeutralTargets,
     Preparation,
     ReadingOptions,
+    Request,
     RetainText,
     Rule,
     TargetOptions,
@@ -44,7 +45,8 @@ def named_facts(arguments: argparse.Namespace) -> list[Fact]:
 
 def draw_facts(arguments: argparse.Namespace, seed: int) -> tuple[list[Fact], list[Fact]]:
     """As many facts to forget and to keep as ``--forget`` and ``--retain`` say."""
-    return split_facts(named_facts(arguments), arguments.forget, arguments.retain, seed)
+    forget, retain, _ = split_facts(named_facts(arguments), arguments.forget, arguments.retain, seed=seed)
+    return forget, retain
 
 
 def corpus_documents(arguments: argparse.Namespace) -> list[str]:
@@ -64,16 +66,14 @@ class Trial:
     Attributes:
         lm: The model; after each rule it has its own weights again.
         layers: Layers to edit, lowest first.
-        forget: Facts to forget.
-        documents: Retain text.
+        request: What to forget and what to keep.
         evaluation: What the model is asked.
         options: What edits aim at.
     """
 
     lm: EditableLM
     layers: list[int]
-    forget: list[Fact]
-    documents: list[str]
+    request: Request
     evaluation: list[EvaluationBatch]
     options: TargetOptions
 
@@ -83,14 +83,15 @@ class Trial:
         forget, retain = draw_facts(arguments, seed)
         documents = retain_documents(corpus_documents(arguments), forget)
         evaluation = evaluation_batches(lm, forget, retain, heldout_documents(arguments))
-        return cls(lm, arguments.layers, forget, documents, evaluation, options)
+        request = Request(forget, RetainText(documents, WHOLE), seed=seed)
+        return cls(lm, arguments.layers, request, evaluation, options)
 
     def prepare(
         self, reading: ReadingOptions = WHOLE, targets: NeutralTargets | None = None, *, progress: bool = False
     ) -> Preparation:
         """Read what rules need from the unedited model; ``targets``, if given, are not optimized again."""
-        text, monitor = RetainText(self.documents, reading), Monitor(progress=progress)
-        return prepare(self.lm, self.forget, text, self.layers, self.options, targets, monitor)
+        request = replace(self.request, text=replace(self.request.text, reading=reading))
+        return prepare(self.lm, request, self.layers, self.options, targets, Monitor(progress=progress))
 
     def scores(self, rule: Rule, preparation: Preparation) -> dict[str, float]:
         """The scores after a rule's edit, which is then undone.
@@ -100,7 +101,7 @@ class Trial:
         """
         weights = {layer: self.lm.weight(layer).clone() for layer in self.layers}
         try:
-            edit_layers(self.lm, self.forget, self.layers, rule, preparation, self.options)
+            edit_layers(self.lm, self.request, self.layers, rule, preparation, self.options)
             return evaluate(self.lm, self.evaluation)
         finally:
             for layer, weight in weights.items():

@@ -52,10 +52,14 @@ class UnlearnDataModule(LightningDataModule):
             not used for anything else.
         ids: File with one id per line: only these facts are drawn from, such as those that the model is known to know.
         forget_num: How many facts to forget, drawn by seed; ignored if ``forget_ids`` is given.
-        retain_num: How many other facts to watch, drawn by seed; ignored if ``retain_ids`` is given.
+        retain_num: How many other facts to watch, drawn by seed; ignored if ``retain_ids`` is given. The method never
+            sees them.
+        protect_num: How many more facts to keep, of which the method is told; drawn by seed, after the others; ignored
+            if ``protect_ids`` is given.
         seed: Seed of the draw and of the context templates.
         forget_ids: Ids of the facts to forget.
         retain_ids: Ids of the facts to watch.
+        protect_ids: Ids of the facts to keep of which the method is told.
         halves: Whether facts to keep are drawn from the first half of the file and facts to forget from the second,
             as in the paper.
         fact_token: Where the model is edited: at the subject's last or first token, or at the prompt's last.
@@ -74,9 +78,11 @@ class UnlearnDataModule(LightningDataModule):
         ids: str | None = None,
         forget_num: int = 10,
         retain_num: int = 200,
+        protect_num: int = 0,
         seed: int = 0,
         forget_ids: list[str] | None = None,
         retain_ids: list[str] | None = None,
+        protect_ids: list[str] | None = None,
         halves: bool = False,
         fact_token: FactToken = "subject_last",
         detect_subjects: bool = True,
@@ -85,15 +91,16 @@ class UnlearnDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.path, self.corpus, self.heldout, self.ids = path, corpus, heldout, ids
-        self.forget_num, self.retain_num, self.seed = forget_num, retain_num, seed
-        self.forget_ids, self.retain_ids, self.halves = forget_ids, retain_ids, halves
+        self.forget_num, self.retain_num, self.protect_num = forget_num, retain_num, protect_num
+        self.forget_ids, self.retain_ids, self.protect_ids = forget_ids, retain_ids, protect_ids
+        self.seed, self.halves = seed, halves
         self.fact_token, self.detect_subjects, self.chat = fact_token, detect_subjects, chat
         self.reading = reading
 
     def setup(self, stage: str) -> None:
         """Read and split the facts, and read the text: everything that can be wrong with the input shows here."""
-        forget, retain = self._facts()
-        log.info("%d facts to forget, %d to keep", len(forget), len(retain))
+        forget, retain, protect = self._facts()
+        log.info("%d facts to forget, %d to keep, %d more to protect", len(forget), len(retain), len(protect))
         heldout: list[str] | None = None
         if self.heldout is not None:
             heldout = read_texts(self.heldout, self.reading.heldout_documents, "heldout")
@@ -104,6 +111,7 @@ class UnlearnDataModule(LightningDataModule):
         self.request = Request(
             forget=forget,
             retain=retain,
+            protect=protect,
             text=RetainText(documents, self.reading, self._cache),
             heldout=heldout[: self.reading.heldout_documents],
             seed=self.seed,
@@ -113,7 +121,9 @@ class UnlearnDataModule(LightningDataModule):
         """Everything in this data that decides which weights a run ends with, by option."""
         text, reading = self.request.text, self.reading
         return {
-            "data.path, or another option that decides which facts are drawn": digest(*self.request.forget),
+            "data.path, or another option that decides which facts are drawn": digest(
+                *self.request.forget, "protected", *self.request.protect
+            ),
             "data.corpus": (self.corpus, digest(*text.documents), reading.max_length, reading.corpus_tokens),
         }
 
@@ -124,7 +134,8 @@ class UnlearnDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader[EvaluationBatch | None]:
         """Queries for each metric, and held-out text for the perplexity."""
         request = self.request
-        batches = evaluation_batches(self.module.lm, request.forget, request.retain, request.heldout, self.reading)
+        facts = (request.forget, request.retain, request.heldout)
+        batches = evaluation_batches(self.module.lm, *facts, self.reading, request.protect)
         # A process without a share still has to take part in the sums that follow.
         return _loader([*own_share(batches)] or [None])
 
@@ -134,7 +145,7 @@ class UnlearnDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[list[Fact]]:
         """The facts to forget and to keep."""
-        facts = [*self.request.forget, *self.request.retain]
+        facts = [*self.request.forget, *self.request.retain, *self.request.protect]
         return _loader([facts[i : i + PREDICT_BATCH] for i in range(0, len(facts), PREDICT_BATCH)])
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -153,13 +164,17 @@ class UnlearnDataModule(LightningDataModule):
             raise InputError("model", type(module).__name__, "UnlearnDataModule reads data for an UnlearnModule.")
         return module
 
-    def _facts(self) -> tuple[list[Fact], list[Fact]]:
+    def _facts(self) -> tuple[list[Fact], list[Fact], list[Fact]]:
         facts = read_facts(self.path, detect_subjects=self.detect_subjects)
         if self.ids is not None:
             facts = facts_by_id(facts, read_texts(self.ids, sys.maxsize, "ids"))
         facts = [replace(fact.as_chat() if self.chat else fact, fact_token=self.fact_token) for fact in facts]
-        lists = (self.forget_ids, self.retain_ids)
-        return split_facts(facts, self.forget_num, self.retain_num, self.seed, *lists, self.halves)
+        draw = {
+            "forget": self.forget_num if self.forget_ids is None else self.forget_ids,
+            "retain": self.retain_num if self.retain_ids is None else self.retain_ids,
+            "protect": self.protect_num if self.protect_ids is None else self.protect_ids,
+        }
+        return split_facts(facts, **draw, seed=self.seed, halves=self.halves)
 
     def _retain_documents(self, forget: Sequence[Fact], stage: str) -> list[str]:
         corpus = read_texts(self.corpus, self.reading.corpus_documents, "corpus")

@@ -126,6 +126,11 @@ def update_for(lm: EditableLM, layer: int, rank: int = 2) -> LowRankUpdate:
     )
 
 
+def random(*shape: int, seed: int) -> torch.Tensor:
+    """Standard normal numbers of a shape, float64; the same in every run."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 def random_problem(scale: float = 1.0) -> tuple[torch.Tensor, LayerProblem]:
     """A layer's weight, 6 x 9, and its problem for 3 facts, float64; the same in every run.
 

@@ -10,7 +10,16 @@ from torch import Tensor, autograd
 from benchmarks.console import new_parser, table_head, table_row
 from benchmarks.setting import WHOLE, corpus_documents, load_model, named_facts
 from benchmarks.speed.clock import Clock
-from zu_lightning import RetainText, TargetOptions, ZeroUnlearnGD, layer_problem, prepare, retain_documents, split_facts
+from zu_lightning import (
+    Request,
+    RetainText,
+    TargetOptions,
+    ZeroUnlearnGD,
+    layer_problem,
+    prepare,
+    retain_documents,
+    split_facts,
+)
 from zu_lightning.methods.objective import Delta, DenseDelta, LayerObjective, WhitenedDelta
 
 
@@ -51,11 +60,11 @@ def main() -> None:
     parser.add_argument("--layer", type=int, default=0, help="layer to edit, from 0 (default: %(default)s)")
     arguments = parser.parse_args()
     lm, layer, rule = load_model(arguments), arguments.layer, ZeroUnlearnGD()
-    forget, _ = split_facts(named_facts(arguments), arguments.forget, 0, 0)
-    text = RetainText(retain_documents(corpus_documents(arguments), forget), WHOLE)
+    forget, _, _ = split_facts(named_facts(arguments), arguments.forget)
+    request = Request(forget, RetainText(retain_documents(corpus_documents(arguments), forget), WHOLE))
     options = TargetOptions(arguments.neutral_target)
-    preparation = prepare(lm, forget, text, [layer], options)
-    problem = rule.in_units(layer_problem(lm, forget, layer, [layer], preparation, options))
+    preparation = prepare(lm, request, [layer], options)
+    problem = rule.in_units(layer_problem(lm, request, layer, [layer], preparation, options))
     null_space, weight, clock = rule.null_space(problem), lm.weight(layer), Clock(lm.device)
     objective = LayerObjective(weight, problem, rule.weights)
 

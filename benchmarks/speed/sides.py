@@ -85,7 +85,7 @@ class Setting:
     def of(cls, arguments: argparse.Namespace, n: int) -> "Setting":
         """The setting that the options describe, with n facts to forget."""
         lm = _model(arguments.shape, arguments.dtype, torch.device(arguments.device))
-        forget, retain = split_facts(read_facts(DEMO / "facts.jsonl"), n, arguments.retain, 0)
+        forget, retain, _ = split_facts(read_facts(DEMO / "facts.jsonl"), n, arguments.retain)
         corpus, prose = (read_texts(str(DEMO / name), arguments.documents) for name in ("corpus.txt", "heldout.txt"))
         latents = LatentOptions(facts_per_batch=arguments.facts_per_batch)
         setting = cls(

@@ -24,7 +24,7 @@ from zu_lightning import (
 
 
 def test_it_knows_its_facts_also_in_words_it_never_saw_them_in(demo_lm: EditableLM, demo_facts: list[Fact]) -> None:
-    some, _ = split_facts(demo_facts, 200, 0, seed=7)
+    some, *_ = split_facts(demo_facts, 200, seed=7)
     scores = evaluate(demo_lm, evaluation_batches(demo_lm, some, [], []))
     assert scores["efficacy"] >= 95
     assert scores["generalization"] >= 90
@@ -33,7 +33,7 @@ def test_it_knows_its_facts_also_in_words_it_never_saw_them_in(demo_lm: Editable
 def test_the_answer_goes_through_the_lookup_token_at_the_edited_layer(
     demo_lm: EditableLM, demo_facts: list[Fact]
 ) -> None:
-    trace = causal_trace(demo_lm, split_facts(demo_facts, 100, 0, seed=3)[0])
+    trace = causal_trace(demo_lm, split_facts(demo_facts, 100, seed=3)[0])
     edited = trace.layers[0]
     assert trace.clean > 0.9
     assert trace.corrupted < 0.2
@@ -43,7 +43,7 @@ def test_the_answer_goes_through_the_lookup_token_at_the_edited_layer(
 
 
 def test_the_neutral_state_is_reachable(demo_lm: EditableLM, demo_facts: list[Fact]) -> None:
-    some, _ = split_facts(demo_facts, 20, 0, seed=5)
+    some, *_ = split_facts(demo_facts, 20, seed=5)
     still, moved = (
         neutral_targets(demo_lm, some, 0, ("",), TargetOptions(UNKNOWN, latents=LatentOptions(steps=steps)))
         for steps in (1, 25)
@@ -54,7 +54,7 @@ def test_the_neutral_state_is_reachable(demo_lm: EditableLM, demo_facts: list[Fa
 
 
 def test_a_bfloat16_model_forgets_as_a_float32_one_does(demo_facts: list[Fact]) -> None:
-    forget, retain = split_facts(demo_facts, 3, 15, seed=0)
+    forget, retain, _ = split_facts(demo_facts, 3, 15)
     corpus = read_texts(str(DEMO / "corpus.txt"), 60)
     scores, changes, stored = {}, {}, {}
     for dtype in ("float32", "bfloat16"):

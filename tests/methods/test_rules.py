@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import TEXTS, random_problem
+from tests.conftest import TEXTS, random, random_problem
 from zu_lightning import (
     AlphaEdit,
     EditableLM,
@@ -61,7 +61,8 @@ def test_the_papers_units_do_not_carry_over() -> None:
 
 def solved(rule: Rule, weight: Tensor, p: LayerProblem) -> LowRankUpdate:
     """What the solver of a rule gives with the weights that are the rule's."""
-    w = {field: value for field, value in vars(rule).items() if field not in ("scale_free", "threshold", "criterion")}
+    units = ("scale_free", "protect_weight", "threshold", "criterion")
+    w = {field: value for field, value in vars(rule).items() if field not in units}
     if isinstance(rule, ZeroUnlearn):
         return solvers.zero_unlearn(weight, p.keys, p.residuals, p.values, p.second_moment, **w)
     if isinstance(rule, ZeroUnlearnSoft):
@@ -84,6 +85,21 @@ def test_a_rule_is_its_solver_with_every_weight_in_its_place(rule: Rule, scale_f
     changed = replace(rule, scale_free=scale_free, **odd)
     expected = solved(changed, weight, problem.scale_free() if scale_free else problem)
     assert torch.equal(changed(weight, problem).dense(), expected.dense())
+
+
+@pytest.mark.parametrize("scale_free", [True, False])
+@pytest.mark.parametrize("rule", RULES[:-1], ids=name)
+def test_what_is_protected_is_changed_less(rule: Rule, scale_free: bool) -> None:
+    weight, problem = random_problem()
+    keys, values = random(9, 2, seed=9), solvers.orthonormal_basis(problem.values)
+
+    def change(protect_weight: float) -> float:
+        """At the protected keys, across the original values, along which ZeroUnlearn removes every output."""
+        protecting = replace(rule, scale_free=scale_free, protect_weight=protect_weight)
+        changed = protecting(weight, replace(problem, protected_keys=keys)).dense() @ keys
+        return (changed - values @ (values.mT @ changed)).norm().item()
+
+    assert change(10.0) < 0.5 * change(0.0)
 
 
 def test_rome_meets_every_fact_in_turn() -> None:

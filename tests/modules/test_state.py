@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import random
 from zu_lightning import (
     EditKey,
     InputError,
@@ -19,10 +20,6 @@ from zu_lightning import (
 from zu_lightning.modules.state import as_text, check_settings
 
 CPU = torch.device("cpu")
-
-
-def random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def edit(seed: int, rank: int = 2) -> LayerEdit:

@@ -1,8 +1,10 @@
 """The units in which a rule's weights mean the same in every model."""
 
+from dataclasses import replace
+
 import torch
 
-from tests.conftest import random_problem
+from tests.conftest import random, random_problem
 from zu_lightning import LayerProblem
 
 
@@ -38,3 +40,24 @@ def test_a_key_of_zero_stays_finite() -> None:
     free = LayerProblem(0, keys, problem.residuals, problem.values, problem.second_moment).scale_free()
     assert torch.equal(free.keys[:, 1], torch.zeros(9, dtype=torch.float64))
     assert torch.allclose(free.keys[:, [0, 2]].norm(dim=0), torch.ones(2, dtype=torch.float64))
+
+
+def test_protected_keys_join_the_second_moment() -> None:
+    _, problem = random_problem()
+    keys = random(9, 2, seed=9)
+    protecting = replace(problem, protected_keys=keys)
+    sum_of_squares = keys @ keys.mT
+    absolute = protecting.protecting(0.3, relative=False).second_moment
+    assert torch.allclose(absolute, problem.second_moment + 0.3 * sum_of_squares)
+    added = protecting.protecting(0.3, relative=True).second_moment - problem.second_moment
+    assert torch.allclose(added.trace(), 0.3 * problem.second_moment.trace())
+    assert torch.allclose(added / added.trace(), sum_of_squares / sum_of_squares.trace())
+
+
+def test_nothing_to_protect_changes_nothing() -> None:
+    _, problem = random_problem()
+    assert problem.protecting(0.3, relative=True) is problem
+    none = replace(problem, protected_keys=random(9, 0, seed=9))
+    assert none.protecting(0.3, relative=True) is none
+    some = replace(problem, protected_keys=random(9, 2, seed=9))
+    assert some.protecting(0.0, relative=True) is some

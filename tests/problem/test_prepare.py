@@ -14,6 +14,7 @@ from zu_lightning import (
     LatentOptions,
     Monitor,
     Preparation,
+    Request,
     RetainText,
     TargetOptions,
     layer_problem,
@@ -27,12 +28,16 @@ from zu_lightning import (
 from zu_lightning.lm.tokens import tokenize_fact
 from zu_lightning.problem.keys import layer_outputs
 
-OPTIONS = TargetOptions(neutral_target="mill", latents=LatentOptions(steps=2), seed=3)
+OPTIONS = TargetOptions(neutral_target="mill", latents=LatentOptions(steps=2))
 TEXT = RetainText(TEXTS)
 
 
+def requested(facts: list[Fact], text: RetainText = TEXT) -> Request:
+    return Request(facts, text, seed=3)
+
+
 def prepared(lm: EditableLM, facts: list[Fact], layers: list[int], options: TargetOptions = OPTIONS) -> Preparation:
-    return prepare(lm, facts, TEXT, layers, options)
+    return prepare(lm, requested(facts), layers, options)
 
 
 def test_targets_belong_to_the_last_layer_and_moments_to_every_layer(lm: EditableLM, facts: list[Fact]) -> None:
@@ -50,7 +55,7 @@ def test_targets_of_an_earlier_run_are_taken_as_they_are(
 ) -> None:
     targets = prepared(lm, facts, [1]).targets
     monkeypatch.setattr(EditableLM, "generate", lambda *_, **__: pytest.fail("contexts are known"))
-    again = prepare(lm, facts, TEXT, [1], OPTIONS, targets)
+    again = prepare(lm, requested(facts), [1], OPTIONS, targets)
     assert again.targets is targets
 
 
@@ -58,7 +63,7 @@ def test_targets_of_an_earlier_run_are_taken_as_they_are(
 def test_each_layer_takes_its_share_of_what_is_missing(lm: EditableLM, facts: list[Fact], layer: int) -> None:
     layers = [0, 1, 2]
     preparation = prepared(lm, facts, layers)
-    problem = layer_problem(lm, facts, layer, layers, preparation, OPTIONS)
+    problem = layer_problem(lm, requested(facts), layer, layers, preparation, OPTIONS)
     contexts = preparation.targets.contexts
     assert problem.layer == layer
     assert torch.equal(problem.keys, lookup_keys(lm, facts, layer, contexts))
@@ -69,9 +74,18 @@ def test_each_layer_takes_its_share_of_what_is_missing(lm: EditableLM, facts: li
     assert torch.allclose(problem.residuals, missing / (3 - layer), atol=1e-12)
 
 
+def test_keys_of_protected_facts_are_those_of_facts_to_forget(lm: EditableLM, facts: list[Fact]) -> None:
+    request = replace(requested(facts[:2]), protect=facts[2:])
+    preparation = prepare(lm, request, [1], OPTIONS)
+    found = layer_problem(lm, request, 1, [1], preparation, OPTIONS).protected_keys
+    assert found is not None
+    assert torch.equal(found, lookup_keys(lm, facts[2:], 1, preparation.targets.contexts))
+    assert layer_problem(lm, requested(facts[:2]), 1, [1], preparation, OPTIONS).protected_keys is None
+
+
 def test_values_are_observed_if_they_are_not_optimized(any_lm: EditableLM, facts: list[Fact]) -> None:
     options = replace(OPTIONS, optimize_values=False)
-    problem = layer_problem(any_lm, facts, 1, [1], prepared(any_lm, facts, [1], options), options)
+    problem = layer_problem(any_lm, requested(facts), 1, [1], prepared(any_lm, facts, [1], options), options)
     assert torch.equal(problem.values, any_lm.weight(1).double() @ problem.keys)
 
 
@@ -80,16 +94,16 @@ def test_a_projections_bias_is_not_among_the_values_that_its_weight_has_to_lose(
     bias = lm.bias(1)
     assert bias is not None
     preparation = prepared(lm, facts, [1])
-    found = layer_problem(lm, facts, 1, [1], preparation, OPTIONS).values
+    found = layer_problem(lm, requested(facts), 1, [1], preparation, OPTIONS).values
     expected = original_values(lm, facts, 1, preparation.targets.contexts, OPTIONS.latents)
     assert torch.allclose(found + bias.double()[:, None], expected, atol=1e-12)
 
 
 def test_phases_are_timed(lm: EditableLM, facts: list[Fact]) -> None:
     monitor = Monitor()
-    preparation = prepare(lm, facts, TEXT, [1], OPTIONS, monitor=monitor)
+    preparation = prepare(lm, requested(facts), [1], OPTIONS, monitor=monitor)
     assert monitor.seconds.keys() == {"moments", "targets"}
-    layer_problem(lm, facts, 1, [1], preparation, OPTIONS, monitor)
+    layer_problem(lm, requested(facts), 1, [1], preparation, OPTIONS, monitor)
     assert monitor.seconds.keys() == {"moments", "targets", "keys_and_values"}
     assert all(seconds > 0 for seconds in monitor.seconds.values())
 
@@ -140,7 +154,7 @@ def test_what_is_missing_is_refused_by_name(
     lm: EditableLM, facts: list[Fact], text: RetainText, layers: list[int], parameter: str
 ) -> None:
     with pytest.raises(InputError) as refused:
-        prepare(lm, facts, text, layers, OPTIONS)
+        prepare(lm, requested(facts, text), layers, OPTIONS)
     assert refused.value.parameter == parameter
 
 

@@ -12,7 +12,16 @@ from zu_lightning.facts.texts import ReadingOptions
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import TokenBatch, check_lengths, collate, tokenize, tokenize_query
-from zu_lightning.metrics import AnswerMetric, Efficacy, Generalization, MultiHop, Perplexity, Retain, Specificity
+from zu_lightning.metrics import (
+    AnswerMetric,
+    Efficacy,
+    Generalization,
+    MultiHop,
+    Perplexity,
+    Protected,
+    Retain,
+    Specificity,
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ def evaluation_metrics() -> MetricCollection:
             "specificity": Specificity(),
             "multi_hop": MultiHop(),
             "retain": Retain(),
+            "protected": Protected(),
             "perplexity": Perplexity(),
         },
         compute_groups=False,
@@ -49,6 +59,7 @@ def evaluation_batches(
     retain: Sequence[Fact],
     heldout: Iterable[str],
     reading: ReadingOptions | None = None,
+    protect: Sequence[Fact] = (),
 ) -> list[EvaluationBatch]:
     """All batches of an evaluation.
 
@@ -58,8 +69,9 @@ def evaluation_batches(
     Args:
         lm: The model.
         forget: Facts to forget.
-        retain: Facts to keep.
+        retain: Facts to keep that the method never saw.
         heldout: Text for the perplexity, one document each.
+        protect: Facts to keep that the method was told of.
         reading: Length of documents and of batches; all tokens of prose need logits, and vocabularies are large.
 
     Returns:
@@ -81,6 +93,7 @@ def evaluation_batches(
         ],
         "multi_hop": list(dict.fromkeys(query for fact in forget for query in fact.multi_hop)),
         "retain": [fact.query for fact in retain],
+        "protected": [fact.query for fact in protect],
     }
     texts = {name: [tokenize_query(lm.tokenizer, query) for query in asked] for name, asked in queries.items()}
     for name, tokenized in texts.items():

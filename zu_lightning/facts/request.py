@@ -13,16 +13,18 @@ class Request:
 
     Attributes:
         forget: Forget set.
-        retain: Retain set, which is only measured.
         text: Retain text, for the second moments of the keys that must keep their values.
+        protect: Facts to keep that the method is told of: their keys must keep their values, too.
+        retain: Retain set: facts to keep that the method never sees, and that are only measured.
         heldout: Text for the perplexity, one document each.
         seed: Seed of the context templates.
         number: Which request of a model this is, from 0.
     """
 
     forget: Sequence[Fact]
-    retain: Sequence[Fact]
     text: RetainText
-    heldout: Sequence[str]
+    protect: Sequence[Fact] = ()
+    retain: Sequence[Fact] = ()
+    heldout: Sequence[str] = ()
     seed: int = 0
     number: int = 0

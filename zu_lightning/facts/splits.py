@@ -1,4 +1,4 @@
-"""Which facts are forgotten and which are kept."""
+"""Which facts are forgotten, which are only watched, and which are protected."""
 
 import random
 from collections.abc import Sequence
@@ -9,58 +9,64 @@ from zu_lightning.facts.fact import Fact
 
 def split_facts(
     facts: Sequence[Fact],
-    forget_num: int,
-    retain_num: int,
-    seed: int,
-    forget_ids: Sequence[str] | None = None,
-    retain_ids: Sequence[str] | None = None,
+    forget: int | Sequence[str],
+    retain: int | Sequence[str] = 0,
+    protect: int | Sequence[str] = 0,
+    *,
+    seed: int = 0,
     halves: bool = False,
-) -> tuple[list[Fact], list[Fact]]:
-    """Split facts into those to forget and those to keep, by lists of ids or by seed and number.
+) -> tuple[list[Fact], list[Fact], list[Fact]]:
+    """Split facts into three disjoint sets, each by its number or by its ids.
 
     Args:
         facts: All facts.
-        forget_num: How many to forget; ignored if ``forget_ids`` is given.
-        retain_num: How many others to watch; ignored if ``retain_ids`` is given.
-        seed: Seed of the draw. The forget set does not depend on ``retain_num``.
-        forget_ids: Ids of the facts to forget.
-        retain_ids: Ids of the facts to watch.
+        forget: Facts to forget: how many, drawn by seed, or their ids.
+        retain: Facts to keep that are only measured, likewise.
+        protect: Facts to keep that the method is told of, likewise.
+        seed: Seed of the draw. A set does not depend on the sizes of those after it in this list.
         halves: Whether facts to keep are drawn from the first half of ``facts`` and facts to forget from the second,
             as in the paper.
 
     Returns:
-        Forget set and retain set.
+        Forget set, retain set, and protected set.
 
     Raises:
-        InputError: There are too few facts, an id does not exist, or one is in both lists.
+        InputError: There are too few facts, an id does not exist, or one is in two lists.
     """
+    asked = {"forget": forget, "retain": retain, "protect": protect}
     by_id = {fact.id: fact for fact in facts}
-    both = sorted(set(forget_ids or ()) & set(retain_ids or ()))
-    if both:
-        raise InputError("retain_ids", both, "these facts are in forget_ids, too: remove them from one list.")
+    taken: set[str] = set()
+    for kind, ids in asked.items():
+        if not isinstance(ids, int):
+            _check_ids(f"{kind}_ids", ids, by_id, taken)
+            taken |= set(ids)
     shuffled = random.Random(seed).sample(list(facts), len(facts))
-    taken = {*(forget_ids or ()), *(retain_ids or ())}
     free = [fact for fact in shuffled if fact.id not in taken]
     first_half = {fact.id for fact in facts[: len(facts) // 2]}
 
-    def choose(ids: Sequence[str] | None, count: int, kind: str) -> list[Fact]:
-        if ids is not None:
-            unknown = [name for name in ids if name not in by_id]
-            if unknown:
-                raise InputError(
-                    f"{kind}_ids", unknown[:5], f"these are not ids of the {len(facts)} facts: correct the list."
-                )
-            return [by_id[name] for name in dict.fromkeys(ids)]
-        pool = [fact for fact in free if not halves or (fact.id in first_half) == (kind == "retain")]
-        if not 0 <= count <= len(pool):
+    def choose(kind: str) -> list[Fact]:
+        wanted = asked[kind]
+        if not isinstance(wanted, int):
+            return [by_id[name] for name in dict.fromkeys(wanted)]
+        pool = [fact for fact in free if not halves or (fact.id in first_half) == (kind != "forget")]
+        if not 0 <= wanted <= len(pool):
             remedy = f"{len(pool)} of the {len(facts)} facts are left to draw from: ask for at most that many."
-            raise InputError(f"{kind}_num", count, remedy)
-        for fact in pool[:count]:
+            raise InputError(f"{kind}_num", wanted, remedy)
+        for fact in pool[:wanted]:
             free.remove(fact)
-        return pool[:count]
+        return pool[:wanted]
 
-    forget = choose(forget_ids, forget_num, "forget")
-    if not forget:
-        name, value = ("forget_num", forget_num) if forget_ids is None else ("forget_ids", forget_ids)
-        raise InputError(name, value, "there is nothing to forget: ask for at least one fact.")
-    return forget, choose(retain_ids, retain_num, "retain")
+    chosen = choose("forget")
+    if not chosen:
+        name = "forget_num" if isinstance(forget, int) else "forget_ids"
+        raise InputError(name, forget, "there is nothing to forget: ask for at least one fact.")
+    return chosen, choose("retain"), choose("protect")
+
+
+def _check_ids(name: str, ids: Sequence[str], by_id: dict[str, Fact], taken: set[str]) -> None:
+    both = sorted(set(ids) & taken)
+    if both:
+        raise InputError(name, both, "these facts are in another list, too: remove them from one.")
+    unknown = [one for one in ids if one not in by_id]
+    if unknown:
+        raise InputError(name, unknown[:5], f"these are not ids of the {len(by_id)} facts: correct the list.")

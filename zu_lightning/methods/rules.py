@@ -30,6 +30,9 @@ class Rule(ABC):
 
     scale_free: bool = True
     """Whether keys have norm 1 and the second moment has mean eigenvalue 1 for this rule."""
+    protect_weight: float = 0.1
+    """How much the keys of protected facts count beside those of the retain text: with ``scale_free`` the share of
+    their second moment's trace, else the factor of their sum of k k^T beside the mean over tokens."""
 
     def __post_init__(self) -> None:
         """Refuse weights and thresholds that mean nothing."""
@@ -48,6 +51,7 @@ class Rule(ABC):
 
     def in_units(self, problem: LayerProblem) -> LayerProblem:
         """The problem in the units of this rule's weights."""
+        problem = problem.protecting(self.protect_weight, relative=self.scale_free)
         return problem.scale_free() if self.scale_free else problem
 
     @abstractmethod

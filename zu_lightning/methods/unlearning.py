@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from zu_lightning.distributed import check_identical
 from zu_lightning.facts.fact import Fact
+from zu_lightning.facts.request import Request
 from zu_lightning.facts.texts import ReadingOptions, RetainText, retain_documents
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.edits import apply_update
@@ -103,20 +104,21 @@ def unlearn(
     """
     options, monitor = options or TargetOptions(), Monitor(progress=progress)
     text = RetainText(retain_documents(corpus, facts), ReadingOptions(corpus_tokens=None))
-    preparation = prepare(lm, facts, text, layers, options, monitor=monitor)
-    return UnlearnResult(preparation.targets, edit_layers(lm, facts, layers, rule, preparation, options, monitor))
+    request = Request(facts, text)
+    preparation = prepare(lm, request, layers, options, monitor=monitor)
+    return UnlearnResult(preparation.targets, edit_layers(lm, request, layers, rule, preparation, options, monitor))
 
 
 def edit_layers(
     lm: EditableLM,
-    facts: Sequence[Fact],
+    request: Request,
     layers: Sequence[int],
     rule: Rule,
     preparation: Preparation,
     options: TargetOptions,
     monitor: Monitor | None = None,
 ) -> dict[int, LayerEdit]:
-    """Edit one layer after the other; the arguments are those of :func:`unlearn` and what it has prepared.
+    """Edit one layer after the other; the arguments are those of :func:`prepare`, and what it gives.
 
     Returns:
         For each layer, what was written.
@@ -126,7 +128,7 @@ def edit_layers(
     """
     edits = {}
     for layer in layers:
-        problem = layer_problem(lm, facts, layer, layers, preparation, options, monitor)
+        problem = layer_problem(lm, request, layer, layers, preparation, options, monitor)
         edits[layer] = write_update(lm, problem, rule(lm.weight(layer), problem))
     return edits
 

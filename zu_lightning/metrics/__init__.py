@@ -1,6 +1,14 @@
 """What unlearning is measured by: a functional core and thin torchmetrics classes."""
 
-from zu_lightning.metrics.answers import AnswerMetric, Efficacy, Generalization, MultiHop, Retain, Specificity
+from zu_lightning.metrics.answers import (
+    AnswerMetric,
+    Efficacy,
+    Generalization,
+    MultiHop,
+    Protected,
+    Retain,
+    Specificity,
+)
 from zu_lightning.metrics.functional import AnswerScores, answer_scores, negative_log_likelihood
 from zu_lightning.metrics.perplexity import Perplexity
 
@@ -11,6 +19,7 @@ __all__ = [
     "Generalization",
     "MultiHop",
     "Perplexity",
+    "Protected",
     "Retain",
     "Specificity",
     "answer_scores",

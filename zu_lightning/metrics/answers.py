@@ -84,3 +84,10 @@ class Retain(AnswerMetric):
 
     higher_is_better = True
     name = "retain"
+
+
+class Protected(AnswerMetric):
+    """Facts to keep of which the method was told that the model still answers."""
+
+    higher_is_better = True
+    name = "protected"

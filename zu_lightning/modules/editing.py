@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -93,7 +93,7 @@ class EditingModule(UnlearnModule):
 
     def settings(self) -> dict[str, object]:
         """Everything in this module that decides which weights a run ends with, by parameter."""
-        targets = {name: value for name, value in vars(self.target_options).items() if name != "seed"}
+        targets = vars(self.target_options)
         descent = (self.objective, self.parametrization, self.learning_rate, self.steps, self.tolerance)
         of_descent = {"objective, or another option of gradient descent": None if self.rule else descent}
         return super().settings() | {"rule": self.rule} | targets | of_descent
@@ -185,14 +185,12 @@ class EditingModule(UnlearnModule):
 
 def _next_problem(module: EditingModule, request: Request) -> LayerProblem:
     """The problem of the layer whose turn it is; what the unedited model has to tell is read first, and once."""
-    lm, facts, left = module.lm, request.forget, module.layers_left
-    options = replace(module.target_options, seed=request.seed)
+    left, options = module.layers_left, module.target_options
     if module.preparation is None:
-        earlier = module.run.targets
-        module.preparation = prepare(lm, facts, request.text, left, options, earlier, module.monitor)
+        module.preparation = prepare(module.lm, request, left, options, module.run.targets, module.monitor)
         module.run.targets = module.preparation.targets
     module.restore_edits()
-    return layer_problem(lm, facts, left[0], module.layers, module.preparation, options, module.monitor)
+    return layer_problem(module.lm, request, left[0], module.layers, module.preparation, options, module.monitor)
 
 
 def _check_positive(**options: float | None) -> None:

@@ -30,8 +30,6 @@ class TargetOptions:
     """Whether V is optimized for the true answers (the paper) or observed (``V = W K``)."""
     latents: LatentOptions = field(default_factory=LatentOptions)
     """Options of the latent optimization."""
-    seed: int = 0
-    """Seed of the context templates."""
 
     def __post_init__(self) -> None:
         """Refuse an empty answer."""

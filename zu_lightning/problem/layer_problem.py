@@ -17,6 +17,7 @@ class LayerProblem:
         residuals: R, d_out x n: this layer's share of the distance to the neutral targets.
         values: V, d_out x n: original-knowledge values.
         second_moment: C, d_in x d_in: uncentered mean of k k^T over retain tokens.
+        protected_keys: d_in x m: keys of facts to keep, as those of the facts to forget.
     """
 
     layer: int
@@ -24,6 +25,22 @@ class LayerProblem:
     residuals: Tensor
     values: Tensor
     second_moment: Tensor
+    protected_keys: Tensor | None = None
+
+    def protecting(self, weight: float, *, relative: bool) -> "LayerProblem":
+        """The same problem, with the protected keys as part of the second moment.
+
+        Args:
+            weight: How much they count.
+            relative: Whether ``weight`` is the trace of their second moment as a share of the text's, or the factor of
+                their sum of k k^T beside the mean over the text's tokens.
+        """
+        keys = self.protected_keys
+        if keys is None or not keys.shape[1] or not weight:
+            return self
+        moment = keys @ keys.mT
+        factor = weight * self.second_moment.trace() / moment.trace() if relative else weight
+        return replace(self, second_moment=self.second_moment + factor * moment)
 
     def scale_free(self) -> "LayerProblem":
         """The same problem in units that do not depend on the model.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from zu_lightning.facts.fact import Fact
-from zu_lightning.facts.texts import RetainText
+from zu_lightning.facts.request import Request
 from zu_lightning.lm.architecture import check_layers
 from zu_lightning.lm.contexts import sample_contexts
 from zu_lightning.lm.editable import EditableLM
@@ -39,8 +39,7 @@ class Preparation:
 
 def prepare(
     lm: EditableLM,
-    facts: Sequence[Fact],
-    text: RetainText,
+    request: Request,
     layers: Sequence[int],
     options: TargetOptions,
     targets: NeutralTargets | None = None,
@@ -50,8 +49,7 @@ def prepare(
 
     Args:
         lm: The model, unedited.
-        facts: What to forget.
-        text: Retain text.
+        request: What to forget and what to keep.
         layers: Layers to edit, lowest first.
         options: What edits aim at.
         targets: Targets of an earlier run, which are then not optimized again.
@@ -65,14 +63,14 @@ def prepare(
     """
     monitor = monitor or Monitor()
     check_layers(layers, len(lm.layers))
-    _warn(lm, len(facts), layers)
-    contexts = targets.contexts if targets else sample_contexts(lm, seed=options.seed)
-    _check_lengths(lm, facts, contexts, options.neutral_target)
+    _warn(lm, len(request.forget), layers)
+    contexts = targets.contexts if targets else sample_contexts(lm, seed=request.seed)
+    _check_lengths(lm, [*request.forget, *request.protect], contexts, options.neutral_target)
     with monitor.timed("moments"):
-        moments = second_moments(lm, text, layers, monitor)
+        moments = second_moments(lm, request.text, layers, monitor)
     if targets is None:
         with monitor.timed("targets"):
-            targets = neutral_targets(lm, facts, layers[-1], contexts, options, monitor)
+            targets = neutral_targets(lm, request.forget, layers[-1], contexts, options, monitor)
         log.info(
             "neutral targets: with z* inserted directly, the answer is gone for %.0f%% of the facts, and no rule can "
             "forget more; the mean probability of %r is %.3f",
@@ -83,7 +81,7 @@ def prepare(
 
 def layer_problem(
     lm: EditableLM,
-    facts: Sequence[Fact],
+    request: Request,
     layer: int,
     layers: Sequence[int],
     preparation: Preparation,
@@ -94,7 +92,7 @@ def layer_problem(
 
     Args:
         lm: The model in its present state.
-        facts: n facts to forget.
+        request: n facts to forget, and what to keep.
         layer: The layer to edit now.
         layers: All layers to edit, lowest first.
         preparation: What was read from the unedited model.
@@ -102,10 +100,10 @@ def layer_problem(
         monitor: Times the phase ``keys_and_values``, and shows progress.
 
     Returns:
-        Keys, residuals, values, and second moment, float64.
+        Keys, residuals, values, second moment, and protected keys, float64.
     """
     monitor = monitor or Monitor()
-    targets = preparation.targets
+    targets, facts = preparation.targets, request.forget
     with monitor.timed("keys_and_values"):
         keys = lookup_keys(lm, facts, layer, targets.contexts)
         if options.optimize_values:
@@ -117,7 +115,8 @@ def layer_problem(
             values = lm.weight(layer).double() @ keys
         layers_left = len(layers) - list(layers).index(layer)
         residuals = (targets.optimum - layer_outputs(lm, facts, layers[-1])) / layers_left
-    return LayerProblem(layer, keys, residuals, values, preparation.second_moments[layer])
+        protected = lookup_keys(lm, request.protect, layer, targets.contexts) if request.protect else None
+    return LayerProblem(layer, keys, residuals, values, preparation.second_moments[layer], protected)
 
 
 def _check_lengths(lm: EditableLM, facts: Sequence[Fact], contexts: Sequence[str], neutral_target: str) -> None:

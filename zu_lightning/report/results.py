@@ -10,7 +10,16 @@ from zu_lightning.methods.unlearning import LayerScores
 
 FILE_NAME = "metrics.json"
 
-HEADLINES = ("efficacy", "generalization", "specificity", "multi_hop", "retain", "efficacy_probability", "perplexity")
+HEADLINES = (
+    "efficacy",
+    "generalization",
+    "specificity",
+    "multi_hop",
+    "retain",
+    "protected",
+    "efficacy_probability",
+    "perplexity",
+)
 """The scores that a table shows, in this order."""
 
 
