@@ -14,13 +14,24 @@ from zu_lightning.lm.contexts import sample_contexts
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.edits import EditReport, apply_update
 from zu_lightning.lm.export import ExportCheck, check_export, export_adapter, export_model
+from zu_lightning.methods.losses import (
+    NPO,
+    RMU,
+    FineTuning,
+    GradientAscent,
+    GradientDifference,
+    Loss,
+    SimNPO,
+)
 from zu_lightning.methods.rules import AlphaEdit, Memit, Rome, Rule, ZeroUnlearn, ZeroUnlearnGD, ZeroUnlearnSoft
 from zu_lightning.methods.unlearning import LayerEdit, LayerScores, UnlearnResult, edit_layers, unlearn, write_update
 from zu_lightning.modules.base import UnlearnModule
 from zu_lightning.modules.editing import EditingModule
 from zu_lightning.modules.evaluation import EvaluationModule
+from zu_lightning.modules.gradient import GradientModule, TrainingOptions
 from zu_lightning.modules.pretrain import PretrainModule
 from zu_lightning.modules.state import EditKey, RunState
+from zu_lightning.modules.trained import LoraOptions
 from zu_lightning.problem.keys import lookup_keys
 from zu_lightning.problem.latent_problem import LatentOptions
 from zu_lightning.problem.latents import NeutralTargets, TargetOptions, neutral_targets, original_values
@@ -34,6 +45,8 @@ from zu_lightning.timing import Monitor
 __version__ = "0.1.0"
 
 __all__ = [
+    "NPO",
+    "RMU",
     "AlphaEdit",
     "CausalTrace",
     "EditKey",
@@ -45,12 +58,18 @@ __all__ = [
     "ExportCheck",
     "Fact",
     "FactToken",
+    "FineTuning",
+    "GradientAscent",
+    "GradientDifference",
+    "GradientModule",
     "InputError",
     "LatentOptions",
     "LayerEdit",
     "LayerProblem",
     "LayerScores",
     "LayerTrace",
+    "LoraOptions",
+    "Loss",
     "LowRankUpdate",
     "Memit",
     "Monitor",
@@ -66,8 +85,10 @@ __all__ = [
     "Rule",
     "RunState",
     "SecondMoment",
+    "SimNPO",
     "TargetOptions",
     "TargetScores",
+    "TrainingOptions",
     "UnlearnModule",
     "UnlearnResult",
     "ZeroUnlearn",

@@ -133,6 +133,22 @@ def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterato
             module.forward = own
 
 
+def output_of(module: nn.Module, forward: Callable[[], Any], rows: int, device: torch.device) -> Tensor:
+    """What ``module`` returns (R x T x D) when ``forward`` runs the model; nothing above it is computed.
+
+    Unlike :func:`recording` it keeps gradients.
+    """
+    found: list[Tensor] = []
+
+    def look(module: nn.Module, args: Any, output: Any) -> None:
+        found.append(_by_row(_hidden(output), rows).to(device))
+        raise _AllSeenError
+
+    with hooked(module.register_forward_hook(look)), suppress(_AllSeenError):
+        forward()
+    return found[0]
+
+
 def returns_tuple(module: nn.Module, forward: Callable[[], Any]) -> bool:
     """Whether ``module`` returns a tuple when ``forward`` runs the model, of which nothing above it is computed."""
     found: list[bool] = []

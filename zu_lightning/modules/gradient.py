@@ -1,0 +1,214 @@
+"""Gradient methods: a loss on what the model says, minimized over some of its weights."""
+
+import random
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+from zu_lightning.distributed import own_share, process, summed
+from zu_lightning.errors import InputError
+from zu_lightning.facts.request import Request
+from zu_lightning.lm import hooks
+from zu_lightning.lm.export import export_model
+from zu_lightning.lm.tokens import TokenBatch, TokenizedText, collate, tokenize, tokenize_fact
+from zu_lightning.methods.losses import Answers, Loss, Part, joined, sequence_nll
+from zu_lightning.modules.base import UnlearnModule
+from zu_lightning.modules.trained import FullWeights, LoraOptions, LoraWeights, TrainedWeights, WeightChoice
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a gradient method trains: AdamW, with linear warm-up and linear decay."""
+
+    epochs: int = 10
+    """Number of times that each fact is seen."""
+    batch_size: int = 32
+    """Number of facts per step, over all processes; as many facts or documents to keep go with them."""
+    learning_rate: float = 1e-5
+    """Peak of the schedule; with ``scale_free`` in units of the root mean square of the trained weights."""
+    scale_free: bool = False
+    """Whether the learning rate is relative to the size of the trained weights."""
+    warmup_epochs: float = 1.0
+    """Number of epochs until the peak."""
+    decay: bool = True
+    """Whether the learning rate decays to zero after the warm-up, or stays."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+    retain_length: int = 64
+    """Maximum number of tokens of a document to keep."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that nothing can be trained with."""
+        for name in ("epochs", "batch_size", "learning_rate", "retain_length"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"training.{name}", getattr(self, name), "give a positive number.")
+
+    def factor(self, epoch: float) -> float:
+        """The learning rate's share of its peak, ``epoch`` epochs after the start."""
+        warm = min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else 1.0
+        rest = max(1e-9, self.epochs - self.warmup_epochs)
+        return warm * (min(1.0, max(0.0, (self.epochs - epoch) / rest)) if self.decay else 1.0)
+
+
+@dataclass(frozen=True)
+class GradientBatch:
+    """One process's share of the texts of a step, by part; a part of which it has nothing is ``None``."""
+
+    forget: TokenBatch | None
+    neutral: TokenBatch | None
+    retain: TokenBatch | None
+
+
+class GradientModule(UnlearnModule):
+    """Train some weights of the language model to forget, such as ``GradientModule(loss=NPO())``.
+
+    Batches, losses, and gradients do not depend on the number of processes.
+
+    Args:
+        loss: What to minimize.
+        weights: What to train: the output ``projections`` of the edited layers, ``all`` weights, or a ``lora`` adapter.
+        training: How to train.
+        lora: The adapter, if one is trained.
+        kwargs: Arguments of :class:`UnlearnModule`.
+    """
+
+    trained: TrainedWeights
+
+    def __init__(
+        self,
+        loss: Loss,
+        weights: WeightChoice = "projections",
+        training: TrainingOptions = TrainingOptions(),
+        lora: LoraOptions = LoraOptions(),  # noqa: B008 (frozen)
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.loss, self.weights, self.options, self.lora = loss, weights, training, lora
+        self.keep: list[TokenizedText] = []
+        """What to keep: the protected facts, or else documents of the retain text."""
+
+    @property
+    def method(self) -> dict[str, object]:
+        """Name and weights of the loss, and how it was minimized."""
+        options: dict[str, object] = {"weights": self.weights, "training": asdict(self.options)}
+        options |= {"lora": asdict(self.lora)} if self.weights == "lora" else {}
+        return {"name": type(self.loss).__name__, **asdict(self.loss), **options}
+
+    def settings(self) -> dict[str, object]:
+        """Everything in this module that decides which weights a run ends with, by parameter."""
+        return super().settings() | {"neutral_target": self.neutral_target, "loss": self.method}
+
+    def setup(self, stage: str) -> None:
+        """Train for as many epochs as asked for, and evaluate after the last one."""
+        super().setup(stage)
+        if stage == "fit" and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.trainer.fit_loop.max_epochs = self.options.epochs
+            self.trainer.check_val_every_n_epoch = self.options.epochs
+
+    def configure_model(self) -> None:
+        """Load the language model, and register what is trained."""
+        super().configure_model()
+        if hasattr(self, "trained"):
+            return
+        if self.weights == "lora":
+            self.trained = LoraWeights(self.lm, self.layers, self.lora)
+        else:
+            self.trained = FullWeights(self.lm, None if self.weights == "all" else self.layers)
+
+    def training_batches(self, request: Request) -> Iterable[GradientBatch]:
+        """Each fact once, in an order that depends on the seed and the epoch, with as many texts to keep."""
+        if self.loss.retain_weight and not self.keep:
+            self.keep = self._texts_to_keep(request)
+        rng = random.Random(f"{request.seed} {self.current_epoch}")
+        facts = rng.sample(list(request.forget), len(request.forget))
+        for start in range(0, len(facts), self.options.batch_size):
+            some = facts[start : start + self.options.batch_size]
+            true, neutral = (
+                [tokenize_fact(self.lm.tokenizer, fact, answer=answer or fact.target) for fact in some]
+                for answer in ("", self.neutral_target)
+            )
+            retain = rng.sample(self.keep, min(len(some), len(self.keep)))
+            yield GradientBatch(self._share(true), self._share(neutral), self._share(retain))
+
+    def training_step(self, batch: GradientBatch, batch_idx: int) -> Tensor:
+        """The loss of this process's share, so that DDP's mean over processes is the gradient of the whole loss."""
+        means = self.loss(_Views(self, batch))
+        totals = torch.stack([mean.total.detach().double() for mean in means])
+        counts = torch.tensor([mean.count for mean in means], dtype=torch.float64, device=totals.device)
+        summed(totals, counts)
+        weights = torch.tensor([mean.weight for mean in means], dtype=torch.float64, device=totals.device)
+        self.log("train/loss", (weights * totals / counts.clamp(min=1)).sum(), batch_size=1, prog_bar=True)
+        # A process without a share of this step takes part with a gradient of zero.
+        nothing = torch.stack([parameter.flatten()[0] for parameter in self.trained.learned()]).sum() * 0.0
+        return joined(means, counts.tolist(), process()[1]) + nothing
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW with linear warm-up and decay."""
+        options, parameters = self.options, self.trained.learned()
+        size = torch.cat([parameter.detach().flatten() for parameter in parameters]).square().mean().sqrt().item()
+        rate = options.learning_rate * (size if options.scale_free else 1.0)
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=options.weight_decay)
+        steps = -(-len(self.request.forget) // options.batch_size)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: options.factor((step + 1) / steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what is trained, not the frozen weights around it."""
+        super().on_save_checkpoint(checkpoint)
+        learned = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in learned}
+
+    def export(self, folder: Path) -> tuple[Path, Path | None]:
+        """Write the adapter before it is merged, then the model."""
+        adapter = self.trained.write_adapter(folder / "adapter")
+        self.trained.merge()
+        return export_model(self.lm, folder / "model"), adapter
+
+    def _texts_to_keep(self, request: Request) -> list[TokenizedText]:
+        tokenizer, length = self.lm.tokenizer, self.options.retain_length
+        if request.protect:
+            return [tokenize_fact(tokenizer, fact, answer=fact.target) for fact in request.protect]
+        documents = [tokenize(tokenizer, text, max_length=length) for text in request.text.documents]
+        return [TokenizedText(text.ids, 0, 1) for text in documents if len(text.ids) > 1]
+
+    def _share(self, texts: Sequence[TokenizedText]) -> TokenBatch | None:
+        own = list(own_share(texts))
+        return collate(own, self.lm.tokenizer).to(self.lm.device) if own else None
+
+
+class _Views:
+    """What a loss may ask, for one batch; a part without texts has no rows."""
+
+    def __init__(self, module: GradientModule, batch: GradientBatch) -> None:
+        self.module, self.batch = module, batch
+
+    def answers(self, part: Part, *, reference: bool = False) -> Answers:
+        """What the model says of the answers of a part."""
+        lm, batch = self.module.lm, getattr(self.batch, part)
+        if batch is None:
+            none = torch.zeros(0, device=lm.device)
+            return Answers(none, none, torch.zeros(0, 1, device=lm.device))
+        rows, positions, tokens = batch.answer_positions()
+        with self.module.trained.reference() if reference else nullcontext(), torch.set_grad_enabled(not reference):
+            log_probability = log_softmax(lm.logits(batch, rows, positions), -1)
+        nll, lengths = sequence_nll(log_probability, tokens, rows, len(batch.lengths))
+        return Answers(nll, lengths, log_probability)
+
+    def states(self, part: Part, *, reference: bool = False) -> Tensor:
+        """Outputs of the highest edited layer at all tokens of a part."""
+        lm, batch = self.module.lm, getattr(self.batch, part)
+        if batch is None:
+            return torch.zeros(0, lm.weight(0).shape[0], device=lm.device)
+        layer, nowhere = lm.layers[self.module.layers[-1]], batch.lengths[:0]
+        with self.module.trained.reference() if reference else nullcontext(), torch.set_grad_enabled(not reference):
+            states = hooks.output_of(
+                layer, lambda: lm.logits(batch, nowhere, nowhere, watched=[layer]), len(batch.lengths), lm.device
+            )
+        return states[batch.attention_mask.bool()]
