@@ -43,6 +43,7 @@ QUIET = (
     ".*does not have many workers.*",  # batches are made in this process, where the language model is
     ".*`IterableDataset` has `__len__` defined.*",  # with workers it would be wrong; there are none
     ".*Total length of .* across ranks is zero.*",  # a run that was killed after its last layer only has to export
+    ".*in eval mode at the start of training.*",  # gradient methods train the model as it is used, without dropout
     ".*isinstance.treespec, LeafSpec.*",  # Lightning calls torch by an old name,
     ".*is_gradient_checkpointing. is deprecated.*",  # and PEFT transformers
 )

@@ -118,7 +118,7 @@ class GradientModule(UnlearnModule):
         if hasattr(self, "trained"):
             return
         if self.weights == "lora":
-            self.trained = LoraWeights(self.lm, self.layers, self.lora)
+            self.trained = LoraWeights(self.lm, self.layers, self.lora, self.request.seed)
         else:
             self.trained = FullWeights(self.lm, None if self.weights == "all" else self.layers)
 

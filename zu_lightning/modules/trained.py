@@ -124,9 +124,10 @@ class LoraWeights(TrainedWeights):
         lm: The language model.
         layers: Layers whose output projections get an adapter, unless all linear modules do.
         options: The adapter.
+        seed: Seed of the adapter's start.
     """
 
-    def __init__(self, lm: EditableLM, layers: Sequence[int], options: LoraOptions) -> None:
+    def __init__(self, lm: EditableLM, layers: Sequence[int], options: LoraOptions, seed: int) -> None:
         super().__init__()
         config = LoraConfig(
             task_type="CAUSAL_LM",
@@ -136,8 +137,13 @@ class LoraWeights(TrainedWeights):
             lora_dropout=options.dropout,
             target_modules="all-linear" if options.everywhere else [lm.weight_name(layer) for layer in layers],
         )
-        self.model: Any = get_peft_model(lm.model, config)
-        lm.model.train(False)
+        with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            self.model: Any = get_peft_model(lm.model, config)
+        lm.model.eval()
+        for name, module in lm.model.named_modules():
+            if name.endswith("lora_dropout"):  # the adapter's; the model's own stays off
+                module.train()
 
     def reference(self) -> AbstractContextManager[None]:
         """See :meth:`TrainedWeights.reference`."""

@@ -1,0 +1,183 @@
+"""Gradient methods: what they train, what they export, and how they continue after they were killed."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from callbacks import ExportEditedModel, Report, Resume
+from callbacks.resume import checkpoint_path
+from data import UnlearnDataModule
+from tests.conftest import DEMO
+from zu_lightning import (
+    NPO,
+    RMU,
+    FineTuning,
+    GradientAscent,
+    GradientDifference,
+    GradientModule,
+    InputError,
+    LoraOptions,
+    Loss,
+    ReadingOptions,
+    Results,
+    SimNPO,
+    TrainingOptions,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # trained without dropout, as it is used
+
+WEIGHT = "model.layers.0.mlp.down_proj.weight"
+TRAINING = TrainingOptions(epochs=3, batch_size=2, learning_rate=0.05, scale_free=True, warmup_epochs=0)
+LOSSES = [
+    (GradientAscent(), 0.05),
+    (GradientDifference(), 0.05),
+    (GradientDifference(divergence=True), 0.05),
+    (NPO(), 0.05),
+    (SimNPO(), 0.05),
+    (RMU(), 1.0),
+]
+"""Each loss with a learning rate at which a few steps suffice."""
+
+
+class Killed(Callback):
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+
+
+def fit(root: Path, loss: Loss, *callbacks: Callback, resume: bool = False, protect: int = 0, **options: Any) -> Any:
+    """A few epochs on three facts of the demo."""
+    module = GradientModule(loss, **{"training": TRAINING} | options, model_name_or_path=str(DEMO / "model"))
+    data = UnlearnDataModule(
+        str(DEMO / "facts.jsonl"), str(DEMO / "corpus.txt"), str(DEMO / "heldout.txt"), forget_num=3, retain_num=5,
+        protect_num=protect, reading=ReadingOptions(corpus_documents=20, heldout_documents=5),
+    )  # fmt: skip
+    trainer = Trainer(
+        accelerator="cpu", devices=1, max_epochs=1, default_root_dir=root, num_sanity_val_steps=-1, logger=False,
+        reload_dataloaders_every_n_epochs=1, use_distributed_sampler=False, enable_model_summary=False,
+        enable_progress_bar=False, callbacks=[*callbacks, Report(), Resume()],
+    )  # fmt: skip
+    trainer.fit(module, data, ckpt_path=str(checkpoint_path(str(root))) if resume else None)
+    return module
+
+
+@pytest.fixture(scope="module")
+def base() -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(DEMO / "model").state_dict())
+
+
+def changed(module: GradientModule, base: dict[str, torch.Tensor]) -> set[str]:
+    """Names of the weights that differ from the demo model's."""
+    trained = module.lm.model.state_dict()
+    return {name for name in base if not torch.equal(base[name], trained[name])}
+
+
+@pytest.mark.parametrize(("loss", "rate"), LOSSES, ids=str)
+def test_a_loss_makes_the_model_forget(loss: Loss, rate: float, tmp_path: Path, base: dict[str, torch.Tensor]) -> None:
+    module = fit(tmp_path, loss, training=replace(TRAINING, learning_rate=rate))
+    assert module.trainer.global_step == 3 * 2
+    results = Results.read(tmp_path)
+    assert results.method["name"] == type(loss).__name__
+    assert results.before["efficacy"] == 100
+    assert results.after["efficacy_probability"] < 0.9 * results.before["efficacy_probability"]
+    assert changed(module, base) == {WEIGHT}
+
+
+def test_fine_tuning_teaches_the_neutral_answer(tmp_path: Path) -> None:
+    module = fit(tmp_path, FineTuning(), training=replace(TRAINING, epochs=10))
+    assert all(module.complete(fact).strip().startswith("unknown") for fact in module.request.forget)
+
+
+def test_all_weights_can_be_trained(tmp_path: Path, base: dict[str, torch.Tensor]) -> None:
+    module = fit(tmp_path, NPO(), ExportEditedModel(), weights="all")
+    assert changed(module, base) == base.keys()
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_an_adapter_is_trained_and_exported_as_it_is(
+    everywhere: bool, tmp_path: Path, base: dict[str, torch.Tensor]
+) -> None:
+    # The export loads base and adapter, and compares them with the trained model.
+    options = {"lora": LoraOptions(rank=2, everywhere=everywhere), "training": replace(TRAINING, learning_rate=0.3)}
+    module = fit(tmp_path, NPO(), ExportEditedModel(), weights="lora", **options)
+    assert module.run.after["efficacy_probability"] < module.run.before["efficacy_probability"]
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {min(weight.shape) for weight in weights.values()} == {2}
+    projections = {name for name in base if "_proj." in name}
+    assert changed(module, base) == (projections if everywhere else {WEIGHT})
+    assert len(weights) == 2 * (len(projections) if everywhere else 1)
+
+
+def test_a_change_of_low_rank_leaves_as_an_adapter(tmp_path: Path, base: dict[str, torch.Tensor]) -> None:
+    class LowRank(Callback):
+        def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            weight = pl_module.lm.weight(0)  # type: ignore[operator,union-attr]
+            weight.data.copy_(base[WEIGHT] + 0.01 * torch.ones_like(base[WEIGHT]))
+
+    fit(tmp_path, FineTuning(), LowRank(), ExportEditedModel())
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {min(weight.shape) for weight in weights.values()} == {1}
+
+
+@pytest.mark.parametrize("weights", ["projections", "lora"])
+def test_the_reference_is_the_model_before_training(weights: str, tmp_path: Path) -> None:
+    class Compared(Callback):
+        def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            lm: Any = pl_module.lm
+            base = AutoModelForCausalLM.from_pretrained(DEMO / "model")
+            ids = torch.arange(20)[None]
+            trained = lm.model(input_ids=ids).logits
+            with pl_module.trained.reference(), torch.no_grad():  # type: ignore[operator,union-attr]
+                reference = lm.model(input_ids=ids).logits
+            assert torch.allclose(reference, base(input_ids=ids).logits, atol=1e-6)
+            assert not torch.allclose(trained, reference, atol=1e-2)
+            assert torch.equal(lm.model(input_ids=ids).logits, trained)
+            self.was_called = True
+
+    compared = Compared()
+    fit(tmp_path, NPO(), compared, weights=weights)
+    assert compared.was_called
+
+
+@pytest.mark.parametrize("weights", ["projections", "lora"])
+def test_a_killed_run_continues_to_the_same_weights(weights: str, tmp_path: Path) -> None:
+    expected = fit(tmp_path / "whole", NPO(), weights=weights)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(tmp_path / "killed", NPO(), Killed(), weights=weights)
+    checkpoint = torch.load(checkpoint_path(str(tmp_path / "killed")))
+    assert 0 < len(checkpoint["state_dict"]) <= 2
+    resumed = fit(tmp_path / "killed", NPO(), resume=True, weights=weights)
+    assert torch.equal(resumed.lm.weight(0), expected.lm.weight(0))
+    assert resumed.run.before == expected.run.before
+    assert resumed.run.after == expected.run.after
+
+
+def test_what_is_kept_are_the_protected_facts_or_else_the_retain_text(tmp_path: Path) -> None:
+    module = fit(tmp_path, NPO(), protect=4)
+    assert len(module.keep) == 4
+    assert module.run.after.keys() >= {"protected", "retain"}
+    assert all(text.answer > 1 for text in module.keep)  # facts have prompts, which documents have not
+    text = fit(tmp_path, NPO())
+    assert len(text.keep) == len(text.request.text.documents)
+
+
+def test_the_schedule_rises_and_falls() -> None:
+    options = TrainingOptions(epochs=10, warmup_epochs=2)
+    assert [options.factor(epoch) for epoch in (0, 1, 2, 6, 10)] == [0, 0.5, 1, 0.5, 0]
+    assert replace(options, decay=False, warmup_epochs=0).factor(9) == 1
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "learning_rate", "retain_length"])
+def test_numbers_that_nothing_can_be_trained_with_are_refused(name: str) -> None:
+    given: dict[str, Any] = {name: 0}
+    with pytest.raises(InputError, match=rf"training\.{name} is 0: give a positive number"):
+        TrainingOptions(**given)
+    with pytest.raises(InputError, match=r"lora\.rank is 0: give a positive number"):
+        LoraOptions(rank=0)
