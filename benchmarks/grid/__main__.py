@@ -1,0 +1,137 @@
+"""Every method on every model, data set, and seed of a YAML file; what is finished is not run again.
+
+python -m benchmarks.grid --config configs/protocols/few_shot_demo.yaml --dry-run
+python -m benchmarks.grid --config configs/protocols/few_shot_demo.yaml
+python -m benchmarks.grid --config configs/protocols/table1.yaml --cluster slurm --cluster-options slurm_partition=gpu
+"""
+
+import argparse
+import importlib.util
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from benchmarks.grid.execution import run_here, run_on_cluster, slots
+from benchmarks.grid.figures import draw_frontier
+from benchmarks.grid.plan import Grid, Run
+from benchmarks.grid.tables import latex, markdown, table, write_tidy
+from benchmarks.grid.tuning import Choice, balances, chosen_strengths
+from zu_lightning import InputError, replacing
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Choose strengths, run what is not finished, and write the tables."""
+    given = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    try:
+        folder = given.folder or Path("outputs/grid", given.config.stem)
+        grid = Grid.read(given.config, folder, dict(option.split("=", 1) for option in given.options))
+        if given.cluster and not importlib.util.find_spec("submitit"):
+            raise InputError("cluster", given.cluster, "this needs submitit: pip install -e '.[grid]'.")
+    except InputError as error:
+        sys.exit(f"benchmarks.grid: error: {error}")
+    tuning = grid.tuning_runs()
+    if given.dry_run:
+        show(tuning)
+        if any(run.results is None for run in tuning):
+            log.info("strengths are chosen from the runs above; those below then run with them")
+        show(grid.runs(chosen_strengths(grid, tuning)))
+        return
+    run_all(tuning, "Tuning", grid.folder, given)
+    chosen = chosen_strengths(grid, tuning)
+    runs = grid.runs(chosen)
+    run_all(runs, "Runs", grid.folder, given)
+    write_all(grid, tuning, runs, chosen)
+    failed = [run for run in (*tuning, *runs) if run.results is None]
+    if failed:
+        sys.exit(f"{len(failed)} runs failed; runs.csv and tuning.csv say how, and the same command tries them again")
+
+
+def show(runs: Sequence[Run]) -> None:
+    """List runs with the command that runs each alone."""
+    for run in runs:
+        state = "finished" if run.results else "failed" if run.error else "waiting"
+        log.info("%-8s  python train.py %s", state, shlex.join(run.command))
+    log.info("%d of %d runs are finished", sum(run.results is not None for run in runs), len(runs))
+
+
+def run_all(runs: Sequence[Run], name: str, folder: Path, given: argparse.Namespace) -> None:
+    """Run what is not finished."""
+    waiting = [run for run in runs if run.results is None]
+    if not waiting:
+        return
+    log.info("%s: %d of %d are finished", name, len(runs) - len(waiting), len(runs))
+    with logging_redirect_tqdm(), tqdm(total=len(waiting), desc=name, unit=" runs") as bar:
+
+        def report(run: Run, error: str) -> None:
+            if error:
+                log.warning("%s failed: %s (%s)", run.name, error, run.output)
+            bar.update()
+
+        if given.cluster:
+            options = {"cluster": given.cluster} | dict(option.split("=", 1) for option in given.cluster_options)
+            run_on_cluster(waiting, folder / "jobs", options, report)
+        else:
+            run_here(waiting, slots(given.jobs), report)
+
+
+def write_all(grid: Grid, tuning: Sequence[Run], runs: Sequence[Run], chosen: Choice) -> None:
+    """All tables and figures of a grid, in its folder."""
+    write_tidy(runs, grid.folder / "runs.csv")
+    if tuning:
+        write_tidy(tuning, grid.folder / "tuning.csv")
+        _write(grid.folder / "strengths.md", markdown(_strengths(grid, tuning, chosen)))
+    tables = {model: table(grid, runs, model) for model in grid.models}
+    _write(grid.folder / "tables.md", "\n\n".join(f"## {m}\n\n{markdown(lines)}" for m, lines in tables.items()))
+    _write(grid.folder / "tables.tex", "\n\n".join(f"% {m}\n{latex(lines)}" for m, lines in tables.items()))
+    if tuning and importlib.util.find_spec("matplotlib"):
+        for model in grid.models:
+            for data in grid.data:
+                draw_frontier(grid, tuning, model, data, grid.folder / f"frontier-{model}-{data}.png".replace(" ", "-"))
+    log.info("tables in %s", grid.folder)
+
+
+def _strengths(grid: Grid, tuning: Sequence[Run], chosen: Choice) -> list[list[str]]:
+    lines = [["Model", "Data", "Method", "Option", "Balance at each strength"]]
+    for (model, data, method), by_strength in balances(grid, tuning).items():
+        texts = (f"{s:g}: {b:.3f}" for s, b in sorted(by_strength.items()))
+        best = chosen.get((model, data, method))
+        marked = (f"**{t}**" if best is not None and t.startswith(f"{best:g}:") else t for t in texts)
+        lines.append([model, data, method, f"`{grid.methods[method].strength}`", ", ".join(marked)])
+    return lines
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="the grid")
+    parser.add_argument("--folder", type=Path, help="where runs and tables are written (default: outputs/grid/NAME)")
+    many: dict[str, Any] = {"nargs": "*", "default": [], "metavar": "NAME=VALUE", "type": _named_value}
+    parser.add_argument("--options", help="options of all runs, as for train.py", **many)
+    parser.add_argument("--dry-run", action="store_true", help="list the runs, and whether they are finished")
+    parser.add_argument("--jobs", type=int, help="number of runs at a time (default: one per GPU, or one)")
+    parser.add_argument("--cluster", help="submit to a cluster: slurm, or submitit's `local`")
+    parser.add_argument("--cluster-options", help="parameters of submitit, such as slurm_partition=gpu", **many)
+    return parser
+
+
+def _named_value(text: str) -> str:
+    if "=" not in text:
+        raise argparse.ArgumentTypeError(f"{text!r} has no value: write NAME=VALUE")
+    return text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Running a grid: on this machine, one run per GPU, or on a cluster through submitit."""
+
+import logging
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import torch
+
+from benchmarks.grid.plan import Run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A share of this machine.
+
+    Attributes:
+        device: The GPU that a run may see, as in ``CUDA_VISIBLE_DEVICES``; ``None`` for all.
+        threads: Number of CPU threads; ``None`` for all.
+    """
+
+    device: str | None = None
+    threads: int | None = None
+
+
+def slots(jobs: int | None) -> list[Slot]:
+    """One slot per GPU, or on the CPU as many as asked for (by default one), with equal shares of the cores."""
+    gpus = torch.cuda.device_count()
+    if gpus:
+        return [Slot(str(i)) for i in range(min(gpus, jobs or gpus))]
+    count = jobs or 1
+    return [Slot(threads=max(1, (os.cpu_count() or 1) // count))] * count
+
+
+def execute(run: Run, slot: Slot = Slot()) -> str:
+    """Run one cell in a process of its own, and keep what it prints in its folder.
+
+    The process is forked from a server that has imported everything already, which takes longer than a small run.
+
+    Args:
+        run: What to run.
+        slot: Where.
+
+    Returns:
+        How it failed: the last error that it printed; empty if it succeeded.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train"])
+    process = context.Process(target=_fit, args=(run, slot))
+    process.start()
+    process.join()
+    error = ""
+    if process.exitcode:
+        error = (
+            error_in(run.output.read_text(errors="replace"))
+            if process.exitcode > 0
+            else f"the process was killed by signal {-process.exitcode}"
+        )
+    run.finish(error)
+    return error
+
+
+def run_here(runs: Sequence[Run], places: Sequence[Slot], report: Callable[[Run, str], None]) -> None:
+    """Run cells on this machine, as many at a time as there are places.
+
+    Args:
+        runs: What to run.
+        places: Where.
+        report: Called with each run when it has ended, and with how it failed, or with an empty text.
+    """
+    free: Queue[Slot] = Queue()
+    for place in places:
+        free.put(place)
+
+    def one(run: Run) -> None:
+        place = free.get()
+        try:
+            report(run, execute(run, place))
+        finally:
+            free.put(place)
+
+    with ThreadPoolExecutor(len(places)) as pool:
+        list(pool.map(one, runs))
+
+
+def run_on_cluster(
+    runs: Sequence[Run], folder: Path, options: dict[str, Any], report: Callable[[Run, str], None]
+) -> None:
+    """Submit cells as an array of jobs, one GPU each, and wait for them.
+
+    Args:
+        runs: What to run.
+        folder: Where submitit keeps its files; all machines must see it.
+        options: ``cluster`` (``slurm``, or ``local`` to try it), and parameters of
+            ``submitit.AutoExecutor``, such as ``slurm_partition``.
+        report: As in :func:`run_here`.
+    """
+    import submitit  # an optional extra
+
+    executor = submitit.AutoExecutor(folder=folder, cluster=options.pop("cluster"))
+    executor.update_parameters(**({"gpus_per_node": 1, "timeout_min": 24 * 60} | options))
+    jobs = executor.map_array(execute, runs)
+    log.info("submitted %d jobs; what they print is in %s", len(jobs), folder)
+    for run, job in zip(runs, jobs, strict=True):
+        try:
+            report(run, job.result())
+        except Exception as error:  # whatever a cluster does to a job, the others continue
+            message = error_in(f"{type(error).__name__}: {error}")
+            run.finish(message)
+            report(run, message)
+
+
+def error_in(output: str) -> str:
+    """The last line that speaks of an error, or else the last line."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "no output")
+
+
+def _fit(run: Run, slot: Slot) -> None:
+    """In a process of its own: what ``python train.py`` would do, printing into a file."""
+    output = os.open(run.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    if slot.device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = slot.device
+    if slot.threads is not None:
+        torch.set_num_threads(slot.threads)
+    import train  # what the fork server has imported
+
+    try:
+        train.main(run.command)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)

@@ -1,0 +1,68 @@
+"""The frontier: what is kept against what is forgotten, one line per method over its strength."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from benchmarks.grid.plan import Grid, Run
+from benchmarks.grid.tuning import score_name
+from zu_lightning import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+KEPT = ("specificity", "retain")
+"""One panel each."""
+
+Point = tuple[float, float]
+
+
+def frontier(grid: Grid, runs: Sequence[Run], model: str, data: str, score: str) -> dict[str, list[Point]]:
+    """For each method, (efficacy, score) after the edit at each strength, weakest first; means over seeds."""
+    efficacy, kept = (score_name(name, grid.headline[data]) for name in ("efficacy", score))
+    found: dict[str, dict[float, list[Point]]] = {}
+    for run in runs:
+        results = run.results if (run.model, run.data) == (model, data) else None
+        if results and run.strength is not None and kept in results.after:
+            points = found.setdefault(run.method, {}).setdefault(run.strength, [])
+            points.append((results.after[efficacy], results.after[kept]))
+    return {
+        method: sorted(((fmean(x), fmean(y)) for x, y in (zip(*p, strict=True) for p in by.values())), reverse=True)
+        for method, by in found.items()
+    }
+
+
+def draw_frontier(grid: Grid, runs: Sequence[Run], model: str, data: str, path: Path) -> None:
+    """Draw efficacy against specificity and retained facts.
+
+    Args:
+        grid: The grid.
+        runs: Runs of all strengths.
+        model: Name of the model.
+        data: Name of the data set.
+        path: PNG to write; the same is written as SVG beside it.
+    """
+    from matplotlib.figure import Figure  # an optional extra
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = figure.subplots(1, len(KEPT), sharex=True)
+    for panel, score in zip(panels, KEPT, strict=True):
+        _draw(panel, frontier(grid, runs, model, data, score), score)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False)
+    figure.suptitle(f"{model}, {data}: up and to the right is better")
+    for target in (path, path.with_suffix(".svg")):
+        with replacing(target) as temporary:
+            figure.savefig(
+                temporary, format=target.suffix[1:], dpi=150, metadata={"Date": None} if target != path else None
+            )
+
+
+def _draw(panel: "Axes", lines: dict[str, list[Point]], score: str) -> None:
+    markers = "osD^v<>PXph*"
+    for i, (method, points) in enumerate(lines.items()):
+        forgotten, kept = [100 - x for x, _ in points], [y for _, y in points]
+        panel.plot(forgotten, kept, f"{markers[i % len(markers)]}-", label=method, markersize=5, linewidth=1.2)
+    panel.set(xlabel="forgotten: 100 - efficacy (%)", ylabel=f"{score} (%)", xlim=(-3, 103), ylim=(-3, 103))
+    panel.grid(visible=True, alpha=0.3)

@@ -1,0 +1,227 @@
+"""What a grid consists of: every method on every model, data set, and seed, each an ordinary ``fit``."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from zu_lightning import InputError, Results, digest, replacing
+
+NAMES = ("model", "data", "method", "seed", "strength")
+"""What tells one run of a grid from another."""
+
+PARTS = ("models", "data", "methods")
+Headline = Literal["exact_match", "token_accuracy"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A choice of model, data set, or method: configurations, and options on top of them.
+
+    Attributes:
+        configs: Paths of YAML files for ``train.py``.
+        options: Options for ``train.py``, by name.
+        strength: For a method, the option that sets how strongly it forgets; ``None`` if it has none.
+        strengths: The values to choose from.
+    """
+
+    configs: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    strength: str | None = None
+    strengths: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, given: Any, where: str) -> "Part":
+        """A part as the YAML gives it: a path, a list of paths, or a mapping from this class's attributes.
+
+        Raises:
+            InputError: It is something else, or a configuration does not exist.
+        """
+        fields = given if isinstance(given, dict) else {"configs": given or ()}
+        if not fields.keys() <= {"configs", "options", "strength", "strengths"}:
+            remedy = "give a path, a list of paths, or a mapping with configs, options, strength, and strengths."
+            raise InputError(where, given, remedy)
+        configs = fields.get("configs") or ()
+        configs = (configs,) if isinstance(configs, str) else tuple(configs)
+        for config in configs:
+            if not Path(config).is_file():
+                raise InputError(f"{where}.configs", config, "there is no such file: correct the path.")
+        part = cls(configs, fields.get("options") or {}, fields.get("strength"), tuple(fields.get("strengths") or ()))
+        if (part.strength is None) != (not part.strengths):
+            raise InputError(where, given, "give both strength, an option, and strengths, its values.")
+        return part
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of a grid.
+
+    Attributes:
+        model: Name of the model.
+        data: Name of the data set.
+        method: Name of the method.
+        seed: Seed of the draw.
+        strength: Value of the method's strength; ``None`` if it has none.
+        arguments: Of ``python train.py fit``, except for the folder.
+        folder: Where it writes.
+    """
+
+    model: str
+    data: str
+    method: str
+    seed: int
+    strength: float | None
+    arguments: tuple[str, ...]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The run in one word."""
+        return str(self.folder)
+
+    @property
+    def command(self) -> list[str]:
+        """What to type after ``python train.py`` to run it alone."""
+        return ["fit", *self.arguments, f"--trainer.default_root_dir={self.folder}"]
+
+    @property
+    def output(self) -> Path:
+        """What the run prints."""
+        return self.folder / "output.txt"
+
+    @property
+    def results(self) -> Results | None:
+        """What the run measured, if it has succeeded with these very arguments."""
+        if self._read("finished") is None:
+            return None
+        versions = sorted(self.folder.glob("lightning_logs/version_*/metrics.json"), key=lambda p: p.stat().st_mtime)
+        return Results.read(versions[-1].parent) if versions else None
+
+    @property
+    def error(self) -> str:
+        """The last line that the run printed, if it has failed with these very arguments; otherwise empty."""
+        return self._read("failed") or ""
+
+    def finish(self, error: str = "") -> None:
+        """Remember that the run has succeeded, or how it has failed."""
+        for name in ("finished", "failed"):
+            (self.folder / name).unlink(missing_ok=True)
+        with replacing(self.folder / ("failed" if error else "finished")) as temporary:
+            temporary.write_text(f"{self._identity}\n{error}", encoding="utf-8")
+
+    def _read(self, name: str) -> str | None:
+        marker = self.folder / name
+        if not marker.is_file():
+            return None
+        identity, _, content = marker.read_text(encoding="utf-8").partition("\n")
+        return content if identity == self._identity else None
+
+    @property
+    def _identity(self) -> str:
+        """A digest of the arguments and of the configurations that they name."""
+        configs = [name.removeprefix("--config=") for name in self.arguments if name.startswith("--config=")]
+        return digest(*self.arguments, *(Path(config).read_bytes() for config in configs))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Everything that a grid's YAML says.
+
+    Attributes:
+        models: By name.
+        data: By name.
+        methods: By name.
+        seeds: Seeds of the draws that are reported.
+        tuning_seeds: Seeds of the draws on which strengths are chosen; they are not reported.
+        options: Options of all runs.
+        headline: For each data set, which scores count: exact match, or token accuracy.
+        protocol: Which published tables to show beside ours, ``few`` or ``many``; ``None`` for none.
+        folder: Where runs and tables are written.
+    """
+
+    models: dict[str, Part]
+    data: dict[str, Part]
+    methods: dict[str, Part]
+    seeds: tuple[int, ...]
+    tuning_seeds: tuple[int, ...]
+    options: dict[str, Any]
+    headline: dict[str, Headline]
+    protocol: str | None
+    folder: Path
+
+    @classmethod
+    def read(cls, path: Path, folder: Path, options: Mapping[str, Any] | None = None) -> "Grid":
+        """Read a grid.
+
+        Args:
+            path: YAML with this class's attributes; ``models``, ``data``, and ``methods`` map names to what
+                :meth:`Part.of` takes, and ``seeds`` is a list. The others may be left out.
+            folder: Where its runs write.
+            options: Options of all runs, in addition to those of the YAML.
+
+        Raises:
+            InputError: A field is missing, unknown, or malformed, or a configuration does not exist.
+        """
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise InputError("config", str(path), f"it cannot be read ({error}): name a YAML file.") from error
+        known = {*PARTS, "seeds", "tuning_seeds", "options", "headline", "protocol"}
+        if not isinstance(content, dict) or not {*PARTS, "seeds"} <= content.keys() <= known:
+            optional = ", ".join(sorted(known - {*PARTS, "seeds"}))
+            remedy = f"a grid has models, data, methods, and seeds, and may have {optional}: correct its fields."
+            raise InputError("config", str(path), remedy)
+        parts = [{str(n): Part.of(given, f"{kind}.{n}") for n, given in content[kind].items()} for kind in PARTS]
+        headline: dict[str, Headline] = dict.fromkeys(parts[1], "exact_match")
+        seeds, tuning_seeds = tuple(content["seeds"]), tuple(content.get("tuning_seeds") or ())
+        both = sorted(set(seeds) & set(tuning_seeds))
+        if both:
+            raise InputError("tuning_seeds", both, "these seeds are reported, too: choose strengths on others.")
+        return cls(
+            *parts, seeds, tuning_seeds, {**(content.get("options") or {}), **(options or {})},
+            headline | (content.get("headline") or {}), content.get("protocol"), folder,
+        )  # fmt: skip
+
+    def tuning_runs(self) -> list[Run]:
+        """Every strength of every method on the draws on which strengths are chosen."""
+        return [
+            self._run(model, data, method, seed, strength, self.folder / "tuning")
+            for model, data, seed, method in itertools.product(self.models, self.data, self.tuning_seeds, self.methods)
+            for strength in self.methods[method].strengths
+        ]
+
+    def runs(self, chosen: dict[tuple[str, str, str], float]) -> list[Run]:
+        """The runs that are reported, all methods of a draw one after the other, since they share most.
+
+        Args:
+            chosen: For each model, data set, and method, the strength; a method that is left out runs as it is.
+        """
+        cells = itertools.product(self.models, self.data, self.seeds, self.methods)
+        return [self._run(m, d, method, seed, chosen.get((m, d, method)), self.folder) for m, d, seed, method in cells]
+
+    def _run(self, model: str, data: str, method: str, seed: int, strength: float | None, root: Path) -> Run:
+        parts = (self.models[model], self.data[data], self.methods[method])
+        options: dict[str, Any] = {
+            # A grid compares scores: it exports no models, unless its options say so.
+            "trainer.callbacks": [{"class_path": "callbacks.Report"}],
+            "trainer.enable_progress_bar": False,
+        }
+        for part in (*parts, replace(Part(), options=self.options)):
+            options |= part.options
+        options |= {"data.seed": seed} | ({} if strength is None else {str(parts[2].strength): strength})
+        configs = (f"--config={config}" for part in parts for config in part.configs)
+        arguments = (*configs, *(f"--{name}={_dumped(value)}" for name, value in options.items()))
+        folder = root.joinpath(*(name.replace(" ", "_") for name in (model, data, method, str(seed))))
+        if strength is not None and root != self.folder:
+            folder /= f"{strength:g}"
+        return Run(model, data, method, seed, strength, arguments, folder)
+
+
+def _dumped(value: Any) -> str:
+    """A value as the command line takes it: texts as they are, anything else as YAML in one line."""
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()

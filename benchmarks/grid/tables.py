@@ -1,0 +1,167 @@
+"""What a grid found: one tidy table, and the form of it that papers print, in Markdown and LaTeX."""
+
+import csv
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.csv
+import pyarrow.parquet
+
+from benchmarks.grid.plan import NAMES, Grid, Run
+from benchmarks.grid.tuning import score_name
+from zu_lightning import replacing
+
+SCORES = {"efficacy": "Eff.", "generalization": "Gen.", "specificity": "Spe.", "retain": "Ret.", "perplexity": "PPL"}
+"""Columns, with their heads."""
+LOW_IS_GOOD = {"efficacy", "generalization", "perplexity"}
+TOO_LARGE = 1000.0
+"""A perplexity above this is shown as ``> 1000``."""
+FORGETS = 0.5
+"""A method forgets if its efficacy is at most this share of that before; the best of those is in bold."""
+BASE = "Base"
+PUBLISHED = Path(__file__).with_name("published.csv")
+"""Tables 1, 2, and F.1 to F.4 of arXiv 2605.18879."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A score of a method over seeds; ``spread`` is the sample standard deviation, ``None`` for a single seed."""
+
+    mean: float
+    spread: float | None = None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Cell":
+        """Of the scores of all seeds."""
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+    def text(self, score: str) -> str:
+        """As papers print it: ``mean ± sd``."""
+        # Written so that NaN, the perplexity of a model that is destroyed, is too large.
+        if score == "perplexity" and not self.mean <= TOO_LARGE:
+            return "> 1000"
+        return f"{self.mean:.2f}" + ("" if self.spread is None else f" ± {self.spread:.2f}")
+
+
+Row = dict[tuple[str, str], Cell]
+"""Cells of a method by data set and score."""
+
+
+def write_tidy(runs: Sequence[Run], path: Path) -> None:
+    """One row for each run, finished or not: which it is, how it failed, every score, and seconds.
+
+    Args:
+        runs: All runs.
+        path: CSV to write; the same is written as Parquet beside it.
+    """
+    rows = []
+    for run in runs:
+        row: dict[str, object] = {name: getattr(run, name) for name in NAMES}
+        results = run.results
+        row["state"] = "finished" if results else run.error or "waiting"
+        if results:
+            row |= {f"{score}_before": value for score, value in results.before.items()}
+            row |= dict(results.after) | {f"seconds_{phase}": value for phase, value in results.seconds.items()}
+            row["peak_memory_gib"] = results.peak_memory_gib
+        rows.append(row)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    with replacing(path.with_suffix(".parquet")) as temporary:
+        pyarrow.parquet.write_table(pyarrow.csv.read_csv(path), temporary)
+
+
+def rows_of(grid: Grid, runs: Sequence[Run], model: str) -> dict[str, Row]:
+    """The rows of a model's table, over the seeds that are finished: ``Base``, then each method."""
+    done = [(run, results) for run in runs if run.model == model and (results := run.results)]
+    values: dict[str, dict[tuple[str, str], list[float]]] = {BASE: {}}
+    first: dict[tuple[str, int], str] = {}
+    for run, results in done:
+        columns = {score: score_name(score, grid.headline[run.data]) for score in SCORES}
+        for score, name in columns.items():
+            if name in results.after:
+                values.setdefault(run.method, {}).setdefault((run.data, score), []).append(results.after[name])
+            # The base model is the same for all methods of a draw.
+            if name in results.before and first.setdefault((run.data, run.seed), run.method) == run.method:
+                values[BASE].setdefault((run.data, score), []).append(results.before[name])
+    return {method: {column: Cell.of(v) for column, v in row.items()} for method, row in values.items()}
+
+
+def best(rows: dict[str, Row]) -> set[tuple[str, tuple[str, str]]]:
+    """Method and column of the best of those that forget; ties are all best."""
+    winners = set()
+    for column in rows.get(BASE, {}):
+        data, score = column
+        efficacy = (data, "efficacy")
+        if efficacy not in rows[BASE]:
+            continue
+        limit = FORGETS * rows[BASE][efficacy].mean
+        values = {
+            method: round(row[column].mean, 2)
+            for method, row in rows.items()
+            if method != BASE and column in row and row[efficacy].mean <= limit
+        }
+        if values:
+            target = min(values.values()) if score in LOW_IS_GOOD else max(values.values())
+            winners |= {(method, column) for method, value in values.items() if value == target}
+    return winners
+
+
+def published_rows(grid: Grid, model: str) -> dict[str, Row]:
+    """What the paper prints for a model of this name under this grid's protocol; empty for other models."""
+    rows: dict[str, Row] = {}
+    with PUBLISHED.open(encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            if (line["protocol"], line["model"]) == (grid.protocol, model) and line["data"] in grid.data:
+                cell = Cell(float(line["mean"]), float(line["sd"]) if line["sd"] else None)
+                rows.setdefault(f"{line['method']} (published)", {})[line["data"], line["score"]] = cell
+    return rows
+
+
+def table(grid: Grid, runs: Sequence[Run], model: str) -> list[list[str]]:
+    """The table of a model: a line of heads, then a line for each method; what is best is between asterisks."""
+    rows = rows_of(grid, runs, model)
+    winners = best(rows)
+    columns = [
+        (data, score) for data in grid.data for score in SCORES if any((data, score) in r for r in rows.values())
+    ]
+    heads = [f"{data} {SCORES[score]}" if len(grid.data) > 1 else SCORES[score] for data, score in columns]
+    lines = [["Method", *heads]]
+    published = published_rows(grid, model)
+    for method, row in rows.items():
+        texts = [row[column].text(column[1]) if column in row else "" for column in columns]
+        marked = [f"**{t}**" if (method, c) in winners else t for c, t in zip(columns, texts, strict=True)]
+        lines.append([method, *marked])
+        theirs = published.get(f"{method} (published)")
+        if theirs:
+            lines.append([f"{method} (published)", *(theirs[c].text(c[1]) if c in theirs else "" for c in columns)])
+    return lines
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    head, *rest = lines
+    rule = "|---|" + "---:|" * (len(head) - 1)
+    return "\n".join([f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(line)} |" for line in rest)])
+
+
+def latex(lines: Sequence[Sequence[str]]) -> str:
+    """A table in LaTeX, with booktabs."""
+    head, *rest = ([_latex(cell) for cell in line] for line in lines)
+    body = [" & ".join(line) + r" \\" for line in rest]
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
+    return "\n".join(
+        [begin, r"\toprule", " & ".join(head) + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    )
+
+
+def _latex(cell: str) -> str:
+    if cell.startswith("**"):
+        return rf"\textbf{{{_latex(cell.strip('*'))}}}"
+    for character, command in (("_", r"\_"), ("%", r"\%"), ("±", r"$\pm$"), (">", "$>$")):
+        cell = cell.replace(character, command)
+    return cell

@@ -1,0 +1,342 @@
+"""The grid: what runs, what is not run again, how strengths are chosen, and what the tables say."""
+
+import csv
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.grid import __main__ as command
+from benchmarks.grid import execution
+from benchmarks.grid.execution import Slot, error_in, execute, run_here, run_on_cluster, slots
+from benchmarks.grid.figures import draw_frontier, frontier
+from benchmarks.grid.plan import Grid, Part, Run
+from benchmarks.grid.tables import Cell, best, latex, markdown, published_rows, rows_of, table, write_tidy
+from benchmarks.grid.tuning import balance, balances, chosen_strengths
+from tests.conftest import ROOT, SHORT_RUN
+from zu_lightning import InputError, Results
+
+SMALL: dict[str, Any] = {
+    "models": {"demo": "configs/demo.yaml"},
+    "data": {"2 facts": {"options": {"data.forget_num": 2}}},
+    "methods": {
+        "MEMIT": {
+            "configs": "configs/methods/memit.yaml",
+            "strength": "closed_form.rule.retain_weight",
+            "strengths": [0.1, 0.3],
+        },
+        "ROME": "configs/methods/rome.yaml",
+    },
+    "seeds": [1, 2],
+    "tuning_seeds": [101],
+}
+
+
+def read(folder: Path, **changes: Any) -> Grid:
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump(SMALL | changes))
+    return Grid.read(path, folder / "out")
+
+
+def scores(efficacy: float, kept: float = 100.0, perplexity: float = 4.0) -> dict[str, float]:
+    return {
+        "efficacy": efficacy, "generalization": efficacy, "specificity": kept, "retain": kept,
+        "perplexity": perplexity, "efficacy_token_accuracy": 50.0,
+    }  # fmt: skip
+
+
+def finish(run: Run, after: dict[str, float]) -> None:
+    """Write what a run that has succeeded leaves."""
+    folder = run.folder / "lightning_logs" / "version_0"
+    Results(
+        before=scores(100.0), after=after, facts=2, seconds={"solve": 0.5}, peak_memory_gib=1.0, model="m",
+        method={"name": run.method}, targets=None, layers={}, forgotten=["a"],
+    ).write(folder)  # fmt: skip
+    run.finish()
+
+
+def test_every_method_runs_on_every_draw_with_the_strength_that_was_chosen(tmp_path: Path) -> None:
+    grid = read(tmp_path)
+    tuning, runs = grid.tuning_runs(), grid.runs({("demo", "2 facts", "MEMIT"): 0.3})
+    assert [(run.method, run.seed, run.strength) for run in tuning] == [("MEMIT", 101, 0.1), ("MEMIT", 101, 0.3)]
+    assert [(run.seed, run.method) for run in runs] == [(1, "MEMIT"), (1, "ROME"), (2, "MEMIT"), (2, "ROME")]
+    assert "--closed_form.rule.retain_weight=0.3" in runs[0].arguments
+    assert not any("retain_weight" in argument for argument in runs[1].arguments)
+    assert {"--data.forget_num=2", "--data.seed=2", "--config=configs/demo.yaml"} <= set(runs[3].arguments)
+    assert len({run.folder for run in (*tuning, *runs)}) == 6
+
+
+def test_later_parts_and_options_win(tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(SMALL | {"options": {"data.forget_num": 3, "data.retain_num": 4}}))
+    run = Grid.read(path, tmp_path, {"data.retain_num": "5"}).runs({})[0]
+    assert {"--data.forget_num=3", "--data.retain_num=5"} <= set(run.arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": None, "colors": []}, "config is .*: a grid has models, data, methods, and seeds"),
+        ({"models": {"m": "configs/no.yaml"}}, r"models\.m\.configs is 'configs/no\.yaml': there is no such file"),
+        ({"models": {"m": {"color": 1}}}, r"models\.m is .*: give a path, a list of paths, or a mapping"),
+        ({"methods": {"m": {"strengths": [1]}}}, r"methods\.m is .*: give both strength, an option, and strengths"),
+        ({"tuning_seeds": [2, 3]}, r"tuning_seeds is \[2\]: these seeds are reported, too"),
+    ],
+)
+def test_a_malformed_grid_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, **changes)
+
+
+def test_a_file_that_is_no_grid_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="it cannot be read"):
+        Grid.read(tmp_path / "none.yaml", tmp_path)
+
+
+def test_a_run_counts_as_finished_only_with_the_very_same_arguments(tmp_path: Path) -> None:
+    run = read(tmp_path).runs({})[0]
+    assert run.results is None
+    finish(run, scores(5.0))
+    assert run.results is not None
+    assert read(tmp_path).runs({})[0].results is not None
+    assert read(tmp_path, options={"data.retain_num": 7}).runs({})[0].results is None
+
+
+def test_a_run_is_not_finished_when_its_configuration_has_changed(tmp_path: Path) -> None:
+    config = tmp_path / "method.yaml"
+    config.write_text("model: {layers: [0]}")
+    run = read(tmp_path, methods={"m": str(config)}).runs({})[0]
+    finish(run, scores(5.0))
+    assert run.results is not None
+    config.write_text("model: {layers: [1]}")
+    assert run.results is None
+
+
+def test_a_failure_is_remembered_until_the_run_succeeds(tmp_path: Path) -> None:
+    run = read(tmp_path).runs({})[0]
+    run.folder.mkdir(parents=True)
+    run.finish("out of memory")
+    assert (run.error, run.results) == ("out of memory", None)
+    finish(run, scores(5.0))
+    assert run.error == ""
+
+
+def test_the_balance_is_a_harmonic_mean_of_what_is_gone_and_what_is_left() -> None:
+    def of(after: dict[str, float]) -> float:
+        results = Results(scores(100.0), after, 1, {}, 0.0, "m", {"name": "n"}, None, {}, [])
+        return balance(results, "exact_match")
+
+    assert of(scores(0.0)) == 1
+    assert of(scores(50.0, kept=50.0)) == pytest.approx(5 / (1 / 0.5 * 4 + 1))
+    assert of(scores(0.0, perplexity=8.0)) == pytest.approx(5 / (4 + 2))
+    assert of(scores(0.0, kept=110.0, perplexity=3.0)) == 1
+    assert of(scores(100.0)) == of(scores(0.0, kept=0.0)) == of(scores(0.0, perplexity=math.nan)) == 0
+
+
+def test_the_strength_with_the_highest_balance_is_chosen(tmp_path: Path) -> None:
+    grid = read(tmp_path, tuning_seeds=[101, 102])
+    runs = grid.tuning_runs()
+    for run in runs:
+        finish(run, scores(10.0 if run.strength == 0.3 else 20.0))
+    cell = ("demo", "2 facts", "MEMIT")
+    assert chosen_strengths(grid, runs) == {cell: 0.3}
+    assert balances(grid, runs)[cell].keys() == {0.1, 0.3}
+    next(run for run in runs if run.strength == 0.3).finish("out of memory")
+    assert chosen_strengths(grid, runs) == {cell: 0.1}
+
+
+@pytest.fixture
+def done(tmp_path: Path) -> tuple[Grid, list[Run]]:
+    """MEMIT forgets and keeps less than ROME, which does not forget; one run has failed."""
+    grid = read(tmp_path)
+    runs = grid.runs({})
+    finish(runs[0], scores(10.0, 90.0))
+    finish(runs[1], scores(90.0, 99.0))
+    finish(runs[2], scores(20.0, 80.0, perplexity=2000.0))
+    runs[3].folder.mkdir(parents=True)
+    runs[3].finish("it broke")
+    return grid, runs
+
+
+def test_a_table_has_means_and_deviations_and_the_best_of_those_that_forget(done: tuple[Grid, list[Run]]) -> None:
+    lines = table(*done, "demo")
+    assert lines[0] == ["Method", "Eff.", "Gen.", "Spe.", "Ret.", "PPL"]
+    assert lines[1][:2] == ["Base", "100.00 ± 0.00"]
+    assert lines[2] == [
+        "MEMIT",
+        "**15.00 ± 7.07**",
+        "**15.00 ± 7.07**",
+        "**85.00 ± 7.07**",
+        "**85.00 ± 7.07**",
+        "**> 1000**",
+    ]
+    assert lines[3] == ["ROME", "90.00", "90.00", "99.00", "99.00", "4.00"]
+    assert best(rows_of(*done, "demo")) == {("MEMIT", ("2 facts", score)) for score in
+        ("efficacy", "generalization", "specificity", "retain", "perplexity")}  # fmt: skip
+
+
+def test_the_headline_may_be_token_accuracy(done: tuple[Grid, list[Run]]) -> None:
+    grid, runs = done
+    grid.headline["2 facts"] = "token_accuracy"
+    assert rows_of(grid, runs, "demo")["MEMIT"]["2 facts", "efficacy"] == Cell(50.0, 0.0)
+
+
+def test_a_destroyed_model_has_a_perplexity_above_1000() -> None:
+    assert Cell(math.nan).text("perplexity") == Cell(math.inf).text("perplexity") == "> 1000"
+    assert Cell(1000.0).text("perplexity") == "1000.00"
+
+
+def test_markdown_and_latex() -> None:
+    lines = [["Method", "Eff."], ["A_B", "**1.00 ± 2.00**"], ["C", "> 1000"]]
+    assert markdown(lines) == "| Method | Eff. |\n|---|---:|\n| A_B | **1.00 ± 2.00** |\n| C | > 1000 |"
+    assert r"A\_B & \textbf{1.00 $\pm$ 2.00} \\" in latex(lines)
+    assert r"C & $>$ 1000 \\" in latex(lines)
+
+
+def test_every_run_is_a_row_also_a_failed_one(done: tuple[Grid, list[Run]], tmp_path: Path) -> None:
+    write_tidy(done[1], tmp_path / "runs.csv")
+    with (tmp_path / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["state"] for row in rows] == ["finished", "finished", "finished", "it broke"]
+    assert (rows[0]["efficacy_before"], rows[0]["efficacy"], rows[0]["seconds_solve"]) == ("100.0", "10.0", "0.5")
+    assert rows[3]["efficacy"] == ""
+    assert (tmp_path / "runs.parquet").stat().st_size > 0
+
+
+def test_published_figures_stand_beside_ours_where_the_model_is_the_papers(tmp_path: Path) -> None:
+    grid = read(tmp_path, models={"Qwen-3": "configs/demo.yaml"}, data={"zsRE": None}, protocol="few")
+    rows = published_rows(grid, "Qwen-3")
+    assert rows["AlphaEdit (published)"]["zsRE", "efficacy"] == Cell(28.52, 3.30)
+    assert published_rows(grid, "demo") == {}
+    run = grid.runs({})[0]
+    finish(run, scores(3.0))
+    assert [line[0] for line in table(grid, [run], "Qwen-3")] == ["Method", "Base", "Base (published)", "MEMIT"]
+
+
+def test_the_frontier_goes_through_every_strength(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    grid = read(tmp_path)
+    runs = grid.tuning_runs()
+    for run, efficacy in zip(runs, (10.0, 60.0), strict=True):
+        finish(run, scores(efficacy, kept=50 + efficacy / 2))
+    assert frontier(grid, runs, "demo", "2 facts", "retain") == {"MEMIT": [(60.0, 80.0), (10.0, 55.0)]}
+    draw_frontier(grid, runs, "demo", "2 facts", tmp_path / "frontier.png")
+    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    assert "MEMIT" in (tmp_path / "frontier.svg").read_text() or "<svg" in (tmp_path / "frontier.svg").read_text()
+
+
+def test_what_is_finished_is_not_run_again_and_what_failed_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    executed: list[str] = []
+
+    def pretend(run: Run, slot: Slot = Slot()) -> str:  # noqa: B008 (frozen)
+        executed.append(run.name)
+        if run.method == "ROME" and len(executed) < 7:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            run.finish("it broke")
+            return "it broke"
+        finish(run, scores(10.0))
+        return ""
+
+    monkeypatch.setattr(execution, "execute", pretend)
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(SMALL))
+    arguments = ["--config", str(tmp_path / "grid.yaml"), "--folder", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="2 runs failed"):
+        command.main(arguments)
+    assert len(executed) == 6
+    command.main(arguments)
+    assert len(executed) == 8
+    assert all("ROME" in name for name in executed[6:])
+    assert "| ROME |" in (tmp_path / "out" / "tables.md").read_text()
+    assert "**0.1: " in (tmp_path / "out" / "strengths.md").read_text()
+    caplog.clear()
+    caplog.set_level("INFO")
+    command.main([*arguments, "--dry-run"])
+    assert len(executed) == 8
+    assert "4 of 4 runs are finished" in caplog.text
+
+
+def test_a_cell_is_an_ordinary_fit_in_a_process_of_its_own(tmp_path: Path) -> None:
+    options = dict(option.removeprefix("--").split("=", 1) for option in SHORT_RUN)
+    grid = read(tmp_path, options=options, tuning_seeds=[], seeds=[1])
+    good, bad = grid.runs({})
+    bad = Run(**vars(bad) | {"arguments": (*bad.arguments, "--data.forget_num=-1")})
+    ended: dict[str, str] = {}
+    run_here([good, bad], slots(1), lambda run, error: ended.update({run.method: error}))
+    assert ended["MEMIT"] == ""
+    assert good.results is not None
+    assert good.results.method["name"] == "Memit"
+    assert "--data.forget_num is -1" in ended["ROME"]
+    assert bad.error == ended["ROME"]
+
+
+@pytest.mark.slow
+def test_cells_are_submitted_to_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+
+    def instead(run: Run) -> str:
+        (run.folder / "was_here").touch()
+        return "" if run.method == "MEMIT" else str(1 / 0)
+
+    monkeypatch.setattr(execution, "execute", instead)
+    runs = read(tmp_path, seeds=[1]).runs({})
+    for run in runs:
+        run.folder.mkdir(parents=True)
+    ended: dict[str, str] = {}
+    run_on_cluster(runs, tmp_path / "jobs", {"cluster": "local"}, lambda run, error: ended.update({run.method: error}))
+    assert all((run.folder / "was_here").exists() for run in runs)
+    assert ended["MEMIT"] == ""
+    assert "ZeroDivisionError" in ended["ROME"]
+    assert runs[1].error == ended["ROME"]
+
+
+def test_the_error_is_found_among_what_was_printed() -> None:
+    assert error_in("a\nValueError: b\n\nc\n") == "ValueError: b"
+    assert error_in("a\nc\n") == "c"
+    assert error_in("") == "no output"
+
+
+def test_a_protocol_that_ships_is_a_grid() -> None:
+    protocols = sorted((ROOT / "configs" / "protocols").glob("*.yaml"))
+    grids = [path for path in protocols if "methods" in yaml.safe_load(path.read_text())]
+    assert len(grids) >= 2
+    for path in grids:
+        assert Grid.read(path, Path("out")).runs({})
+
+
+def test_a_baseline_is_one_file_and_one_overlay(tmp_path: Path) -> None:
+    """A loss that the package does not know is a method of a grid like any other."""
+    (tmp_path / "my_loss.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from zu_lightning.methods.losses import Loss, Mean, cross_entropy\n\n\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Halved(Loss):\n"
+        "    def forget(self, views):\n"
+        "        return cross_entropy(views.answers('forget'), weight=-0.5)\n"
+    )
+    (tmp_path / "halved.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "closed_form": {"rule": None},
+                "model": {
+                    "class_path": "zu_lightning.GradientModule",
+                    "init_args": {"loss": {"class_path": "my_loss.Halved"}, "training": {"epochs": 1}},
+                },
+            }
+        )
+    )
+    options = dict(option.removeprefix("--").split("=", 1) for option in SHORT_RUN if "latents" not in option)
+    grid = read(tmp_path, methods={"Halved": str(tmp_path / "halved.yaml")}, seeds=[1], options=options)
+    (run,) = grid.runs({})
+    sys.path.insert(0, str(tmp_path))
+    try:
+        assert execute(run) == "", run.output.read_text()[-2000:]
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert run.results is not None
+    assert run.results.method["name"] == "Halved"
+    assert Part.of(str(tmp_path / "halved.yaml"), "method").configs == (str(tmp_path / "halved.yaml"),)
