@@ -66,6 +66,8 @@ class UnlearnDataModule(LightningDataModule):
         detect_subjects: Whether to look for the subject in the prompt if a record names none.
         chat: Whether prompts are given to the model as a user's message, through its chat template.
         reading: How much text is read, and in what batches.
+        cache: Folder in which runs share what they have computed: neutral targets, values, second moments, and the
+            scores before. By default ``cache`` in the run's folder; give all runs of a grid the same one.
     """
 
     request: Request
@@ -88,6 +90,7 @@ class UnlearnDataModule(LightningDataModule):
         detect_subjects: bool = True,
         chat: bool = False,
         reading: ReadingOptions = ReadingOptions(),  # noqa: B008 (frozen)
+        cache: str | None = None,
     ) -> None:
         super().__init__()
         self.path, self.corpus, self.heldout, self.ids = path, corpus, heldout, ids
@@ -95,7 +98,7 @@ class UnlearnDataModule(LightningDataModule):
         self.forget_ids, self.retain_ids, self.protect_ids = forget_ids, retain_ids, protect_ids
         self.seed, self.halves = seed, halves
         self.fact_token, self.detect_subjects, self.chat = fact_token, detect_subjects, chat
-        self.reading = reading
+        self.reading, self.cache = reading, cache
 
     def setup(self, stage: str) -> None:
         """Read and split the facts, and read the text: everything that can be wrong with the input shows here."""
@@ -104,17 +107,20 @@ class UnlearnDataModule(LightningDataModule):
         heldout: list[str] | None = None
         if self.heldout is not None:
             heldout = read_texts(self.heldout, self.reading.heldout_documents, "heldout")
-        documents = self._retain_documents(forget, stage) if stage == "fit" or heldout is None else []
+        corpus, documents = self._texts(forget, stage) if stage == "fit" or heldout is None else ([], [])
         if heldout is None:
             kept = len(documents) - len(documents) // 10
             documents, heldout = documents[:kept], documents[kept:]
+            # Wherever a draw's last tenth begins: what all draws keep ends near here.
+            corpus = corpus[: len(corpus) - len(corpus) // 10]
         self.request = Request(
             forget=forget,
             retain=retain,
             protect=protect,
-            text=RetainText(documents, self.reading, self._cache),
+            text=RetainText(documents, self.reading, corpus),
             heldout=heldout[: self.reading.heldout_documents],
             seed=self.seed,
+            cache=self._cache_folder,
         )
 
     def settings(self) -> dict[str, object]:
@@ -176,7 +182,8 @@ class UnlearnDataModule(LightningDataModule):
         }
         return split_facts(facts, **draw, seed=self.seed, halves=self.halves)
 
-    def _retain_documents(self, forget: Sequence[Fact], stage: str) -> list[str]:
+    def _texts(self, forget: Sequence[Fact], stage: str) -> tuple[list[str], list[str]]:
+        """The corpus, and those of its documents that name no forgotten subject."""
         corpus = read_texts(self.corpus, self.reading.corpus_documents, "corpus")
         documents = retain_documents(corpus, forget)
         if not documents and stage == "fit":
@@ -185,14 +192,14 @@ class UnlearnDataModule(LightningDataModule):
             "%d documents of retain text (%d more name a forgotten subject and are left out)",
             len(documents), len(corpus) - len(documents),
         )  # fmt: skip
-        return documents
+        return corpus, documents
 
     @property
-    def _cache(self) -> Path | None:
+    def _cache_folder(self) -> Path | None:
         trainer = self.trainer
         if trainer is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
-        return Path(trainer.default_root_dir, "cache")
+        return Path(self.cache if self.cache is not None else Path(trainer.default_root_dir, "cache"))
 
 
 def _loader(items: Iterable[T]) -> DataLoader[T]:

@@ -22,6 +22,7 @@ from benchmarks.speed.clock import Clock
 from zu_lightning import EditableLM, ReadingOptions, RetainText, TargetOptions, ZeroUnlearnGD, second_moments
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.tokens import collate, tokenize
+from zu_lightning.problem.cache import Cache
 
 LAYERS = 3
 """Number of layers, from the lowest, whose moments are computed in the pass that is timed."""
@@ -54,9 +55,9 @@ def time_the_pass(lm: EditableLM, corpus: list[str]) -> None:
     bare = fastest(lambda: bare_forward(lm, text, layers[-1]), lm.device)
     full = fastest(lambda: second_moments(lm, text, layers), lm.device)
     with tempfile.TemporaryDirectory() as folder:
-        cached_text = RetainText(corpus, WHOLE, Path(folder))
-        second_moments(lm, cached_text, layers)
-        cached = fastest(lambda: second_moments(lm, cached_text, layers), lm.device)
+        cache = Cache(Path(folder), lm)
+        second_moments(lm, text, layers, cache=cache)
+        cached = fastest(lambda: second_moments(lm, text, layers, cache=cache), lm.device)
     print(f"Layers {layers}: forward pass up to the highest {bare:.2f} s, second moments {full:.2f} s")
     print(f"({full / bare:.2f} times as long), from the cache {cached:.3f} s.\n")
 

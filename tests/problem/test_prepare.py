@@ -1,22 +1,25 @@
 """The road from facts to the problem of a layer."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.conftest import TEXTS, random_lm
+from tests.conftest import TEXTS, random_lm, update_for
 from zu_lightning import (
     EditableLM,
     Fact,
     InputError,
     LatentOptions,
+    LayerProblem,
     Monitor,
     Preparation,
     Request,
     RetainText,
     TargetOptions,
+    apply_update,
     layer_problem,
     lookup_keys,
     neutral_targets,
@@ -106,6 +109,104 @@ def test_phases_are_timed(lm: EditableLM, facts: list[Fact]) -> None:
     layer_problem(lm, requested(facts), 1, [1], preparation, OPTIONS, monitor)
     assert monitor.seconds.keys() == {"moments", "targets", "keys_and_values"}
     assert all(seconds > 0 for seconds in monitor.seconds.values())
+
+
+def problem_of(lm: EditableLM, request: Request, options: TargetOptions = OPTIONS) -> LayerProblem:
+    """The problem of the second of two layers, after an edit of the first."""
+    layers = [0, 1]
+    preparation = prepare(lm, request, layers, options)
+    layer_problem(lm, request, 0, layers, preparation, options)
+    apply_update(lm, 0, update_for(lm, 0))
+    return layer_problem(lm, request, 1, layers, preparation, options)
+
+
+def same(problem: LayerProblem, other: LayerProblem) -> bool:
+    """Whether two problems agree in every bit."""
+    tensors = [vars(each) for each in (problem, other)]
+    return all(torch.equal(value, tensors[1][name]) for name, value in tensors[0].items() if torch.is_tensor(value))
+
+
+@pytest.fixture
+def short_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One context that a seed decides, without a model that would have to write it."""
+    sampled = "zu_lightning.problem.prepare.sample_contexts"
+    monkeypatch.setattr(sampled, lambda _, seed: ("", f"The {seed} hills."))
+
+
+def shared(facts: list[Fact], folder: Path | None, **changes: Any) -> Request:
+    return replace(requested(facts[:2]), protect=facts[2:], cache=folder, **changes)
+
+
+@pytest.mark.usefixtures("short_contexts")
+def test_a_second_method_never_runs_the_model(
+    facts: list[Fact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone = problem_of(random_lm("llama"), shared(facts, None))
+    first = problem_of(random_lm("llama"), shared(facts, tmp_path))
+    caplog.set_level("INFO")
+    caplog.clear()
+    monkeypatch.setattr(EditableLM, "_forward", lambda *_, **__: pytest.fail("the model was run"))
+    second = problem_of(random_lm("llama"), shared(facts, tmp_path))
+    assert same(first, second)
+    assert same(first, alone)
+    assert {"moments", "targets", "keys", "values", "outputs"} == {
+        record.getMessage().partition(": read from")[0] for record in caplog.records if "read from" in record.message
+    }
+
+
+@pytest.mark.usefixtures("short_contexts")
+@pytest.mark.parametrize(
+    ("changed", "files"),
+    [
+        ("seed", {"targets", "keys", "values"}),
+        ("facts", {"targets", "keys", "values", "outputs"}),
+        ("order", {"targets", "keys", "values", "outputs"}),
+        ("text", {"moments"}),
+        ("neutral_target", {"targets"}),
+        ("latents", {"targets", "values"}),
+        ("optimize_values", set()),
+        ("model", {"moments", "targets", "keys", "values", "outputs"}),
+    ],
+)
+def test_a_file_is_for_what_depends_on_nothing_else(
+    facts: list[Fact], tmp_path: Path, changed: str, files: set[str]
+) -> None:
+    problem_of(random_lm("llama"), shared(facts, tmp_path))
+    before, lm, options = set(tmp_path.iterdir()), random_lm("llama"), OPTIONS
+    request = shared(facts, tmp_path)
+    if changed == "seed":
+        request = replace(request, seed=4)
+    elif changed in ("facts", "order"):
+        request = replace(request, forget=facts[:1] if changed == "facts" else facts[1::-1])
+    elif changed == "text":
+        request = replace(request, text=RetainText(TEXTS[1:]))
+    elif changed == "neutral_target":
+        options = replace(OPTIONS, neutral_target="baker")
+    elif changed == "latents":
+        options = replace(OPTIONS, latents=LatentOptions(steps=3))
+    elif changed == "optimize_values":
+        options = replace(OPTIONS, optimize_values=False)
+    else:
+        apply_update(lm, 2, update_for(lm, 2))
+    found = problem_of(lm, request, options)
+    assert {file.name.partition("-")[0] for file in set(tmp_path.iterdir()) - before} == files
+    other = random_lm("llama")
+    if changed == "model":
+        apply_update(other, 2, update_for(other, 2))
+    assert same(found, problem_of(other, replace(request, cache=None), options))
+
+
+@pytest.mark.usefixtures("short_contexts")
+def test_another_edit_below_is_not_confused_with_this_one(facts: list[Fact], tmp_path: Path) -> None:
+    request, found = shared(facts, tmp_path), []
+    for rank in (1, 2):
+        lm = random_lm("llama")
+        preparation = prepare(lm, request, [0, 1], OPTIONS)
+        apply_update(lm, 0, update_for(lm, 0, rank))
+        found.append(layer_problem(lm, request, 1, [0, 1], preparation, OPTIONS))
+        uncached = layer_problem(lm, replace(request, cache=None), 1, [0, 1], preparation, OPTIONS)
+        assert same(found[-1], uncached)
+    assert not torch.allclose(found[0].keys, found[1].keys)
 
 
 def long_prompt(fact: Fact) -> Fact:

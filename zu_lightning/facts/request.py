@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.texts import RetainText
@@ -19,6 +20,7 @@ class Request:
         heldout: Text for the perplexity, one document each.
         seed: Seed of the context templates.
         number: Which request of a model this is, from 0.
+        cache: Folder in which what other runs have computed is looked for and kept; ``None`` for no cache.
     """
 
     forget: Sequence[Fact]
@@ -28,3 +30,4 @@ class Request:
     heldout: Sequence[str] = ()
     seed: int = 0
     number: int = 0
+    cache: Path | None = None

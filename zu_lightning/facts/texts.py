@@ -43,12 +43,13 @@ class RetainText:
     Attributes:
         documents: One text each.
         reading: How much of them is read, and in what batches.
-        cache: Folder in which second moments are looked for and kept; ``None`` for no cache.
+        corpus: What the documents come from: all of it, or a part with which they have most in common. What is read
+            from it once serves all runs, whatever they leave out; empty if there is nothing to share.
     """
 
     documents: Sequence[str]
     reading: ReadingOptions = field(default_factory=ReadingOptions)
-    cache: Path | None = None
+    corpus: Sequence[str] = ()
 
 
 def read_texts(source: str, limit: int = 100_000, parameter: str = "source") -> list[str]:

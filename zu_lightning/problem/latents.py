@@ -56,6 +56,10 @@ class NeutralTargets:
     probability: Tensor
     original_lost: Tensor
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything but the contexts, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
 
 def neutral_targets(
     lm: EditableLM,

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from zu_lightning.lm.architecture import check_layers
 from zu_lightning.lm.contexts import sample_contexts
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import check_lengths, tokenize_fact
+from zu_lightning.problem.cache import Cache
 from zu_lightning.problem.keys import layer_outputs, lookup_keys
 from zu_lightning.problem.latents import NeutralTargets, TargetOptions, neutral_targets, original_values
 from zu_lightning.problem.layer_problem import LayerProblem
@@ -67,10 +69,13 @@ def prepare(
     contexts = targets.contexts if targets else sample_contexts(lm, seed=request.seed)
     _check_lengths(lm, [*request.forget, *request.protect], contexts, options.neutral_target)
     with monitor.timed("moments"):
-        moments = second_moments(lm, request.text, layers, monitor)
+        cache = Cache(request.cache, lm)
+        moments = second_moments(lm, request.text, layers, monitor, cache)
     if targets is None:
         with monitor.timed("targets"):
-            targets = neutral_targets(lm, request.forget, layers[-1], contexts, options, monitor)
+            optimized = partial(neutral_targets, lm, request.forget, layers[-1], contexts, options, monitor)
+            decisive = (list(request.forget), layers[-1], contexts, options.neutral_target, options.latents)
+            targets = NeutralTargets(contexts, **cache.tensors("targets", lambda: optimized().tensors(), *decisive))
         log.info(
             "neutral targets: with z* inserted directly, the answer is gone for %.0f%% of the facts, and no rule can "
             "forget more; the mean probability of %r is %.3f",
@@ -105,17 +110,26 @@ def layer_problem(
     monitor = monitor or Monitor()
     targets, facts = preparation.targets, request.forget
     with monitor.timed("keys_and_values"):
-        keys = lookup_keys(lm, facts, layer, targets.contexts)
+        # Edits below this layer decide about its keys, and all edits about what the layers above make of them.
+        cache, contexts = Cache(request.cache, lm, layers), targets.contexts
+
+        def keys_of(some: Sequence[Fact]) -> Tensor:
+            return cache.tensor("keys", partial(lookup_keys, lm, some, layer, contexts), list(some), layer, contexts)
+
+        keys = keys_of(facts)
         if options.optimize_values:
-            values = original_values(lm, facts, layer, targets.contexts, options.latents, monitor)
+            optimized = partial(original_values, lm, facts, layer, contexts, options.latents, monitor)
+            values = cache.tensor("values", optimized, list(facts), layer, contexts, options.latents)
             bias = lm.bias(layer)
             if bias is not None:
                 values = values - bias.double()[:, None]
         else:
             values = lm.weight(layer).double() @ keys
         layers_left = len(layers) - list(layers).index(layer)
-        residuals = (targets.optimum - layer_outputs(lm, facts, layers[-1])) / layers_left
-        protected = lookup_keys(lm, request.protect, layer, targets.contexts) if request.protect else None
+        top = layers[-1]
+        outputs = cache.tensor("outputs", partial(layer_outputs, lm, facts, top), list(facts), top)
+        residuals = (targets.optimum - outputs) / layers_left
+        protected = keys_of(request.protect) if request.protect else None
     return LayerProblem(layer, keys, residuals, values, preparation.second_moments[layer], protected)
 
 

@@ -1,0 +1,220 @@
+"""A cache that recognizes the model and everything else that its files depend on."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import TEXTS, random, random_lm, train_tokenizer, update_for
+from zu_lightning import EditableLM, apply_update
+from zu_lightning.lm.tokens import tokenize
+from zu_lightning.problem import cache as cache_module
+from zu_lightning.problem.cache import Cache, folded, read_tensors, unfolded, weights_digest, write_tensors
+
+CPU = torch.device("cpu")
+SQUARE = random(4, 4, seed=0) @ random(4, 4, seed=0).mT
+SYMMETRIC = SQUARE + SQUARE.mT
+
+
+def never() -> Any:
+    pytest.fail("computed again")
+
+
+def test_what_was_computed_is_read_by_another_run(
+    lm: EditableLM, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    first = Cache(tmp_path, lm).tensor("keys", lambda: random(3, 2, seed=1), "fact", 0)
+    assert not caplog.text
+    again = Cache(tmp_path, random_lm("llama")).tensor("keys", never, "fact", 0)
+    assert torch.equal(first, again)
+    assert "keys: read from" in caplog.text
+
+
+def test_without_a_folder_everything_is_computed_and_nothing_kept(lm: EditableLM) -> None:
+    value = random(2, 2, seed=0)
+    assert Cache(None, lm).tensor("keys", lambda: value) is value
+    assert Cache(None, lm).partial_file() is None
+
+
+def test_a_model_that_is_spread_over_devices_has_no_cache(
+    lm: EditableLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EditableLM, "is_dispatched", True)
+    Cache(tmp_path, lm).tensor("keys", lambda: random(2, 2, seed=0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_missing_items_are_computed(lm: EditableLM, tmp_path: Path) -> None:
+    asked: list[list[int]] = []
+
+    def layers(some: list[int]) -> dict[int, dict[str, torch.Tensor]]:
+        asked.append(some)
+        return {layer: {"moment": torch.full((2,), float(layer))} for layer in some}
+
+    cache = Cache(tmp_path, lm)
+    for wanted in ([0, 2], [2, 1, 0], [1]):
+        found = cache.each("moments", wanted, layers, "text")
+        assert list(found) == wanted
+        assert all(found[layer]["moment"].tolist() == [layer] * 2 for layer in wanted)
+    assert asked == [[0, 2], [1]]
+
+
+def test_kind_parts_and_their_borders_tell_files_apart(lm: EditableLM, tmp_path: Path) -> None:
+    cache = Cache(tmp_path, lm)
+    files = [
+        cache.file("keys", "a", 1), cache.file("values", "a", 1), cache.file("keys", "a", 2),
+        cache.file("keys", "a1"), cache.file("keys", 1, "a"), cache.partial_file("a", 1),
+    ]  # fmt: skip
+    assert len(set(files)) == len(files)
+
+
+def edited(lm: EditableLM) -> EditableLM:
+    apply_update(lm, 2, update_for(lm, 2, rank=1))
+    return lm
+
+
+def configured(lm: EditableLM) -> EditableLM:
+    lm.model.config.rms_norm_eps = 0.1
+    return lm
+
+
+def in_half_precision(lm: EditableLM) -> EditableLM:
+    lm.model.to(dtype=torch.bfloat16)  # type: ignore[call-arg]
+    return lm
+
+
+def with_another_tokenizer(lm: EditableLM) -> EditableLM:
+    return EditableLM(lm.model, train_tokenizer(bos=False))
+
+
+def with_a_chat_template(lm: EditableLM) -> EditableLM:
+    lm.tokenizer.chat_template = "{{ messages[0].content }}"
+    return lm
+
+
+@pytest.mark.parametrize(
+    "change", [edited, configured, in_half_precision, with_another_tokenizer, with_a_chat_template]
+)
+def test_another_model_finds_nothing(lm: EditableLM, tmp_path: Path, change: Any) -> None:
+    before = Cache(tmp_path, lm).file("keys")
+    assert Cache(tmp_path, random_lm("llama")).file("keys") == before
+    assert Cache(tmp_path, change(lm)).file("keys") != before
+
+
+def test_every_entry_of_a_weight_that_may_be_edited_counts(tmp_path: Path) -> None:
+    lm = random_lm("llama")
+    size = lm.weight(1).numel()
+    assert size // 256 > 1  # the sample of the digest skips entries
+    before, sampled = Cache(tmp_path, lm, [0, 1]).file("keys"), weights_digest(lm.model)
+    with torch.no_grad():
+        lm.projections[1].weight.view(-1)[1] += 1e-3  # type: ignore[operator, union-attr]
+    assert weights_digest(lm.model) == sampled
+    assert Cache(tmp_path, lm, [0, 1]).file("keys") != before
+
+
+def test_the_same_values_in_another_dtype_have_another_digest(lm: EditableLM) -> None:
+    lm.model.to(dtype=torch.bfloat16)  # type: ignore[call-arg]
+    before = weights_digest(lm.model)
+    lm.model.to(dtype=torch.float32)  # type: ignore[call-arg]
+    assert weights_digest(lm.model) != before
+
+
+def test_how_a_tokenizer_was_called_last_does_not_matter(lm: EditableLM, tmp_path: Path) -> None:
+    before = Cache(tmp_path, lm).file("keys")
+    lm.tokenizer(TEXTS[0], truncation=True, max_length=3)
+    assert lm.tokenizer.backend_tokenizer.truncation is not None
+    tokenize(lm.tokenizer, TEXTS[0], max_length=5)
+    assert Cache(tmp_path, lm).file("keys") == before
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        random(3, 5, seed=0), random(3, 5, seed=0).mT, SYMMETRIC, SYMMETRIC.float(), random(2, 3, 4, seed=0),
+        torch.tensor([True, False]), torch.tensor(0.1, dtype=torch.float64),
+        random(5, 5, seed=0).mT, random(6, 8, seed=0)[::2, ::2],
+    ],
+)  # fmt: skip
+def test_a_cold_and_a_warm_cache_give_the_same_bits_in_the_same_order(
+    lm: EditableLM, tmp_path: Path, tensor: torch.Tensor
+) -> None:
+    cold = Cache(tmp_path, lm).tensor("keys", lambda: tensor)
+    warm = Cache(tmp_path, lm).tensor("keys", never)
+    for found in (cold, warm):
+        assert found.dtype == tensor.dtype
+        assert torch.equal(found, tensor)
+    assert cold.stride() == warm.stride()
+    if tensor.is_contiguous() or tensor.mT.is_contiguous():
+        assert warm.stride() == tensor.stride()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 8])
+def test_a_symmetric_matrix_takes_half_of_its_size(n: int) -> None:
+    matrix = random(n, n, seed=n) + random(n, n, seed=n).mT
+    assert folded(matrix).shape == (n // 2 + 1, n)
+    assert torch.equal(unfolded(folded(matrix)), matrix)
+
+
+def test_tensors_are_written_whole_or_not_at_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "folder" / "a.safetensors"
+    write_tensors(file, {"a": torch.arange(6.0).view(2, 3).mT})
+    found = read_tensors(file, CPU)
+    assert found
+    assert torch.equal(found["a"], torch.arange(6.0).view(2, 3).mT)
+    write_tensors(file / "below", {"a": torch.zeros(1)})
+    assert "cannot be written" in caplog.text
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_a_file_that_cannot_be_read_is_computed_again(
+    lm: EditableLM, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert read_tensors(tmp_path / "nowhere.safetensors", CPU) is None
+    cache, value = Cache(tmp_path, lm), random(3, 2, seed=0)
+    cache.tensor("keys", lambda: value)
+    assert not caplog.text
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    for broken in (whole[:-1], b"no tensors", b""):
+        file.write_bytes(broken)
+        assert torch.equal(cache.tensor("keys", lambda: value), value)
+        assert file.read_bytes() == whole
+    assert caplog.text.count("cannot be read") == 3
+
+
+def test_a_file_that_another_process_misses_is_computed_by_all(
+    lm: EditableLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(tmp_path, lm)
+    cache.tensor("keys", lambda: torch.zeros(1))
+    monkeypatch.setattr(cache_module, "process", lambda: (1, 2))  # the other one adds nothing to what was found
+    assert cache.tensor("keys", lambda: torch.ones(1)).item() == 1
+    monkeypatch.undo()
+    assert cache.tensor("keys", never).item() == 0  # only the first process writes
+
+
+def write_often(file: Path) -> None:
+    torch.set_num_threads(1)
+    for _ in range(20):
+        write_tensors(file, {"a": SYMMETRIC})
+
+
+def test_two_processes_write_and_a_third_reads_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    write_often(file)
+    start = get_context("fork" if os.name == "posix" else "spawn")
+    writers = [start.Process(target=write_often, args=(file,)) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    with ThreadPoolExecutor(1) as reader:
+        found = list(reader.map(lambda _: read_tensors(file, CPU), range(40)))
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    assert all(tensors is not None and torch.equal(tensors["a"], SYMMETRIC) for tensors in found)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]

@@ -1,0 +1,211 @@
+"""What runs share: tensors in files that are named by all that they depend on."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from zu_lightning.distributed import process, summed
+from zu_lightning.files import digest, replacing
+from zu_lightning.lm.editable import EditableLM
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Tensors = dict[str, Tensor]
+
+VERSION = 1
+"""To be raised when something that is kept is computed in another way, so that older files are not found."""
+
+TRANSPOSED, SYMMETRIC = ".transposed", ".symmetric"
+"""Endings of the names of matrices that a file holds in another form; see :func:`write_tensors`."""
+
+
+class Cache:
+    """A folder of what was computed with a model; runs and processes may use it at once.
+
+    A file's name holds its kind and a digest of the model's weights, its tokenizer, and everything else that decides
+    what is in it; so whatever is found is right, and every file can be deleted at any time.
+
+    Args:
+        folder: Where the files are; ``None`` to compute everything and keep nothing. A model that is spread over
+            devices has no cache: its weights cannot be looked at to recognize them.
+        lm: The model in its present state.
+        edited: Layers whose weights may have been edited: each of their entries counts, where of other weights a sample
+            is looked at.
+    """
+
+    def __init__(self, folder: Path | None, lm: EditableLM, edited: Sequence[int] = ()) -> None:
+        self.folder = None if lm.is_dispatched else folder
+        self.device = lm.device
+        if self.folder is not None:
+            weights = [digest(_bytes(lm.weight(layer))) for layer in edited]
+            # Another kind of device rounds in another way.
+            self.state = digest(VERSION, lm.device.type, weights_digest(lm.model), _described(lm.tokenizer), weights)
+
+    def file(self, kind: str, *parts: object) -> Path | None:
+        """The file of what is of some kind and depends on ``parts``, as :func:`digest` takes them, and on the model."""
+        return self.folder and self.folder / f"{kind}-{digest(self.state, kind, *parts)}.safetensors"
+
+    def partial_file(self, *parts: object) -> Path | None:
+        """Where this process keeps what it has of something unfinished."""
+        rank, count = process()
+        file = self.file("partial", count, *parts)
+        return file and file.with_stem(f"{file.stem}-{rank}")
+
+    def find(self, files: Sequence[Path | None]) -> list[Tensors | None]:
+        """What the files hold; ``None`` for those that some process does not find, so that all of them agree."""
+        if self.folder is None:
+            return [None] * len(files)
+        found = [file and read_tensors(file, self.device) for file in files]
+        here = torch.tensor([tensors is not None for tensors in found], device=self.device).long()
+        everywhere = (summed(here)[0] == process()[1]).tolist()
+        names = {file.name.partition("-")[0] for file, there in zip(files, everywhere, strict=True) if file and there}
+        for name in sorted(names):
+            log.info("%s: read from %s", name, self.folder)
+        return [tensors if there else None for tensors, there in zip(found, everywhere, strict=True)]
+
+    def keep(self, file: Path | None, tensors: Tensors) -> Tensors:
+        """Write tensors, from the first process; returns them as a later run would find them."""
+        if file is None:
+            return tensors
+        packed = _packed(tensors)
+        if process()[0] == 0:
+            write_packed(file, packed)
+        return _unpacked({name: tensor.to(self.device) for name, tensor in packed.items()})
+
+    def each(
+        self, kind: str, items: Sequence[T], compute: Callable[[list[T]], Mapping[T, Tensors]], *parts: object
+    ) -> dict[T, Tensors]:
+        """What is of some kind for each of several items, such as layers; those that are missing are computed together.
+
+        Args:
+            kind: What it is, for the file's name and the log.
+            items: What it is wanted for.
+            compute: Called with the items that were not found.
+            parts: Everything that decides about the result, besides the model and the item.
+        """
+        files = [self.file(kind, *parts, item) for item in items]
+        found = dict(zip(items, self.find(files), strict=True))
+        missing = [item for item in items if found[item] is None]
+        computed = compute(missing) if missing else {}
+        return {
+            item: self.keep(file, computed[item]) if (there := found[item]) is None else there
+            for item, file in zip(items, files, strict=True)
+        }
+
+    def tensors(self, kind: str, compute: Callable[[], Tensors], *parts: object) -> Tensors:
+        """What is of some kind and depends on ``parts``: found, or computed and kept."""
+        return self.each(kind, [""], lambda _: {"": compute()}, *parts)[""]
+
+    def tensor(self, kind: str, compute: Callable[[], Tensor], *parts: object) -> Tensor:
+        """The same for a single tensor."""
+        return self.tensors(kind, lambda: {kind: compute()}, *parts)[kind]
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """A digest of some values of every parameter, which other weights of the same name would not have.
+
+    The model must not be offloaded: weights that are elsewhere cannot be looked at.
+    """
+    parts: list[object] = [model.config.to_json_string()]
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, len(flat) // 256)].double().cpu().numpy().tobytes()
+        parts += [name, tuple(parameter.shape), parameter.dtype, sample]
+    return digest(*parts)
+
+
+def read_tensors(file: Path, device: torch.device) -> Tensors | None:
+    """What was written; ``None`` if nothing was, or nothing that can be read."""
+    try:
+        return _unpacked(load_file(file, device=str(device)))
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError) as error:
+        log.warning("cache: %s cannot be read (%s) and is computed again", file, error)
+        return None
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a file that a run can do without: if that fails, a warning says so.
+
+    A symmetric matrix takes half of its size, and a matrix is read with the strides that it was written with: products
+    round alike only if their factors lie in memory alike.
+    """
+    write_packed(file, _packed(tensors))
+
+
+def write_packed(file: Path, packed: Mapping[str, Tensor]) -> None:
+    """Write tensors in the form in which a file holds them."""
+    try:
+        with replacing(file) as temporary:
+            save_file(dict(packed), temporary)
+    except (OSError, SafetensorError) as error:
+        log.warning("cache: %s cannot be written (%s)", file, error)
+
+
+def _packed(tensors: Mapping[str, Tensor]) -> Tensors:
+    """The tensors in main memory, in the form in which a file holds them."""
+    packed = {}
+    for name, tensor in tensors.items():
+        here = tensor.detach().cpu()
+        if here.dim() == 2 and here.shape[0] == here.shape[1] and torch.equal(here, here.mT):
+            packed[name + SYMMETRIC] = folded(here)
+        elif here.dim() == 2 and not here.is_contiguous() and here.mT.is_contiguous():
+            packed[name + TRANSPOSED] = here.mT
+        else:
+            packed[name] = here.contiguous()
+    return packed
+
+
+def _unpacked(packed: Mapping[str, Tensor]) -> Tensors:
+    """What was packed, in memory of its own: a file's tensors are not aligned as those that torch makes."""
+    tensors = {}
+    for name, tensor in packed.items():
+        if name.endswith(SYMMETRIC):
+            tensors[name.removesuffix(SYMMETRIC)] = unfolded(tensor)
+        elif name.endswith(TRANSPOSED):
+            tensors[name.removesuffix(TRANSPOSED)] = tensor.clone().mT
+        else:
+            tensors[name] = tensor.clone()
+    return tensors
+
+
+def folded(matrix: Tensor) -> Tensor:
+    """A symmetric matrix, n x n, in the space of its upper triangle: (n // 2 + 1) x n.
+
+    The upper triangle of the last rows lies, transposed, where the first rows' lower triangle would be.
+    """
+    n = len(matrix)
+    top = n // 2 + 1
+    half = matrix[:top].triu()
+    half[1 : n - top + 1, : n - top] += matrix[top:, top:].tril()
+    return half
+
+
+def unfolded(half: Tensor) -> Tensor:
+    """The symmetric matrix, n x n, that :func:`folded` made smaller."""
+    top, n = half.shape
+    matrix = half.new_zeros(n, n)
+    matrix[:top] = half.triu()
+    matrix[top:, top:] = half[1 : n - top + 1, : n - top].tril().mT
+    return matrix.add_(matrix.triu(1).mT)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return bytes(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+
+
+def _described(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    # How it was last called is not part of what it is.
+    what_it_is = {name: value for name, value in described.items() if name not in ("truncation", "padding")}
+    return what_it_is | {"chat": tokenizer.chat_template, "special": tokenizer.special_tokens_map}
