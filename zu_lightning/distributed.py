@@ -35,6 +35,15 @@ def summed(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tensors
 
 
+def all_of(text: str, device: torch.device) -> list[list[int]]:
+    """The characters of every process's text, by rank; the texts are equally long."""
+    rank, count = process()
+    table = torch.zeros(count, len(text), dtype=torch.long, device=device)
+    table[rank] = torch.tensor([ord(character) for character in text])
+    found: list[list[int]] = summed(table)[0].tolist()
+    return found
+
+
 def check_identical(name: str, tensor: Tensor) -> None:
     """Stop if processes disagree about a tensor.
 

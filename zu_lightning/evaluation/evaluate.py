@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torchmetrics import MetricCollection
 
 from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.texts import ReadingOptions
+from zu_lightning.files import digest
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import TokenBatch, check_lengths, collate, tokenize, tokenize_query
@@ -109,6 +110,16 @@ def evaluation_batches(
         for indices in batches(tokenized, reading.batch_tokens)
     ]
     return sorted(found, key=lambda batch: batch.texts.input_ids.numel(), reverse=True)
+
+
+def batches_digest(evaluation: Iterable[EvaluationBatch | None]) -> str:
+    """A digest of all that an evaluation asks: of every token, and of which metric it belongs to."""
+    parts: list[object] = []
+    for batch in evaluation:
+        if batch is not None:
+            tensors = (getattr(batch.texts, field.name) for field in fields(batch.texts))
+            parts += [batch.metric, *(part for tensor in tensors for part in (tuple(tensor.shape), tensor.tolist()))]
+    return digest(*parts)
 
 
 @torch.no_grad()

@@ -4,13 +4,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+from torch import Tensor
+
+from zu_lightning.distributed import all_of
 from zu_lightning.errors import InputError
+from zu_lightning.evaluation.evaluate import EvaluationBatch, batches_digest
 from zu_lightning.facts.request import Request
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.export import export_adapter, export_model
 from zu_lightning.lm.tokens import collate, tokenize_query
 from zu_lightning.modules.evaluation import EvaluationModule
 from zu_lightning.modules.state import RunState, as_text, check_settings
+from zu_lightning.problem.cache import Cache
 from zu_lightning.solvers import LowRankUpdate
 
 
@@ -28,6 +34,12 @@ class UnlearnModule(EvaluationModule):
         super().__init__(**kwargs)
         self.strict_loading = False  # checkpoints hold trained weights only
         self.run = RunState(seconds=self.seconds)
+        self.cache: Cache | None = None
+        """What runs share of the model as it was loaded."""
+        self.file_before: Path | None = None
+        """Where the cache has the scores of the evaluation that has begun, if those are scores before."""
+        self.found_before: dict[str, Tensor] | None = None
+        """These scores, if they were found there."""
 
     @property
     def request(self) -> Request:
@@ -59,6 +71,12 @@ class UnlearnModule(EvaluationModule):
         if stage == "fit":
             self.run = RunState(seconds=self.seconds)
 
+    def configure_model(self) -> None:
+        """Load the language model, and recognize it before anything is added to it."""
+        super().configure_model()
+        if self.trainer.state.fn == "fit":
+            self.cache = Cache(self.request.cache, self.lm)
+
     def training_batches(self, request: Request) -> Iterable[Any]:
         """What the next epoch trains on; called before each epoch.
 
@@ -68,13 +86,37 @@ class UnlearnModule(EvaluationModule):
         for indices in batches(texts, request.text.reading.batch_tokens):
             yield collate([texts[i] for i in indices], self.lm.tokenizer).to(self.lm.device)
 
+    def on_validation_epoch_start(self) -> None:
+        """Look for the scores before: what another run has measured is not measured again."""
+        # A run that continues may have trained weights already.
+        if self.cache is None or not self.trainer.sanity_checking or self.run.before:
+            return
+        with self.monitor.timed("evaluation"):
+            own = batches_digest(cast("Iterable[EvaluationBatch | None]", self.trainer.val_dataloaders))
+            limits = self.trainer.num_sanity_val_batches
+            self.file_before = self.cache.file("before", all_of(own, self.lm.device), limits, list(self.metrics))
+            (self.found_before,) = self.cache.find([self.file_before])
+
+    def validation_step(self, batch: EvaluationBatch | None, batch_idx: int) -> None:
+        """Add a batch to its metric, unless the scores are known."""
+        if self.found_before is None:
+            super().validation_step(batch, batch_idx)
+
     def on_validation_epoch_end(self) -> None:
         """Log the scores; those of Lightning's sanity check are the scores before."""
+        if self.found_before is not None:
+            self.run.before = {name: score.item() for name, score in self.found_before.items()}
+            self.found_before = self.file_before = None
+            self.metrics.reset()
+            return
         scores = self.log_scores("val")
         if not self.trainer.sanity_checking:
             self.run.after = scores
-        elif not self.run.before:  # a run that continues may have trained weights already
+        elif not self.run.before:
             self.run.before = scores
+            if self.cache is not None:
+                as_tensors = {name: torch.tensor(score, dtype=torch.float64) for name, score in scores.items()}
+                self.cache.keep(self.file_before, as_tensors)
 
     def export(self, folder: Path) -> tuple[Path, Path | None]:
         """Write ``model/`` and, if the change is known as low-rank factors, ``adapter/`` into a folder; their paths."""
