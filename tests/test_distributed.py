@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from zu_lightning.distributed import check_identical, own_share, process, summed
+from zu_lightning.distributed import all_of, check_identical, own_share, process, summed
 
 
 def shares(rank: int, folder: str) -> None:
@@ -23,6 +23,7 @@ def shares(rank: int, folder: str) -> None:
     except RuntimeError as error:
         verdict = str(error)
     check_identical("the sum", total)
+    assert all_of(f"a{rank}", total.device) == [[97, 48], [97, 49], [97, 50]]
     Path(folder, f"{rank}.json").write_text(json.dumps([own, total.tolist(), verdict]))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
@@ -44,6 +45,7 @@ def test_one_process_takes_everything() -> None:
     assert summed(total)[0] is total
     assert total.tolist() == [1.0, 2.0]
     check_identical("anything", torch.zeros(2))
+    assert all_of("ab", total.device) == [[97, 98]]
 
 
 @pytest.mark.parametrize(("rank", "taken"), [(0, [0, 3]), (1, [1, 4]), (2, [2])])

@@ -11,6 +11,7 @@ forgotten facts lose their values and everything else stays? Symbols, with colum
 All solvers compute in float64, whatever they are given, and return float64 factors.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -19,6 +20,9 @@ from torch import Tensor
 
 NullSpaceCriterion = Literal["absolute", "relative", "energy"]
 """What a threshold of :func:`null_space` is measured against."""
+
+Eigh = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Eigenvalues of a symmetric matrix, ascending, and its eigenvectors as columns; see ``torch.linalg.eigh``."""
 
 RANK_TOLERANCE = 1e-6
 """Singular values below this share of the largest count as zero: keys come from float32 arithmetic at best."""
@@ -329,7 +333,12 @@ def rome(weight: Tensor, key: Tensor, residual: Tensor, second_moment: Tensor) -
     return _finite(LowRankUpdate(r, direction.mT / (k.mT @ direction)))
 
 
-def null_space(second_moment: Tensor, threshold: float, criterion: NullSpaceCriterion = "absolute") -> Tensor:
+def null_space(
+    second_moment: Tensor,
+    threshold: float,
+    criterion: NullSpaceCriterion = "absolute",
+    eigh: Eigh = torch.linalg.eigh,
+) -> Tensor:
     """Orthonormal basis of the directions in which retain keys (almost) never point.
 
     Args:
@@ -339,6 +348,7 @@ def null_space(second_moment: Tensor, threshold: float, criterion: NullSpaceCrit
             kept, in units of C (a squared key entry). ``relative``: of at most ``threshold`` times the largest one.
             ``energy``: as many of the smallest as hold together at most the share ``threshold`` of the trace of C,
             so that retain keys keep the share ``1 - threshold`` of their energy outside the null space.
+        eigh: Finds the eigenvectors; one that remembers them saves 9 d_in^3 flop.
 
     Returns:
         Q, d_in x q, float64.
@@ -347,7 +357,7 @@ def null_space(second_moment: Tensor, threshold: float, criterion: NullSpaceCrit
         ValueError: C is not square or not finite, the criterion is unknown, or no direction is free.
     """
     (C,) = _checked(second_moment=second_moment)
-    eigenvalues, eigenvectors = torch.linalg.eigh(C)
+    eigenvalues, eigenvectors = eigh(C)
     if criterion == "absolute":
         kept = eigenvalues <= threshold
     elif criterion == "relative":

@@ -218,3 +218,17 @@ def test_two_processes_write_and_a_third_reads_at_once(tmp_path: Path) -> None:
         assert writer.exitcode == 0
     assert all(tensors is not None and torch.equal(tensors["a"], SYMMETRIC) for tensors in found)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_eigenvectors_are_those_of_the_matrix_whatever_the_model(
+    lm: EditableLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = Cache(None, lm).eigh(SYMMETRIC)
+    cold = Cache(tmp_path, lm).eigh(SYMMETRIC)
+    Cache(tmp_path, lm).eigh(2 * SYMMETRIC)
+    monkeypatch.setattr(torch.linalg, "eigh", lambda _: pytest.fail("computed again"))
+    warm = Cache(tmp_path, edited(lm)).eigh(SYMMETRIC.clone())
+    for one, two, three in zip(alone, cold, warm, strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, three)
+        assert one.stride() == two.stride() == three.stride()

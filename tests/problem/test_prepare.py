@@ -9,6 +9,7 @@ import torch
 
 from tests.conftest import TEXTS, random_lm, update_for
 from zu_lightning import (
+    AlphaEdit,
     EditableLM,
     Fact,
     InputError,
@@ -19,6 +20,7 @@ from zu_lightning import (
     Request,
     RetainText,
     TargetOptions,
+    ZeroUnlearnGD,
     apply_update,
     layer_problem,
     lookup_keys,
@@ -194,6 +196,20 @@ def test_a_file_is_for_what_depends_on_nothing_else(
     if changed == "model":
         apply_update(other, 2, update_for(other, 2))
     assert same(found, problem_of(other, replace(request, cache=None), options))
+
+
+@pytest.mark.usefixtures("short_contexts")
+def test_two_rules_share_a_layers_eigenvectors(
+    facts: list[Fact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = random_lm("llama")
+    problem = problem_of(lm, shared(facts, tmp_path))
+    alone = AlphaEdit()(lm.weight(1), problem_of(random_lm("llama"), shared(facts, None)))
+    ZeroUnlearnGD()(lm.weight(1), problem)
+    monkeypatch.setattr(torch.linalg, "eigh", lambda _: pytest.fail("eigenvectors are known"))
+    update = AlphaEdit()(lm.weight(1), problem)
+    assert torch.equal(update.left, alone.left)
+    assert torch.equal(update.right, alone.right)
 
 
 @pytest.mark.usefixtures("short_contexts")

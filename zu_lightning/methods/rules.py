@@ -75,7 +75,7 @@ class NullSpaceRule(Rule):
             InputError: It is empty.
         """
         with _explained(self, problem):
-            basis = solvers.null_space(problem.second_moment, self.threshold, self.criterion)
+            basis = solvers.null_space(problem.second_moment, self.threshold, self.criterion, problem.eigh)
         C = problem.second_moment.double()
         energy = ((C @ basis) * basis).sum() / C.trace()
         log.info(

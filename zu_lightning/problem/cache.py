@@ -109,6 +109,20 @@ class Cache:
         """The same for a single tensor."""
         return self.tensors(kind, lambda: {kind: compute()}, *parts)[kind]
 
+    def eigh(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """Eigenvalues and eigenvectors of a symmetric matrix; those of a matrix with the same bits are found again.
+
+        On a GPU nothing is kept: it solves the problem in the time in which a disk is read.
+        """
+        file = None
+        if self.folder is not None and matrix.device.type == "cpu":
+            file = self.folder / f"eigenvectors-{digest(VERSION, _bytes(matrix))}.safetensors"
+        (found,) = self.find([file])
+        if found is None:
+            values, vectors = torch.linalg.eigh(matrix)
+            found = self.keep(file, {"values": values, "vectors": vectors})
+        return found["values"], found["vectors"]
+
 
 def weights_digest(model: PreTrainedModel) -> str:
     """A digest of some values of every parameter, which other weights of the same name would not have.

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from zu_lightning.solvers import Eigh
+
 
 @dataclass(frozen=True)
 class LayerProblem:
@@ -18,6 +20,7 @@ class LayerProblem:
         values: V, d_out x n: original-knowledge values.
         second_moment: C, d_in x d_in: uncentered mean of k k^T over retain tokens.
         protected_keys: d_in x m: keys of facts to keep, as those of the facts to forget.
+        eigh: Finds eigenvectors of second moments in any units, or knows them from another run.
     """
 
     layer: int
@@ -26,6 +29,7 @@ class LayerProblem:
     values: Tensor
     second_moment: Tensor
     protected_keys: Tensor | None = None
+    eigh: Eigh = torch.linalg.eigh
 
     def protecting(self, weight: float, *, relative: bool) -> "LayerProblem":
         """The same problem, with the protected keys as part of the second moment.

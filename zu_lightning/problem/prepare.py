@@ -130,7 +130,7 @@ def layer_problem(
         outputs = cache.tensor("outputs", partial(layer_outputs, lm, facts, top), list(facts), top)
         residuals = (targets.optimum - outputs) / layers_left
         protected = keys_of(request.protect) if request.protect else None
-    return LayerProblem(layer, keys, residuals, values, preparation.second_moments[layer], protected)
+    return LayerProblem(layer, keys, residuals, values, preparation.second_moments[layer], protected, cache.eigh)
 
 
 def _check_lengths(lm: EditableLM, facts: Sequence[Fact], contexts: Sequence[str], neutral_target: str) -> None:
