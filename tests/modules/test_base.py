@@ -27,7 +27,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def start(folder: Path, module: UnlearnModule | None = None, *, steps: int = -1, **options: Any) -> UnlearnModule:
     """A run that ends after its evaluation before, with its cache in ``folder``."""
-    module = module or EditingModule(str(DEMO / "model"))
+    module = module or EditingModule(model_name_or_path=str(DEMO / "model"))
     data = UnlearnDataModule(
         str(DEMO / "facts.jsonl"), str(DEMO / "corpus.txt"), str(DEMO / "heldout.txt"),
         **{"forget_num": 2, "retain_num": 3} | options,
@@ -78,7 +78,7 @@ class Edited(EditingModule):
 def test_scores_of_another_model_are_not_taken(tmp_path: Path, calls: list[int]) -> None:
     first = start(tmp_path)
     calls.clear()
-    other = start(tmp_path, Edited(str(DEMO / "model")))
+    other = start(tmp_path, Edited(model_name_or_path=str(DEMO / "model")))
     assert calls
     assert other.run.before["perplexity"] != first.run.before["perplexity"]
 

@@ -64,7 +64,7 @@ class Cache:
         """What the files hold; ``None`` for those that some process does not find, so that all of them agree."""
         if self.folder is None:
             return [None] * len(files)
-        found = [file and read_tensors(file, self.device) for file in files]
+        found = [None if file is None else read_tensors(file, self.device) for file in files]
         here = torch.tensor([tensors is not None for tensors in found], device=self.device).long()
         everywhere = (summed(here)[0] == process()[1]).tolist()
         names = {file.name.partition("-")[0] for file, there in zip(files, everywhere, strict=True) if file and there}
