@@ -11,7 +11,15 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.conftest import TEXTS, train_tokenizer
 from zu_lightning import Fact, InputError, Query
-from zu_lightning.lm.tokens import TokenBatch, check_lengths, collate, tokenize, tokenize_fact, tokenize_query
+from zu_lightning.lm.tokens import (
+    TokenBatch,
+    check_lengths,
+    collate,
+    resolved_answer,
+    tokenize,
+    tokenize_fact,
+    tokenize_query,
+)
 
 SUBJECTS = ("Ada Novak", "Zoë Ångström", "李小龙", "R2-D2 🤖", "O'Neill", "Q")
 PROMPTS = ("{} works as a", "The mother tongue of {} is", "By trade, {}, as we know, is a", "We met {}")
@@ -215,3 +223,21 @@ def test_selected_rows_have_no_more_padding_than_they_need(batch: TokenBatch) ->
         assert (alone.lookup[0], alone.answer[0]) == (batch.lookup[row], batch.answer[row])
     swapped = batch.select(torch.tensor([1, 0]))
     assert torch.equal(swapped.input_ids, batch.input_ids[[1, 0]])
+
+
+def test_the_end_of_a_text_is_asked_for_by_one_name_whatever_the_tokenizer() -> None:
+    tokenizer = train_tokenizer()
+    assert resolved_answer(tokenizer, "<eos>") == "</s>"
+    assert resolved_answer(tokenizer, "unknown") == "unknown"
+    text = tokenize(tokenizer, "Ada works as a", answer=resolved_answer(tokenizer, "<eos>"))
+    assert text.ids[text.answer :] == [tokenizer.eos_token_id]
+
+
+def test_a_tokenizer_without_an_end_of_text_is_refused() -> None:
+    tokenizer = train_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(
+        InputError, match="neutral_target is '<eos>': the model's tokenizer has no end-of-text"
+    ) as refused:
+        resolved_answer(tokenizer, "<eos>")
+    assert refused.value.parameter == "neutral_target"

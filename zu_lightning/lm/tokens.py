@@ -13,6 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Fact, Query
 
+END_OF_TEXT = "<eos>"
+"""Stands for a tokenizer's own end-of-text token where an answer is asked for."""
+
 
 @dataclass(frozen=True)
 class TokenizedText:
@@ -87,6 +90,20 @@ class TokenBatch(PaddedTokens):
         predicts = (index >= self.answer[:, None] - 1) & (index < self.lengths[:, None] - 1)
         rows, positions = predicts.nonzero(as_tuple=True)
         return rows, positions, self.input_ids[rows, positions + 1]
+
+
+def resolved_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> str:
+    """A neutral answer as this tokenizer writes it: ``<eos>`` is its end-of-text token, all else stays as it is.
+
+    Raises:
+        InputError: ``<eos>`` is asked for, but the tokenizer has no end-of-text token.
+    """
+    if answer != END_OF_TEXT:
+        return answer
+    if tokenizer.eos_token is None:
+        remedy = "the model's tokenizer has no end-of-text token: write out what the model should answer."
+        raise InputError("neutral_target", answer, remedy)
+    return str(tokenizer.eos_token)
 
 
 def tokenize(

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zu_lightning.distributed import check_identical
 from zu_lightning.facts.fact import Fact
@@ -10,6 +10,7 @@ from zu_lightning.facts.request import Request
 from zu_lightning.facts.texts import ReadingOptions, RetainText, retain_documents
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.edits import apply_update
+from zu_lightning.lm.tokens import resolved_answer
 from zu_lightning.methods.rules import Rule
 from zu_lightning.problem.latents import NeutralTargets, TargetOptions
 from zu_lightning.problem.layer_problem import LayerProblem
@@ -107,6 +108,7 @@ def unlearn(
     request = Request(facts, text)
     preparation = prepare(lm, request, layers, options, monitor=monitor)
     return UnlearnResult(preparation.targets, edit_layers(lm, request, layers, rule, preparation, options, monitor))
+    options = replace(options, neutral_target=resolved_answer(lm.tokenizer, options.neutral_target))
 
 
 def edit_layers(

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -109,6 +109,7 @@ class EditingModule(UnlearnModule):
     def configure_model(self) -> None:
         """Load the language model, and make a Delta that fits all of its layers."""
         super().configure_model()
+        self.target_options = replace(self.target_options, neutral_target=self.neutral_target)
         if not hasattr(self, "delta"):
             weight, facts = self.lm.weight(self.layers[0]), len(self.request.forget)
             self.delta: Delta = new_delta(self.parametrization, weight, facts)

@@ -14,6 +14,7 @@ from zu_lightning.lm.architecture import check_layers
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.loading import check_model
 from zu_lightning.lm.tiny import write_tiny_model
+from zu_lightning.lm.tokens import resolved_answer
 from zu_lightning.timing import Monitor
 
 COMPLETION_TOKENS = 12
@@ -33,7 +34,7 @@ class EvaluationModule(LightningModule):
             the rest of a configuration.
         load_options: More arguments of ``from_pretrained``, such as ``{device_map: auto}`` for a model that is larger
             than one device (in one process), or ``{revision: ...}``.
-        neutral_target: What the model should answer instead.
+        neutral_target: What the model should answer instead; ``<eos>`` is its tokenizer's end-of-text token.
     """
 
     lm: EditableLM
@@ -90,6 +91,7 @@ class EvaluationModule(LightningModule):
         if self.lm.device != device:
             remedy = f"this puts the model on {self.lm.device}, but the trainer chooses {device}: make them agree."
             raise InputError("load_options", self.load_options, remedy)
+        self.neutral_target = resolved_answer(self.lm.tokenizer, self.neutral_target)
 
     def validation_step(self, batch: EvaluationBatch | None, batch_idx: int) -> None:
         """Add a batch of queries or text to its metric; ``None`` if a process has no share."""

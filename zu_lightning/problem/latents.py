@@ -25,7 +25,8 @@ class TargetOptions:
     """What edits aim at, and how that is found."""
 
     neutral_target: str = "unknown"
-    """What the model should answer instead."""
+    """What the model should answer instead; modules and :func:`zu_lightning.unlearn` replace ``<eos>`` by the
+    tokenizer's end-of-text token."""
     optimize_values: bool = True
     """Whether V is optimized for the true answers (the paper) or observed (``V = W K``)."""
     latents: LatentOptions = field(default_factory=LatentOptions)
