@@ -20,6 +20,10 @@ from zu_lightning.timing import Monitor
 
 log = logging.getLogger(__name__)
 
+LOST_SHARE = 0.1
+"""Share of an update's norm that rounding may take before a warning: an update that is small beside its weight falls
+between the numbers that bfloat16 can tell apart."""
+
 
 @dataclass(frozen=True)
 class LayerScores:
@@ -104,11 +108,11 @@ def unlearn(
             layers before it keep their edits.
     """
     options, monitor = options or TargetOptions(), Monitor(progress=progress)
+    options = replace(options, neutral_target=resolved_answer(lm.tokenizer, options.neutral_target))
     text = RetainText(retain_documents(corpus, facts), ReadingOptions(corpus_tokens=None))
     request = Request(facts, text)
     preparation = prepare(lm, request, layers, options, monitor=monitor)
     return UnlearnResult(preparation.targets, edit_layers(lm, request, layers, rule, preparation, options, monitor))
-    options = replace(options, neutral_target=resolved_answer(lm.tokenizer, options.neutral_target))
 
 
 def edit_layers(
@@ -162,4 +166,10 @@ def write_update(lm: EditableLM, problem: LayerProblem, update: LowRankUpdate) -
         problem.layer, scores.relative_norm, scores.rank, scores.residual_before, scores.residual_after,
         scores.zero_term_before, scores.zero_term_after,
     )  # fmt: skip
+    if scores.stored_error > LOST_SHARE:
+        log.warning(
+            "layer %d: rounding to the weight's %s changed the update by %.0f%% of its norm: keep the weights in "
+            "float32 (`dtype: float32`).",
+            problem.layer, str(lm.weight(problem.layer).dtype).removeprefix("torch."), 100 * scores.stored_error,
+        )  # fmt: skip
     return LayerEdit(LowRankUpdate(update.left.detach().clone(), update.right.detach().clone()), scores)
