@@ -87,7 +87,7 @@ class Setting:
         lm = _model(arguments.shape, arguments.dtype, torch.device(arguments.device))
         forget, retain, _ = split_facts(read_facts(DEMO / "facts.jsonl"), n, arguments.retain)
         corpus, prose = (read_texts(str(DEMO / name), arguments.documents) for name in ("corpus.txt", "heldout.txt"))
-        latents = LatentOptions(facts_per_batch=arguments.facts_per_batch)
+        latents = LatentOptions(kl_position="lookup", facts_per_batch=arguments.facts_per_batch)
         setting = cls(
             lm, arguments.layers, forget, forget[: arguments.sample or n], retain, corpus, prose, sample_contexts(lm),
             TargetOptions(arguments.neutral_target, latents=latents), ZeroUnlearn(),

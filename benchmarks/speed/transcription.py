@@ -1,8 +1,10 @@
 """The published procedure, one fact at a time: what our pipeline is compared with.
 
-Written from the paper's description: 25 Adam steps per fact and vector, all contexts and the KL prompt in full forward
-passes with logits everywhere, values for every layer, keys one fact at a time, two corpus passes per layer (keys, and
-values against keys), and a dense solve for D. It shares the model and the tokens with our pipeline, and no batching.
+Written from the paper's description, with the numbers of the authors' release, which the paper does not print: 25 Adam
+steps per fact and vector, all contexts and the KL prompt (read at the subject's last token, as in the release) in full
+forward passes with logits everywhere, values for every layer, keys one fact at a time, two corpus passes per layer
+(keys, and values against keys), and a dense solve for D. It shares the model and the tokens with our pipeline, and no
+batching.
 """
 
 from collections.abc import Sequence
@@ -71,7 +73,7 @@ def latent(
         with lm.shifted(site, shift, len(batch.lookup)):
             logits = lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
         log_probability = logits.float().log_softmax(-1)
-        new = log_probability[-1, len(essence.ids) - 1]
+        new = log_probability[-1, essence.lookup]
         original = new.detach() if original is None else original
         loss = surprise(log_probability, prompts) + options.kl_weight * (original.exp() * (original - new)).sum()
         if step:

@@ -61,14 +61,15 @@ def one_at_a_time(
             logits: Tensor = lm.model(input_ids=torch.tensor([ids])).logits
         return logits[0].log_softmax(-1)
 
-    original = log_probabilities(essence.ids, essence.lookup)[-1].detach()
+    read = essence.lookup if options.kl_position == "lookup" else -1
+    original = log_probabilities(essence.ids, essence.lookup)[read].detach()
     for step in range(options.steps):
         nll = torch.zeros(())
         for text in prompts:
             predicted = log_probabilities(text.ids, text.lookup)[text.answer - 1 : -1]
             tokens = torch.tensor(text.ids[text.answer :])
             nll = nll - predicted.gather(1, tokens[:, None]).mean() / len(prompts)
-        new = log_probabilities(essence.ids, essence.lookup)[-1]
+        new = log_probabilities(essence.ids, essence.lookup)[read]
         divergence = (new.exp() * (new - original)).sum()
         size = (unit * coordinates).norm() if step else torch.zeros(())
         loss = nll + options.kl_weight * divergence + options.weight_decay * size / start.square().sum()
@@ -91,9 +92,10 @@ def one_at_a_time(
         replace(OPTIONS, scale_free=False),
         replace(OPTIONS, clamp=0.1),
         replace(OPTIONS, kl_weight=100.0),
+        replace(OPTIONS, kl_weight=100.0, kl_position="lookup", weight_decay=0.0),
         replace(OPTIONS, weight_decay=0.0),
     ],
-    ids=["scale-free", "the paper's units", "clamped", "essence kept", "free to move"],
+    ids=["scale-free", "the release's units", "clamped", "essence kept", "subject kept", "free to move"],
 )
 def test_batched_targets_are_those_of_one_fact_at_a_time(
     lm: EditableLM, facts: list[Fact], options: LatentOptions
@@ -116,6 +118,15 @@ def test_batched_values_are_those_of_one_fact_at_a_time(architecture: str, facts
         start, optimum = one_at_a_time(lm, fact, fact.target, lm.projections[1], options)
         assert not torch.allclose(found[:, i], start.double(), atol=1e-3)
         assert torch.allclose(found[:, i], optimum.double(), atol=1e-4)
+
+
+def test_the_place_of_the_divergence_matters(lm: EditableLM, facts: list[Fact]) -> None:
+    options = replace(FREE, steps=6, kl_weight=100.0)
+    last, lookup = (
+        targets_for(lm, facts[:1], 1, CONTEXTS, replace(options, kl_position=place)).optimum
+        for place in ("last", "lookup")
+    )
+    assert not torch.allclose(last, lookup, atol=1e-3)
 
 
 def test_batch_size_does_not_matter(any_lm: EditableLM, facts: list[Fact]) -> None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,17 @@ from zu_lightning.lm.suffix import Suffix, after_shared_prefix
 from zu_lightning.lm.tokens import TokenBatch, collate, tokenize_fact
 from zu_lightning.metrics.functional import AnswerScores, answer_scores
 
+KLPosition = Literal["last", "lookup"]
+"""Which token of "{subject} is a" the KL term reads: its last one, or its lookup token."""
+
 
 @dataclass(frozen=True)
 class LatentOptions:
-    """How latent vectors are optimized. The defaults are the paper's, which are MEMIT's, except ``scale_free``."""
+    """How latent vectors are optimized.
+
+    The paper prints no numbers; the defaults are those of the authors' release, which are MEMIT's, except
+    ``scale_free`` and ``kl_position``.
+    """
 
     steps: int = 25
     """Number of evaluations of the loss; Adam moves between them."""
@@ -33,7 +41,10 @@ class LatentOptions:
     """Whether steps are measured in the size of the vector that they move: 25 steps of 0.1 move an entry by 2.5 at
     most, which is far in a model whose hidden states have entries of 0.3 and near in one whose entries are 5."""
     kl_weight: float = 0.0625
-    """Weight of KL(new || original) of the next token after "{subject} is a", in nats."""
+    """Weight of KL(new || original) of the next token in "{subject} is a", in nats."""
+    kl_position: KLPosition = "last"
+    """After which token of "{subject} is a" the KL term is read: its ``last`` one, or its ``lookup`` token, where the
+    vector is added, as in MEMIT and the authors' release."""
     weight_decay: float = 0.5
     """Weight of ||delta|| / ||start||^2."""
     clamp: float = 0.75
@@ -48,6 +59,8 @@ class LatentOptions:
         """Refuse numbers that no optimization can run with."""
         positive = ("steps", "learning_rate", "clamp", "facts_per_batch")
         for name, value in vars(self).items():
+            if isinstance(value, str):
+                continue
             if name in positive and not (math.isfinite(value) and value > 0):
                 raise InputError(f"latents.{name}", value, "give a positive number.")
             if not (math.isfinite(value) and value >= 0):
@@ -56,7 +69,7 @@ class LatentOptions:
 
 @dataclass(frozen=True)
 class _Places:
-    """What the loss reads: before every answer token, then at the ends of texts without an answer."""
+    """What the loss reads: before every answer token, then in each text without an answer, at one place."""
 
     rows: Tensor
     positions: Tensor
@@ -64,10 +77,11 @@ class _Places:
     """Ids of the answer tokens; the places after them have none."""
 
     @classmethod
-    def of(cls, batch: TokenBatch) -> "_Places":
+    def of(cls, batch: TokenBatch, kl_position: KLPosition) -> "_Places":
         rows, positions, tokens = batch.answer_positions()
         essence = batch.without_answer.nonzero().squeeze(1)
-        return cls(torch.cat([rows, essence]), torch.cat([positions, batch.lengths[essence] - 1]), tokens)
+        read = batch.lookup if kl_position == "lookup" else batch.lengths - 1
+        return cls(torch.cat([rows, essence]), torch.cat([positions, read[essence]]), tokens)
 
 
 @dataclass(frozen=True)
@@ -78,16 +92,18 @@ class _Rows:
     suffix: Suffix
     fact: Tensor
     """R, index of each row's fact."""
+    kl_position: KLPosition
+    """Where essence prompts are read."""
 
     def select(self, chosen: Tensor) -> "_Rows":
         """Some rows, by a mask."""
         rows = chosen.nonzero().squeeze(1)
-        return _Rows(self.batch.select(rows), self.suffix.select(rows), self.fact[rows])
+        return replace(self, batch=self.batch.select(rows), suffix=self.suffix.select(rows), fact=self.fact[rows])
 
     @cached_property
     def places(self) -> "_Places":
         """Where the loss looks, step after step."""
-        return _Places.of(self.batch)
+        return _Places.of(self.batch, self.kl_position)
 
 
 class LatentProblem:
@@ -174,14 +190,14 @@ class LatentProblem:
         texts += [tokenize_fact(lm.tokenizer, essence) for essence in essences.values()]
         batch = collate(texts, lm.tokenizer).to(lm.device)
         begun = after_shared_prefix(lm, batch, torch.tensor(context_of_row, device=lm.device))
-        places = _Places.of(batch)
+        places = _Places.of(batch, self.options.kl_position)
         modules = [lm.layers[self.layer], self.site]
         (at_layer, at_site), logits, cached = begun.seen(lm, modules, places.rows, places.positions)
         below = (self.layer, at_layer.input) if self.inside_layer else (self.layer + 1, at_layer.output)
         suffix = begun.later(batch.lookup, *below, cached)
         lookup = (batch.lookup - begun.start)[:n]
         start = at_site.output[torch.arange(n, device=lm.device), lookup].float()
-        return _Rows(batch, suffix, fact_of_row), start, log_softmax(logits, -1)
+        return _Rows(batch, suffix, fact_of_row, self.options.kl_position), start, log_softmax(logits, -1)
 
     def _log_probability(self, chosen: _Rows, delta: Tensor) -> Tensor:
         """At the places that the loss reads, with ``delta`` (N x D) in place: P x vocabulary."""
