@@ -106,6 +106,21 @@ def test_the_only_split_of_a_data_set_is_read_whatever_it_is_called(monkeypatch:
     assert contents("somebody/facts") == RECORDS
 
 
+def test_a_split_of_a_data_set_is_read_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(*name: str | None, streaming: bool) -> dict[str, list[int]]:
+        asked.append(name)
+        return {"train": [0], "test": [1]}
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert contents("somebody/text:raw:test") == [1]
+    assert contents("somebody/text::test") == [1]
+    assert asked == [("somebody/text", "raw"), ("somebody/text", None)]
+    with pytest.raises(InputError, match=r"path is 'somebody/text:raw:tset'.*\(KeyError: 'tset'\): check the name"):
+        contents("somebody/text:raw:tset")
+
+
 def test_what_the_hub_does_not_give_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(*_: object, **__: object) -> None:
         raise ConnectionError("no route\nto host")

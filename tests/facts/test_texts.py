@@ -35,6 +35,28 @@ def test_no_more_is_read_than_asked_for(tmp_path: Path) -> None:
     assert read_texts(str(tmp_path / "a.jsonl"), 1) == ["Ada"]
 
 
+def test_documents_are_drawn_from_all_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(str(i) for i in range(20)))
+    source, counts = str(tmp_path / "a.txt"), [0] * 20
+    for seed in range(2000):
+        drawn = read_texts(source, 5, seed=seed)
+        assert len(set(drawn)) == 5
+        counts[int(drawn[0])] += 1
+    assert 60 < min(counts) <= max(counts) < 140  # 100 expected, in the first place as in any other
+    assert read_texts(source, 5, seed=3) == read_texts(source, 5, seed=3) != read_texts(source, 5, seed=4)
+    assert sorted(read_texts(source, 100, seed=0)) == sorted(read_texts(source))
+
+
+def test_documents_of_the_hub_are_drawn_from_a_shuffled_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Dataset.from_list([{"text": str(i)} for i in range(40)]).to_iterable_dataset(num_shards=4)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: {"train": rows})
+    drawn = read_texts("somebody/wiki", 10, seed=0)
+    assert len(set(drawn)) == 10
+    assert drawn == read_texts("somebody/wiki", 10, seed=0) != read_texts("somebody/wiki", 10, seed=1)
+    assert max(map(int, drawn)) >= 10
+    assert read_texts("somebody/wiki", 10) == [str(i) for i in range(10)]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

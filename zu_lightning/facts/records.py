@@ -23,23 +23,30 @@ class Record(NamedTuple):
     content: Any
 
 
-def read_records(source: str | Path, parameter: str) -> Iterator[Record]:
+SHUFFLE_BUFFER = 10_000
+"""Number of records of a data set on the hub among which the next one is drawn."""
+
+
+def read_records(source: str | Path, parameter: str, *, seed: int | None = None) -> Iterator[Record]:
     """Read the records of a file, or of a data set on the hub.
 
     Args:
         source: A file, whose ending tells its format (JSON or JSON Lines if it tells nothing), or a data set on the
-            hub as ``name`` or ``name:configuration``, streamed (its split ``train`` if it has one).
+            hub as ``name``, ``name:configuration``, or ``name:configuration:split``, streamed. Without a split it is
+            ``train`` if there is one. The configuration may be empty.
         parameter: What the caller calls the source, for messages.
+        seed: Seed by which a data set on the hub is shuffled as far as a stream can be: its shards, and each record
+            among the next ``SHUFFLE_BUFFER``. Files are read in order.
 
     Yields:
-        Records in order.
+        The records.
 
     Raises:
         InputError: The source cannot be read, or a record is malformed.
     """
     path = Path(source)
     if not is_file(source):
-        yield from _of_hub(str(source), parameter)
+        yield from _of_hub(str(source), parameter, seed)
         return
     content, kind = _unpacked(path, parameter)
     if kind == ".parquet":
@@ -117,13 +124,16 @@ def _of_parquet(content: bytes, path: Path, parameter: str) -> Iterator[Record]:
         yield Record(str(i), f"{path}, record {i}", {k: v for k, v in row.items() if v is not None})
 
 
-def _of_hub(source: str, parameter: str) -> Iterator[Record]:
+def _of_hub(source: str, parameter: str, seed: int | None) -> Iterator[Record]:
     from datasets import load_dataset  # slow to import, and not needed for files
 
-    name, _, configuration = source.partition(":")
+    name, configuration, split = (*source.split(":", 2), "", "")[:3]
     try:
         splits = load_dataset(name, configuration or None, streaming=True)
-        for i, row in enumerate(splits.get("train", next(iter(splits.values())))):
+        rows = splits[split] if split else splits.get("train", next(iter(splits.values())))
+        if seed is not None:
+            rows = rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+        for i, row in enumerate(rows):
             yield Record(str(i), f"{source}, record {i}", row)
     except Exception as error:  # whatever the hub, the disk, or the decoder raises: the user's remedy is the same
         first_line = next(iter(str(error).splitlines()), "")

@@ -1,6 +1,7 @@
 """Retain text and held-out text: documents from a file, or from a data set on the hub."""
 
 import gzip
+import random
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ class ReadingOptions:
 
     corpus_documents: int = 100_000
     """Maximum number of documents of the retain text."""
+    corpus_seed: int | None = None
+    """Seed by which these documents are drawn at random from all of the retain text; ``null`` for its first ones."""
     corpus_tokens: int | None = 1_000_000
     """Maximum number of tokens of the retain text; ``null`` for all of it."""
     heldout_documents: int = 500
@@ -32,7 +35,7 @@ class ReadingOptions:
     def __post_init__(self) -> None:
         """Refuse numbers that nothing can be read with."""
         for name, value in vars(self).items():
-            if value is not None and value < 1:
+            if name != "corpus_seed" and value is not None and value < 1:
                 raise InputError(f"reading.{name}", value, "give a positive number.")
 
 
@@ -52,23 +55,27 @@ class RetainText:
     corpus: Sequence[str] = ()
 
 
-def read_texts(source: str, limit: int = 100_000, parameter: str = "source") -> list[str]:
+def read_texts(source: str, limit: int = 100_000, parameter: str = "source", seed: int | None = None) -> list[str]:
     """Read documents.
 
     Args:
         source: A text file with one document per line; a file of JSON Lines, JSON, CSV, or Parquet with a ``text``
-            field; or a data set on the hub with a ``text`` column, as ``name`` or ``name:configuration``
-            (``wikimedia/wikipedia:20231101.en``). Files may be compressed by gzip.
+            field; or a data set on the hub with a ``text`` column, as ``name``, ``name:configuration``
+            (``wikimedia/wikipedia:20231101.en``), or ``name:configuration:split``. Files may be compressed by gzip.
         limit: Maximum number of documents to read; a data set is streamed no further.
         parameter: What the caller calls the source, for messages.
+        seed: Seed by which documents are drawn at random: those of a file uniformly, those of a data set on the hub
+            from a shuffled stream (see :func:`zu_lightning.facts.records.read_records`). By default the first ones
+            are taken.
 
     Returns:
-        The documents that are not empty, in order.
+        The documents that are not empty, in order, or in random order if they are drawn.
 
     Raises:
         InputError: The source cannot be read or holds no text.
     """
-    texts = list(islice((text for text in _documents(source, parameter) if text.strip()), limit))
+    found = (text for text in _documents(source, parameter, seed) if text.strip())
+    texts = list(islice(found, limit)) if seed is None or not is_file(source) else _drawn(found, limit, seed)
     if not texts:
         raise InputError(parameter, source, "it holds no text: give one document per line.")
     return texts
@@ -80,13 +87,25 @@ def retain_documents(corpus: Iterable[str], forget: Sequence[Fact]) -> list[str]
     return [text for text in corpus if text.strip() and not any(subject in text for subject in subjects)]
 
 
-def _documents(source: str, parameter: str) -> Iterator[str]:
+def _drawn(texts: Iterable[str], count: int, seed: int) -> list[str]:
+    """``count`` of the texts, each set of them equally likely, in random order; no more are held at a time."""
+    rng, drawn = random.Random(seed), list[str]()
+    for i, text in enumerate(texts):
+        if i < count:
+            drawn.append(text)
+        elif (place := rng.randrange(i + 1)) < count:
+            drawn[place] = text
+    rng.shuffle(drawn)  # early texts would keep their places, and a limit on tokens would favor them
+    return drawn
+
+
+def _documents(source: str, parameter: str, seed: int | None) -> Iterator[str]:
     path = Path(source)
     ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if is_file(source) and ending not in RECORD_ENDINGS:
         yield from _lines(path, parameter)
         return
-    for _, where, record in read_records(source, parameter):
+    for _, where, record in read_records(source, parameter, seed=seed):
         text = (record.get("text") or "") if isinstance(record, dict) else record
         if not isinstance(record, dict) or not isinstance(text, str):
             raise InputError("record", record, "it must have a `text` field that is a text: correct it.", where)
