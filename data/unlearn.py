@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from lightning import LightningDataModule
@@ -51,7 +51,7 @@ class UnlearnDataModule(LightningDataModule):
         heldout: Text for the perplexity, in the same forms. By default the last tenth of the corpus, which is then
             not used for anything else.
         ids: File with one id per line: only these facts are drawn from, such as those that the model is known to know.
-        forget_num: How many facts to forget, drawn by seed; ignored if ``forget_ids`` is given.
+        forget_num: How many facts (or records) to forget, drawn by seed; ignored if ``forget_ids`` is given.
         retain_num: How many other facts to watch, drawn by seed; ignored if ``retain_ids`` is given. The method never
             sees them.
         protect_num: How many more facts to keep, of which the method is told; drawn by seed, after the others; ignored
@@ -61,7 +61,10 @@ class UnlearnDataModule(LightningDataModule):
         retain_ids: Ids of the facts to watch.
         protect_ids: Ids of the facts to keep of which the method is told.
         halves: Whether facts to keep are drawn from the first half of the file and facts to forget from the second,
-            as in the paper.
+            as in the authors' release.
+        draw: Whether the numbers count ``facts``, or ``records`` whose facts go together. Only MQuAKE has records of
+            several facts, its rewritten hops.
+        nq_prefix: Whether zsRE's specificity prompts keep their prefix ``nq question:``.
         fact_token: Where the model is edited: at the subject's last or first token, or at the prompt's last.
         detect_subjects: Whether to look for the subject in the prompt if a record names none.
         chat: Whether prompts are given to the model as a user's message, through its chat template.
@@ -86,6 +89,8 @@ class UnlearnDataModule(LightningDataModule):
         retain_ids: list[str] | None = None,
         protect_ids: list[str] | None = None,
         halves: bool = False,
+        draw: Literal["facts", "records"] = "facts",
+        nq_prefix: bool = False,
         fact_token: FactToken = "subject_last",
         detect_subjects: bool = True,
         chat: bool = False,
@@ -96,7 +101,7 @@ class UnlearnDataModule(LightningDataModule):
         self.path, self.corpus, self.heldout, self.ids = path, corpus, heldout, ids
         self.forget_num, self.retain_num, self.protect_num = forget_num, retain_num, protect_num
         self.forget_ids, self.retain_ids, self.protect_ids = forget_ids, retain_ids, protect_ids
-        self.seed, self.halves = seed, halves
+        self.seed, self.halves, self.draw, self.nq_prefix = seed, halves, draw, nq_prefix
         self.fact_token, self.detect_subjects, self.chat = fact_token, detect_subjects, chat
         self.reading, self.cache = reading, cache
 
@@ -171,20 +176,20 @@ class UnlearnDataModule(LightningDataModule):
         return module
 
     def _facts(self) -> tuple[list[Fact], list[Fact], list[Fact]]:
-        facts = read_facts(self.path, detect_subjects=self.detect_subjects)
+        facts = read_facts(self.path, detect_subjects=self.detect_subjects, nq_prefix=self.nq_prefix)
         if self.ids is not None:
             facts = facts_by_id(facts, read_texts(self.ids, sys.maxsize, "ids"))
         facts = [replace(fact.as_chat() if self.chat else fact, fact_token=self.fact_token) for fact in facts]
-        draw = {
+        asked = {
             "forget": self.forget_num if self.forget_ids is None else self.forget_ids,
             "retain": self.retain_num if self.retain_ids is None else self.retain_ids,
             "protect": self.protect_num if self.protect_ids is None else self.protect_ids,
         }
-        return split_facts(facts, **draw, seed=self.seed, halves=self.halves)
+        return split_facts(facts, **asked, seed=self.seed, halves=self.halves, by_record=self.draw == "records")
 
     def _texts(self, forget: Sequence[Fact], stage: str) -> tuple[list[str], list[str]]:
         """The corpus, and those of its documents that name no forgotten subject."""
-        corpus = read_texts(self.corpus, self.reading.corpus_documents, "corpus")
+        corpus = read_texts(self.corpus, self.reading.corpus_documents, "corpus", self.reading.corpus_seed)
         documents = retain_documents(corpus, forget)
         if not documents and stage == "fit":
             raise InputError("corpus", self.corpus, "every document names a forgotten subject: add retain text.")

@@ -53,6 +53,15 @@ def test_a_record_of_zsre_takes_the_subject_as_its_question_spells_it() -> None:
     assert fact.neighbors == (Query("who sings?", "Greta"),)
 
 
+def test_a_record_of_zsre_keeps_the_prefix_of_its_neighbor_if_asked_to() -> None:
+    schema, (record,) = converted(ZSRE, "here", nq_prefix=True)
+    assert schema == "zsRE"
+    (without,) = converted(ZSRE, "here")[1]
+    assert record.pop("neighbors") == [{"prompt": "nq question: who sings?", "target": "Greta"}]
+    assert without.pop("neighbors") == [{"prompt": "who sings?", "target": "Greta"}]
+    assert record == without
+
+
 def test_a_record_of_mquake_is_one_fact_per_rewritten_hop() -> None:
     in_the_chain, outside = facts_of(MQUAKE)
     assert (in_the_chain.id, outside.id) == ("3-0", "3-1")
@@ -60,6 +69,7 @@ def test_a_record_of_mquake_is_one_fact_per_rewritten_hop() -> None:
     assert in_the_chain.paraphrases == ("What is Ada?",)
     assert in_the_chain.multi_hop == (Query("What is the trade of Bo's friend?", "baker"),)
     assert outside.multi_hop == ()
+    assert in_the_chain.records == outside.records == ("3",)
 
 
 def test_a_record_of_tofu() -> None:
@@ -122,6 +132,8 @@ def test_the_public_file_of_mquake_is_read(shared: Path) -> None:
     assert facts[0].paraphrases == ("Who performed Hey Jude?",)
     assert len(facts[0].multi_hop) >= 3
     assert len({fact.query for fact in facts}) == len(facts)
+    assert len({name for fact in facts for name in fact.records}) == 429
+    assert max(len(fact.records) for fact in facts) > 1  # a repeated fact goes with each of its records
 
 
 def test_the_public_file_of_tofu_is_read(shared: Path) -> None:

@@ -1,5 +1,6 @@
 """Which facts are forgotten, which are only measured, and which are protected."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,6 +52,43 @@ def test_halves_keep_from_the_first_and_forget_from_the_second() -> None:
     assert {int(fact.id) for fact in [*retain, *protect]} == set(range(10))
     with pytest.raises(InputError, match=r"forget_num is 11: 10 of the 20 facts are left"):
         split_facts(make(20), 11, halves=True)
+
+
+def hops(*records: str) -> list[Fact]:
+    """Facts of these records: ``ab`` is a fact of the records a and b."""
+    return [replace(fact, records=tuple(names)) for fact, names in zip(make(len(records)), records, strict=True)]
+
+
+def test_records_are_drawn_as_wholes() -> None:
+    facts = hops("a", "a", "b", "b", "b", "c", "d", "d")
+    for seed in range(10):
+        forget, retain, _ = split_facts(facts, 1, 2, seed=seed, by_record=True)
+        for some, count in ((forget, 1), (retain, 2)):
+            names = {fact.records for fact in some}
+            assert len(names) == count
+            assert {fact.id for fact in some} == {fact.id for fact in facts if fact.records in names}
+
+
+def test_a_fact_of_two_records_goes_with_the_first_set_that_draws_one_of_them() -> None:
+    facts = hops("a", "ab", "b", "ab")
+    for seed in range(10):
+        forget, retain, _ = split_facts(facts, 1, 1, seed=seed, by_record=True)
+        assert len(forget) == 3
+        assert len(retain) == 1
+        assert len({*ids(forget), *ids(retain)}) == 4
+
+
+def test_halves_of_records() -> None:
+    facts = hops("a", "b", "b", "c", "d", "d", "d", "d")
+    forget, retain, _ = split_facts(facts, 2, 2, by_record=True, halves=True)
+    assert {name for fact in forget for name in fact.records} == {"c", "d"}
+    assert {name for fact in retain for name in fact.records} == {"a", "b"}
+    with pytest.raises(InputError, match="forget_num is 3: 2 of the 4 records are left to draw from"):
+        split_facts(facts, 3, by_record=True, halves=True)
+
+
+def test_records_of_one_fact_are_drawn_like_facts() -> None:
+    assert split_facts(make(50), 5, 10, seed=1) == split_facts(make(50), 5, 10, seed=1, by_record=True)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ class Fact:
         multi_hop: Questions that only a model that knows this fact and others can answer, for MultiHop.
         fact_token: Which token is the fact's *lookup token*, where the model is edited. Without a subject it is the
             prompt's last token.
+        records: Names of the records that the fact is a part of, which can be drawn as wholes.
         chat: Whether prompts are given to the model as a user's message, through its chat template.
     """
 
@@ -57,6 +58,7 @@ class Fact:
     neighbors: tuple[Query, ...] = ()
     multi_hop: tuple[Query, ...] = ()
     fact_token: FactToken = "subject_last"
+    records: tuple[str, ...] = ()
     chat: bool = False
 
     @property
@@ -97,8 +99,8 @@ class Fact:
         """Check a record of the JSON Lines format and build the fact.
 
         Args:
-            record: ``{"subject", "prompt", "target", "paraphrases", "neighbors", "multi_hop", "id"}``; only ``prompt``
-                and ``target`` are required. ``{}`` in the prompt stands for the subject.
+            record: ``{"subject", "prompt", "target", "paraphrases", "neighbors", "multi_hop", "id", "record"}``; only
+                ``prompt`` and ``target`` are required. ``{}`` in the prompt stands for the subject.
             where: File and line, for messages.
             default_id: The id if the record has none.
             detect_subjects: Whether to look for the subject in the prompt if the record names none.
@@ -114,8 +116,9 @@ class Fact:
             subject = detect_subject(template)
         prompt, subject_end = _filled(template, subject, where)
         paraphrases = _items(record, "paraphrases", where, str)
+        name = str(record.get("id", default_id))
         return cls(
-            id=str(record.get("id", default_id)),
+            id=name,
             prompt=prompt,
             target=target,
             subject=subject,
@@ -123,6 +126,7 @@ class Fact:
             paraphrases=tuple(text.replace("{}", subject or "{}").rstrip() for text in paraphrases),
             neighbors=_queries(record, "neighbors", where),
             multi_hop=_queries(record, "multi_hop", where),
+            records=(str(record.get("record", name)),),
         )
 
 

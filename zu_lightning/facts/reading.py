@@ -13,16 +13,17 @@ from zu_lightning.facts.schemas import converted
 log = logging.getLogger(__name__)
 
 
-def read_facts(path: str | Path, *, detect_subjects: bool = True) -> list[Fact]:
+def read_facts(path: str | Path, *, detect_subjects: bool = True, nq_prefix: bool = False) -> list[Fact]:
     """Read facts from a file or a data set on the hub: our own records, or those of CounterFact, zsRE, MQuAKE, or TOFU.
 
     Args:
-        path: JSON Lines, JSON, CSV, or Parquet, compressed by gzip or not, or ``name:configuration`` on the hub.
+        path: JSON Lines, JSON, CSV, or Parquet, compressed by gzip or not, or ``name:configuration:split`` on the hub.
         detect_subjects: Whether to look for the subject in the prompt if a record names none.
+        nq_prefix: Whether zsRE's specificity prompts keep their prefix ``nq question:``.
 
     Returns:
         The facts in order; a fact without ``id`` is named by its line or position. Public data sets ask some questions
-        more than once: the first record is kept, with the multi-hop questions of all.
+        more than once: the first fact is kept, with the multi-hop questions and the records of all.
 
     Raises:
         InputError: The source cannot be read, or holds no fact, a malformed one, or the same fact or id twice.
@@ -31,7 +32,7 @@ def read_facts(path: str | Path, *, detect_subjects: bool = True) -> list[Fact]:
     schemas: set[str] = set()
     detected: list[str] = []
     for name, where, record in read_records(path, "path"):
-        schema, records = converted(record, where)
+        schema, records = converted(record, where, nq_prefix=nq_prefix)
         schemas |= {schema} if schema else set()
         for one in records:
             facts.append(Fact.from_record(one, where, name, detect_subjects=detect_subjects))
@@ -71,8 +72,10 @@ def _without_repeats(facts: Iterable[Fact]) -> list[Fact]:
     for fact in facts:
         kept = first.setdefault(fact.query, fact)
         if kept is not fact:
-            questions = tuple(dict.fromkeys(kept.multi_hop + fact.multi_hop))
-            first[fact.query] = replace(kept, multi_hop=questions)
+            questions, records = (
+                tuple(dict.fromkeys(both)) for both in (kept.multi_hop + fact.multi_hop, kept.records + fact.records)
+            )
+            first[fact.query] = replace(kept, multi_hop=questions, records=records)
     return list(first.values())
 
 

@@ -2,11 +2,15 @@
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from zu_lightning.errors import InputError
 
 Ours = dict[str, Any]
+
+NQ_PREFIX = "nq question: "
+"""What zsRE's specificity prompts begin with: they come from Natural Questions."""
 
 
 class Schema(NamedTuple):
@@ -17,12 +21,13 @@ class Schema(NamedTuple):
     convert: Callable[[Mapping[str, Any]], list[Ours]]
 
 
-def converted(record: Any, where: str) -> tuple[str | None, list[Any]]:
+def converted(record: Any, where: str, *, nq_prefix: bool = False) -> tuple[str | None, list[Any]]:
     """The schema that a record follows, and the record in our format.
 
     Args:
         record: A record of a public data set, or one of our own.
         where: File and line, for messages.
+        nq_prefix: Whether zsRE's specificity prompts keep ``NQ_PREFIX``.
 
     Returns:
         Name of the schema (``None`` for our own), and the records: a multi-hop record of MQuAKE becomes several.
@@ -32,7 +37,7 @@ def converted(record: Any, where: str) -> tuple[str | None, list[Any]]:
     """
     if not isinstance(record, Mapping) or {"prompt", "target"} <= record.keys():
         return None, [record]
-    for schema in SCHEMAS:
+    for schema in (KEEPING_PREFIX, *SCHEMAS) if nq_prefix else SCHEMAS:
         if schema.fields <= record.keys():
             try:
                 return schema.name, schema.convert(record)
@@ -65,6 +70,7 @@ def _mquake(record: Mapping[str, Any]) -> list[Ours]:
     return [
         {
             "id": f"{record['case_id']}-{i}",
+            "record": str(record["case_id"]),
             "subject": hop["subject"],
             "prompt": hop["prompt"],
             "target": hop["target_true"]["str"],
@@ -75,7 +81,7 @@ def _mquake(record: Mapping[str, Any]) -> list[Ours]:
     ]
 
 
-def _zsre(record: Mapping[str, Any]) -> list[Ours]:
+def _zsre(record: Mapping[str, Any], prefix: str = "") -> list[Ours]:
     found = re.search(re.escape(record["subject"]), record["src"], re.IGNORECASE)
     return [
         {
@@ -84,7 +90,7 @@ def _zsre(record: Mapping[str, Any]) -> list[Ours]:
             "target": _list(record["answers"])[0],
             "paraphrases": [record["rephrase"]],
             "neighbors": [
-                {"prompt": f"{record['loc'].removeprefix('nq question: ')}?", "target": record["loc_ans"]},
+                {"prompt": f"{prefix}{record['loc'].removeprefix(NQ_PREFIX)}?", "target": record["loc_ans"]},
             ],
         }
     ]
@@ -115,3 +121,6 @@ SCHEMAS = (
     Schema("TOFU", frozenset({"question", "answer"}), _question_and_answer),
 )
 """The first schema whose fields a record has is taken."""
+
+KEEPING_PREFIX = Schema("zsRE", frozenset({"src", "answers"}), partial(_zsre, prefix=NQ_PREFIX))
+"""zsRE as the authors of ZeroUnlearn, MEMIT, and ROME read it."""

@@ -15,6 +15,7 @@ def split_facts(
     *,
     seed: int = 0,
     halves: bool = False,
+    by_record: bool = False,
 ) -> tuple[list[Fact], list[Fact], list[Fact]]:
     """Split facts into three disjoint sets, each by its number or by its ids.
 
@@ -25,7 +26,9 @@ def split_facts(
         protect: Facts to keep that the method is told of, likewise.
         seed: Seed of the draw. A set does not depend on the sizes of those after it in this list.
         halves: Whether facts to keep are drawn from the first half of ``facts`` and facts to forget from the second,
-            as in the paper.
+            as in the authors' release.
+        by_record: Whether whole records are drawn: numbers then count records, halves are halves of the records, and
+            the facts of a drawn record go together. A fact of several records goes with the first set that draws it.
 
     Returns:
         Forget set, retain set, and protected set.
@@ -40,27 +43,42 @@ def split_facts(
         if not isinstance(ids, int):
             _check_ids(f"{kind}_ids", ids, by_id, taken)
             taken |= set(ids)
-    shuffled = random.Random(seed).sample(list(facts), len(facts))
-    free = [fact for fact in shuffled if fact.id not in taken]
-    first_half = {fact.id for fact in facts[: len(facts) // 2]}
+    units = _units(facts, by_record)
+    first_half = set(list(units)[: len(units) // 2])
+    free = [
+        name
+        for name in random.Random(seed).sample(list(units), len(units))
+        if any(fact.id not in taken for fact in units[name])
+    ]
 
     def choose(kind: str) -> list[Fact]:
         wanted = asked[kind]
         if not isinstance(wanted, int):
             return [by_id[name] for name in dict.fromkeys(wanted)]
-        pool = [fact for fact in free if not halves or (fact.id in first_half) == (kind != "forget")]
+        pool = [name for name in free if not halves or (name in first_half) == (kind != "forget")]
         if not 0 <= wanted <= len(pool):
-            remedy = f"{len(pool)} of the {len(facts)} facts are left to draw from: ask for at most that many."
+            what = "records" if by_record else "facts"
+            remedy = f"{len(pool)} of the {len(units)} {what} are left to draw from: ask for at most that many."
             raise InputError(f"{kind}_num", wanted, remedy)
-        for fact in pool[:wanted]:
-            free.remove(fact)
-        return pool[:wanted]
+        drawn = {fact.id: fact for name in pool[:wanted] for fact in units[name] if fact.id not in taken}
+        taken.update(drawn)
+        free[:] = [name for name in free if any(fact.id not in taken for fact in units[name])]
+        return list(drawn.values())
 
     chosen = choose("forget")
     if not chosen:
         name = "forget_num" if isinstance(forget, int) else "forget_ids"
         raise InputError(name, forget, "there is nothing to forget: ask for at least one fact.")
     return chosen, choose("retain"), choose("protect")
+
+
+def _units(facts: Sequence[Fact], by_record: bool) -> dict[str, list[Fact]]:
+    """What is drawn as a whole, by name: each fact, or the facts of each record, in order."""
+    units: dict[str, list[Fact]] = {}
+    for fact in facts:
+        for name in (fact.records or (fact.id,)) if by_record else (fact.id,):
+            units.setdefault(name, []).append(fact)
+    return units
 
 
 def _check_ids(name: str, ids: Sequence[str], by_id: dict[str, Fact], taken: set[str]) -> None:
