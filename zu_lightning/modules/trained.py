@@ -110,6 +110,7 @@ class FullWeights(TrainedWeights):
             change = present - self.lm.weight(layer).detach().double()
         left, s, right = torch.linalg.svd(change, full_matrices=False)
         kept = s > RANK_TOLERANCE * s.max()
+        kept[0] = True  # an adapter has a rank even if training moved nothing that the dtype can hold
         return LowRankUpdate(left[:, kept] * s[kept], right[kept])
 
     def _put(self, values: Sequence[torch.Tensor]) -> None:
