@@ -17,9 +17,9 @@ from zu_lightning import (
     evaluate,
 )
 
-PAPER = ZeroUnlearn(scale_free=False, retain_weight=15000.0, forget_weight=50.0, ridge=1.0)
+RELEASE = ZeroUnlearn(scale_free=False, retain_weight=15000.0, forget_weight=50.0, ridge=1.0)
 RULES: dict[str, Rule] = {
-    "ZeroUnlearn, paper's weights (15000, 50, 1)": PAPER,
+    "ZeroUnlearn, release's weights (15000, 50, 1)": RELEASE,
     **{f"ZeroUnlearn, retain {w:g}": ZeroUnlearn(retain_weight=w, ridge=w / 100) for w in (10, 3, 2, 1, 0.3, 0.1)},
     **{f"ZeroUnlearn-GD, threshold {t:g}": ZeroUnlearnGD(threshold=t) for t in (0.01, 0.03, 0.1, 0.15, 0.3, 1)},
     **{
@@ -28,7 +28,7 @@ RULES: dict[str, Rule] = {
     },
     **{f"ZeroUnlearn-GD, threshold 0.03, ridge {w:g}": ZeroUnlearnGD(threshold=0.03, ridge=w) for w in (1, 10, 30)},
     **{f"soft, retain {w:g}": ZeroUnlearnSoft(retain_weight=w, ridge=w / 100) for w in (3, 1, 0.5, 0.2, 0.1)},
-    "MEMIT, paper's weight 15000": Memit(scale_free=False, retain_weight=15000.0),
+    "MEMIT, release's weight 15000": Memit(scale_free=False, retain_weight=15000.0),
     **{f"MEMIT, retain {w:g}": Memit(retain_weight=w) for w in (3, 1, 0.3, 0.1)},
     **{f"AlphaEdit, threshold {t:g}": AlphaEdit(threshold=t) for t in (0.1, 0.3, 1, 3)},
     "ROME": Rome(),

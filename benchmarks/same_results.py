@@ -23,6 +23,8 @@ MEASURED_ANEW = {"seconds", "peak_memory_gib", "model"}
 """What differs from run to run; the path of the model may differ between checkouts."""
 RENAMED = {"rule": "method"}
 """Fields of ``metrics.json`` that had another name in earlier versions."""
+RENAMED_RUNS = {"paper_weights": "release_weights", "gradient_descent_paper": "gradient_descent_release"}
+"""Configurations that had another name in earlier versions."""
 
 
 def commands(checkout: Path) -> dict[str, list[str]]:
@@ -30,8 +32,8 @@ def commands(checkout: Path) -> dict[str, list[str]]:
     found = {"demo": ["configs/demo.yaml"], "demo_gd": ["configs/demo_gd.yaml"]}
     for path in sorted((checkout / "configs").rglob("*.yaml")):
         sections = yaml.safe_load(path.read_text())
-        if "closed_form" in sections and "path" not in sections.get("data", {}):
-            found[path.stem] = ["configs/demo.yaml", str(path.relative_to(checkout))]
+        if path.parent.name != "protocols" and "closed_form" in sections and "path" not in sections.get("data", {}):
+            found[RENAMED_RUNS.get(path.stem, path.stem)] = ["configs/demo.yaml", str(path.relative_to(checkout))]
     found["llama31_tiny"] = ["configs/llama31.yaml", "configs/tiny.yaml"]
     found["qwen3_tiny_memit"] = ["configs/qwen3.yaml", *found["memit"][1:], "configs/tiny.yaml"]
     return found

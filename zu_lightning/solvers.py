@@ -77,7 +77,7 @@ def zero_unlearn(
         residuals: R, d_out x n.
         values: V, d_out x n; only its column span matters.
         second_moment: C, d_in x d_in, a mean over retain tokens.
-        retain_weight: Weight of the retain term. The default is the paper's, for 3 to 8 B models.
+        retain_weight: Weight of the retain term. The default is that of the authors' release, for 3 to 8 B models.
         forget_weight: Weight of the forget term, likewise.
         ridge: Weight of the change of W, likewise.
         slack: Use ``(1 + slack) I - U U^T`` for P, as the authors' release does (0.01). The paper has 0; any other

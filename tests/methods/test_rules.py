@@ -51,7 +51,7 @@ def test_scale_free_rules_do_the_same_in_a_model_of_another_scale(rule: Rule) ->
     assert torch.allclose(effect, scaled_effect, rtol=1e-6, atol=1e-9)
 
 
-def test_the_papers_units_do_not_carry_over() -> None:
+def test_the_releases_units_do_not_carry_over() -> None:
     rule = ZeroUnlearn(scale_free=False, retain_weight=15000.0, forget_weight=50.0, ridge=1.0)
     (weight, problem), (scaled_weight, scaled_problem) = random_problem(), random_problem(scale=0.001)
     effect = rule(weight, problem).dense() @ problem.keys

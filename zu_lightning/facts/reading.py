@@ -72,9 +72,8 @@ def _without_repeats(facts: Iterable[Fact]) -> list[Fact]:
     for fact in facts:
         kept = first.setdefault(fact.query, fact)
         if kept is not fact:
-            questions, records = (
-                tuple(dict.fromkeys(both)) for both in (kept.multi_hop + fact.multi_hop, kept.records + fact.records)
-            )
+            questions = tuple(dict.fromkeys(kept.multi_hop + fact.multi_hop))
+            records = tuple(dict.fromkeys(kept.records + fact.records))
             first[fact.query] = replace(kept, multi_hop=questions, records=records)
     return list(first.values())
 

@@ -135,7 +135,7 @@ class WhitenedDelta(Delta):
 
 
 class DenseDelta(Delta):
-    """Delta itself, d_out x d_in, as the paper trains it."""
+    """Delta itself, d_out x d_in, as the authors' release trains it."""
 
     null_space: Tensor
 
@@ -154,7 +154,7 @@ class DenseDelta(Delta):
         return LowRankUpdate(self.coordinates @ self.null_space, self.null_space.mT)
 
     def optimizer(self, learning_rate: float | None, weights: TermWeights) -> Optimizer:
-        """Adam, as in the paper."""
+        """Adam, as in the authors' release."""
         return Adam(self.parameters(), lr=learning_rate or 1e-3)
 
 

@@ -1,7 +1,7 @@
 """Rules: ready-made choices of a solver and its weights, each a pure function of a weight and a layer's problem.
 
 With ``scale_free`` (the default), weights and thresholds are in units that carry over from model to model, see
-:meth:`zu_lightning.problem.layer_problem.LayerProblem.scale_free`; without it they are in the paper's units, made for
+:meth:`zu_lightning.problem.layer_problem.LayerProblem.scale_free`; without it they are in the release's units, made for
 models of 3 to 8 billion parameters.
 """
 
@@ -96,7 +96,7 @@ class ZeroUnlearn(Rule):
     ridge: float = 0.02
     """Weight of the size of the change."""
     slack: float = 0.0
-    """Share of the original values that the edit leaves; the paper has 0."""
+    """Share of the original values that the edit leaves; the paper has none, its authors' release 0.01."""
 
     def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
         """See :func:`zu_lightning.solvers.zero_unlearn`."""

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 from zu_lightning.errors import InputError
 from zu_lightning.facts.request import Request
 from zu_lightning.lm.edits import apply_update
-from zu_lightning.methods.objective import Delta, LayerObjective, Parametrization, new_delta
+from zu_lightning.methods.objective import LayerObjective, Parametrization, new_delta
 from zu_lightning.methods.rules import Rule, ZeroUnlearnGD
 from zu_lightning.methods.unlearning import write_update
 from zu_lightning.modules.base import UnlearnModule
@@ -44,7 +44,7 @@ class EditingModule(UnlearnModule):
         latents: Options of the latent optimization.
         objective: Weights and null space of what gradient descent minimizes, and of what is logged.
         parametrization: What gradient descent trains: ``whitened`` coordinates, by plain descent, or the ``dense``
-            matrix Delta by Adam, as in the paper.
+            matrix Delta by Adam, as in the authors' release.
         learning_rate: Step size; by default the longest that cannot overshoot for ``whitened``, 0.001 for ``dense``.
         steps: Maximum number of gradient steps per layer.
         tolerance: Optimality gap, (objective - optimum) / optimum, at which a layer is done; one more step, which
@@ -111,8 +111,7 @@ class EditingModule(UnlearnModule):
         super().configure_model()
         self.target_options = replace(self.target_options, neutral_target=self.neutral_target)
         if not hasattr(self, "delta"):
-            weight, facts = self.lm.weight(self.layers[0]), len(self.request.forget)
-            self.delta: Delta = new_delta(self.parametrization, weight, facts)
+            self.delta = new_delta(self.parametrization, self.lm.weight(self.layers[0]), len(self.request.forget))
 
     def training_batches(self, request: Request) -> Iterable[LayerProblem]:
         """The problem of the layer whose turn it is, once for each step until the module has solved it."""
