@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
@@ -14,16 +15,16 @@ from zu_lightning import Results
 
 Configs = tuple[str, ...]
 
-PAPER_WEIGHTS: dict[str, object] = {
+RELEASE_WEIGHTS: dict[str, object] = {
     "name": "ZeroUnlearn", "scale_free": False, "retain_weight": 15000.0, "forget_weight": 50.0, "ridge": 1.0,
 }  # fmt: skip
 METHODS: dict[Configs, dict[str, object]] = {
     ("demo_gd",): {"name": "gradient descent"},
     ("demo", "methods/alphaedit"): {"name": "AlphaEdit"},
     ("demo", "methods/gradient_descent"): {"name": "gradient descent"},
-    ("demo", "methods/gradient_descent_paper"): {"name": "gradient descent"},
+    ("demo", "methods/gradient_descent_release"): {"name": "gradient descent"},
     ("demo", "methods/memit"): {"name": "Memit"},
-    ("demo", "methods/paper_weights"): PAPER_WEIGHTS,
+    ("demo", "methods/release_weights"): RELEASE_WEIGHTS,
     ("demo", "methods/rome"): {"name": "Rome"},
     ("demo", "methods/zero_unlearn"): {"name": "ZeroUnlearn", "scale_free": True},
     ("demo", "methods/zero_unlearn_gd"): {"name": "ZeroUnlearnGD"},
@@ -32,7 +33,7 @@ METHODS: dict[Configs, dict[str, object]] = {
 }
 """Configurations on the demo, and the method that must run; ``test_fit.py`` runs the demo itself."""
 
-FEW_STEPS: dict[Configs, list[str]] = {("demo", "methods/gradient_descent_paper"): ["--model.steps=2"]}
+FEW_STEPS: dict[Configs, list[str]] = {("demo", "methods/gradient_descent_release"): ["--model.steps=2"]}
 
 MODELS = {"llama31": ("llama", [19, 20, 21]), "llama32": ("llama", [16, 17, 18]), "qwen3": ("qwen3", [9, 10, 11])}
 """Configurations of large models, with the architecture and the layers to edit."""
@@ -41,6 +42,17 @@ TINY_RUN = (
     "--model.latents.steps=2", "--data.forget_num=1", "--data.retain_num=0",
     "--data.reading.corpus_documents=10", "--data.reading.heldout_documents=1",
 )  # fmt: skip
+
+ON_TINY_MODELS: tuple[tuple[str, Configs, dict[str, object]], ...] = (
+    ("llama31", (), {"name": "gradient descent"}),
+    ("llama32", (), {"name": "gradient descent"}),
+    ("qwen3", (), {"name": "gradient descent"}),
+    ("llama31", ("methods/zero_unlearn_gd",), {"name": "ZeroUnlearnGD", "scale_free": True}),
+    ("llama31", ("protocols/release_few", "data/zsre"), RELEASE_WEIGHTS | {"slack": 0.01}),
+    ("llama32", ("protocols/release_many", "data/mquake"), {"name": "gradient descent"}),
+    ("qwen3", ("methods/npo", "data/tofu", "data/counterfact"), {"name": "NPO"}),
+)
+"""Configurations of large models, what follows them, and the method that must run."""
 
 MethodRun = Callable[[Configs], Path]
 
@@ -66,7 +78,9 @@ def gaps_of(folder: Path) -> list[float]:
 def test_no_configuration_is_left_out() -> None:
     files = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in (ROOT / "configs").rglob("*.yaml")}
     tested = {name for configs in METHODS for name in configs} | set(MODELS)
-    assert files == tested | {"tiny", "demo_pretrain"}
+    overlays = {name for _, names, _ in ON_TINY_MODELS for name in names}
+    grids = {name for name in files if "methods" in yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text())}
+    assert files == tested | overlays | grids | {"tiny", "demo_pretrain"}
 
 
 @pytest.mark.parametrize("configs", METHODS, ids=lambda configs: configs[-1])
@@ -101,7 +115,7 @@ def test_the_demo_of_gradient_descent_is_the_demo_with_its_overlay(method_run: M
 def test_adam_on_a_dense_delta_takes_all_its_steps_and_is_still_far_off(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    dense = ("demo", "methods/gradient_descent_paper")
+    dense = ("demo", "methods/gradient_descent_release")
     folder = run(tmp_path, "--model.steps=10", *SHORT_RUN, configs=dense)
     gaps = gaps_of(folder)
     assert len(gaps) == 10
@@ -116,26 +130,29 @@ def test_a_profile_is_written(method_run: MethodRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "overlay", "method"),
-    [
-        *((name, None, "gradient descent") for name in MODELS),
-        ("llama31", "methods/zero_unlearn_gd", "ZeroUnlearnGD"),
-        ("llama31", "methods/zero_unlearn", "ZeroUnlearn"),
-    ],
+    ("name", "overlays", "method"), ON_TINY_MODELS, ids=[f"{name}: {', '.join(o)}" for name, o, _ in ON_TINY_MODELS]
 )
 def test_a_configuration_of_a_large_model_runs_on_a_tiny_one(
-    name: str, overlay: str | None, method: str, tmp_path: Path
+    name: str, overlays: Configs, method: dict[str, object], tmp_path: Path
 ) -> None:
     architecture, layers = MODELS[name]
-    low = ["--model.layers=[1]"] if overlay else []  # a tiny model is as deep as it must be
-    folder = run(tmp_path, *TINY_RUN, *low, configs=(name, "tiny", *([overlay] if overlay else [])))
+    edits_layers = method["name"] != "NPO"
+    low = ["--model.layers=[1]"] if overlays else []  # a tiny model is as deep as it must be
+    few = ["--model.steps=2"] if "protocols/release_many" in overlays else []
+    epochs = [] if edits_layers else ["--model.training.epochs=1"]
+    options = [option for option in TINY_RUN if edits_layers or "latents" not in option]
+    folder = run(tmp_path, *options, *low, *few, *epochs, configs=(name, *overlays, "tiny"))
     results = Results.read(folder)
-    assert results.method["name"] == method
-    assert list(results.layers) == ([1] if overlay else layers)
+    assert results.method.items() >= method.items()
+    assert list(results.layers) == (([1] if overlays else layers) if edits_layers else [])
     assert all(scores.relative_norm > 0 for scores in results.layers.values())
     assert "tiny random stand-in" in results.model
-    assert AutoModelForCausalLM.from_pretrained(folder / "model").config.model_type == architecture
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    assert model.config.model_type == architecture
+    assert model.dtype == (torch.float32 if any("release" in name for name in overlays) else torch.bfloat16)
     assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+    used = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
+    assert used["neutral_target"] == "<eos>"
 
 
 def test_pretraining_writes_a_model_that_can_be_loaded(tmp_path: Path) -> None:
