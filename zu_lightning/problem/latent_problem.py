@@ -16,6 +16,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Fact
+from zu_lightning.lm.contexts import CONTEXT_STARTS
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.suffix import Suffix, after_shared_prefix
 from zu_lightning.lm.tokens import TokenBatch, collate, tokenize_fact
@@ -33,6 +34,8 @@ class LatentOptions:
     ``scale_free`` and ``kl_position``.
     """
 
+    contexts: int = 6
+    """Number of texts before a prompt over which vectors and keys are averaged, the empty one included; 6 at most."""
     steps: int = 25
     """Number of evaluations of the loss; Adam moves between them."""
     learning_rate: float = 0.1
@@ -57,6 +60,9 @@ class LatentOptions:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no optimization can run with."""
+        if not 1 <= self.contexts <= 1 + len(CONTEXT_STARTS):
+            remedy = f"give a number from 1 to {1 + len(CONTEXT_STARTS)}."
+            raise InputError("latents.contexts", self.contexts, remedy)
         positive = ("steps", "learning_rate", "clamp", "facts_per_batch")
         for name, value in vars(self).items():
             if isinstance(value, str):

@@ -10,7 +10,7 @@ from torch import Tensor
 from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.request import Request
 from zu_lightning.lm.architecture import check_layers
-from zu_lightning.lm.contexts import sample_contexts
+from zu_lightning.lm.contexts import CONTEXT_STARTS, sample_contexts
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import check_lengths, tokenize_fact
 from zu_lightning.problem.cache import Cache
@@ -66,7 +66,8 @@ def prepare(
     monitor = monitor or Monitor()
     check_layers(layers, len(lm.layers))
     _warn(lm, len(request.forget), layers)
-    contexts = targets.contexts if targets else sample_contexts(lm, seed=request.seed)
+    starts = CONTEXT_STARTS[: options.latents.contexts - 1]
+    contexts = targets.contexts if targets else sample_contexts(lm, starts, seed=request.seed)
     _check_lengths(lm, [*request.forget, *request.protect], contexts, options.neutral_target)
     with monitor.timed("moments"):
         cache = Cache(request.cache, lm)
