@@ -208,6 +208,7 @@ class Grid:
             # A grid compares scores: it exports no models, unless its options say so.
             "trainer.callbacks": [{"class_path": "callbacks.Report"}],
             "trainer.enable_progress_bar": False,
+            "data.cache": str(self.folder / "cache"),
         }
         for part in (*parts, replace(Part(), options=self.options)):
             options |= part.options
