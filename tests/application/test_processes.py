@@ -83,3 +83,16 @@ def test_one_two_and_three_processes_forget_fifty_facts_alike(method: str, tmp_p
     one = run(tmp_path / "one", *MANY_FACTS, configs=METHODS[method])
     for launcher in ("lightning", "torchrun"):
         assert_same(launch(launcher, tmp_path / launcher, *MANY_FACTS, configs=METHODS[method]), one)
+
+
+@pytest.mark.slow
+def test_processes_agree_on_what_another_run_has_left_in_the_cache(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    options = (*SHORT_RUN, "--model.layers=[0,1]", f"--data.cache={cache}")
+    cold = launch("lightning", tmp_path / "cold", *options)
+    written = {file.name: file.stat().st_mtime_ns for file in cache.iterdir()}
+    warm = launch("lightning", tmp_path / "warm", *options)
+    assert {name.partition("-")[0] for name in written} >= {"before", "targets", "values", "moments", "sums"}
+    assert {file.name: file.stat().st_mtime_ns for file in cache.iterdir()} == written
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (cold, warm)]
+    assert weights[0] == weights[1]

@@ -11,6 +11,7 @@ from zu_lightning.distributed import all_of
 from zu_lightning.errors import InputError
 from zu_lightning.evaluation.evaluate import EvaluationBatch, batches_digest
 from zu_lightning.facts.request import Request
+from zu_lightning.files import digest
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.export import export_adapter, export_model
 from zu_lightning.lm.tokens import collate, tokenize_query
@@ -92,9 +93,10 @@ class UnlearnModule(EvaluationModule):
         if self.cache is None or not self.trainer.sanity_checking or self.run.before:
             return
         with self.monitor.timed("evaluation"):
-            own = batches_digest(cast("Iterable[EvaluationBatch | None]", self.trainer.val_dataloaders))
-            limits = self.trainer.num_sanity_val_batches
-            self.file_before = self.cache.file("before", all_of(own, self.lm.device), limits, list(self.metrics))
+            asked = batches_digest(cast("Iterable[EvaluationBatch | None]", self.trainer.val_dataloaders))
+            own = digest(asked, self.trainer.num_sanity_val_batches, list(self.metrics))
+            # Processes have different shares, but one file.
+            self.file_before = self.cache.file("before", all_of(own, self.lm.device))
             (self.found_before,) = self.cache.find([self.file_before])
 
     def validation_step(self, batch: EvaluationBatch | None, batch_idx: int) -> None:
