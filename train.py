@@ -20,7 +20,7 @@ import data
 from callbacks import ClosedForm, Resume
 from callbacks.resume import checkpoint_path
 from callbacks.run_folder import check_writable, run_folder
-from zu_lightning import EditingModule, EvaluationModule, InputError, replacing
+from zu_lightning import EditingModule, EvaluationModule, GradientModule, InputError, replacing
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ QUIET = (
 OPTION_OWNERS: tuple[tuple[str, type], ...] = (
     ("model", EditingModule),
     ("model", EvaluationModule),
+    ("model", GradientModule),
     ("data", data.UnlearnDataModule),
     ("trainer", Trainer),
     ("closed_form", ClosedForm),

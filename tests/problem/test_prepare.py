@@ -132,7 +132,7 @@ def same(problem: LayerProblem, other: LayerProblem) -> bool:
 def short_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
     """One context that a seed decides, without a model that would have to write it."""
     sampled = "zu_lightning.problem.prepare.sample_contexts"
-    monkeypatch.setattr(sampled, lambda _, seed: ("", f"The {seed} hills."))
+    monkeypatch.setattr(sampled, lambda _, starts, seed: ("", f"The {seed} hills."))
 
 
 def shared(facts: list[Fact], folder: Path | None, **changes: Any) -> Request:
@@ -288,3 +288,17 @@ def test_a_normalized_mlp_output_is_warned_of(
 ) -> None:
     prepared(random_lm(architecture), facts[:1], [1])
     assert ("normalizes the MLP's output" in caplog.text) == normalizes
+
+
+def test_as_many_contexts_are_averaged_over_as_asked_for(lm: EditableLM, facts: list[Fact]) -> None:
+    all_of_them = prepared(lm, facts, [1]).targets.contexts
+    assert len(all_of_them) == 6
+    for count in (1, 3):
+        options = replace(OPTIONS, latents=replace(OPTIONS.latents, contexts=count))
+        assert prepared(lm, facts, [1], options).targets.contexts == all_of_them[:count]
+
+
+@pytest.mark.parametrize("count", [0, 7])
+def test_a_number_of_contexts_that_there_are_not_is_refused(count: int) -> None:
+    with pytest.raises(InputError, match=rf"latents\.contexts is {count}: give a number from 1 to 6"):
+        LatentOptions(contexts=count)
