@@ -137,8 +137,9 @@ def _fit(run: Run, slot: Slot) -> None:
         torch.set_num_threads(slot.threads)
     import train  # what the fork server has imported
 
+    sys.argv = ["train.py", *run.command]
     try:
-        train.main(run.command)
+        train.main()
     except Exception:
         traceback.print_exc()
         sys.exit(1)

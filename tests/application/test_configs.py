@@ -1,6 +1,7 @@
 """Every configuration that ships does what its name says, and leaves a model, an adapter, and a report."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
+import train
 from tests.conftest import ROOT, SHORT_RUN, changed_weights, run
 from zu_lightning import Results
 
@@ -34,6 +36,20 @@ METHODS: dict[Configs, dict[str, object]] = {
 """Configurations on the demo, and the method that must run; ``test_fit.py`` runs the demo itself."""
 
 FEW_STEPS: dict[Configs, list[str]] = {("demo", "methods/gradient_descent_release"): ["--model.steps=2"]}
+
+LOSSES = {
+    "fine_tuning": "FineTuning",
+    "gradient_ascent": "GradientAscent",
+    "gradient_difference": "GradientDifference",
+    "npo": "NPO",
+    "npo_lora": "NPO",
+    "rmu": "RMU",
+    "simnpo": "SimNPO",
+}
+"""Gradient methods, with the loss that they must minimize; ``tests/modules`` trains with each."""
+
+METHOD_FILES = sorted(path.stem for path in (ROOT / "configs" / "methods").glob("*.yaml"))
+GRADIENT_METHODS = [name for name in METHOD_FILES if name.removesuffix("_release") in LOSSES]
 
 MODELS = {"llama31": ("llama", [19, 20, 21]), "llama32": ("llama", [16, 17, 18]), "qwen3": ("qwen3", [9, 10, 11])}
 """Configurations of large models, with the architecture and the layers to edit."""
@@ -80,7 +96,24 @@ def test_no_configuration_is_left_out() -> None:
     tested = {name for configs in METHODS for name in configs} | set(MODELS)
     overlays = {name for _, names, _ in ON_TINY_MODELS for name in names}
     grids = {name for name in files if "methods" in yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text())}
-    assert files == tested | overlays | grids | {"tiny", "demo_pretrain"}
+    losses = {f"methods/{name}" for name in GRADIENT_METHODS}
+    assert {name.removesuffix("_release") for name in GRADIENT_METHODS} == LOSSES.keys()
+    assert files == tested | overlays | grids | losses | {"tiny", "demo_pretrain"}
+
+
+@pytest.mark.parametrize("name", GRADIENT_METHODS)
+def test_the_configuration_of_a_gradient_method_can_be_read(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = ("--config=configs/demo.yaml", f"--config=configs/methods/{name}.yaml")
+    monkeypatch.setattr(sys, "argv", ["train.py", "fit", *configs, "--print_config"])
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    assert not ended.value.code
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    assert model["class_path"] == "zu_lightning.GradientModule"
+    assert model["init_args"]["loss"]["class_path"] == f"zu_lightning.{LOSSES[name.removesuffix('_release')]}"
+    assert model["init_args"]["training"]["scale_free"] != name.endswith("_release")
 
 
 @pytest.mark.parametrize("configs", METHODS, ids=lambda configs: configs[-1])
