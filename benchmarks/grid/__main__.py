@@ -40,9 +40,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"benchmarks.grid: error: {error}")
     tuning = grid.tuning_runs()
     if given.dry_run:
-        show(tuning)
-        if any(run.results is None for run in tuning):
-            log.info("strengths are chosen from the runs above; those below then run with them")
+        if tuning:
+            show(tuning)
+            print("strengths are chosen from the runs above, and the runs below are given them")
         show(grid.runs(chosen_strengths(grid, tuning)))
         return
     run_all(tuning, "Tuning", grid.folder, given)
@@ -59,8 +59,8 @@ def show(runs: Sequence[Run]) -> None:
     """List runs with the command that runs each alone."""
     for run in runs:
         state = "finished" if run.results else "failed" if run.error else "waiting"
-        log.info("%-8s  python train.py %s", state, shlex.join(run.command))
-    log.info("%d of %d runs are finished", sum(run.results is not None for run in runs), len(runs))
+        print(f"{state:8}  python train.py {shlex.join(run.command)}")
+    print(f"{sum(run.results is not None for run in runs)} of {len(runs)} runs are finished")
 
 
 def run_all(runs: Sequence[Run], name: str, folder: Path, given: argparse.Namespace) -> None:

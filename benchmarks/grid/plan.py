@@ -1,8 +1,9 @@
 """What a grid consists of: every method on every model, data set, and seed, each an ordinary ``fit``."""
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,12 +27,14 @@ class Part:
         options: Options for ``train.py``, by name.
         strength: For a method, the option that sets how strongly it forgets; ``None`` if it has none.
         strengths: The values to choose from.
+        by_model: For a method, more options for some models, by the model's name; the layers to edit, for example.
     """
 
     configs: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     strength: str | None = None
     strengths: tuple[float, ...] = ()
+    by_model: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, given: Any, where: str) -> "Part":
@@ -41,15 +44,18 @@ class Part:
             InputError: It is something else, or a configuration does not exist.
         """
         fields = given if isinstance(given, dict) else {"configs": given or ()}
-        if not fields.keys() <= {"configs", "options", "strength", "strengths"}:
-            remedy = "give a path, a list of paths, or a mapping with configs, options, strength, and strengths."
+        if not fields.keys() <= {attribute.name for attribute in dataclasses.fields(cls)}:
+            remedy = "give a path, a list of paths, or a mapping with configs, options, strength, strengths, by_model."
             raise InputError(where, given, remedy)
         configs = fields.get("configs") or ()
         configs = (configs,) if isinstance(configs, str) else tuple(configs)
         for config in configs:
             if not Path(config).is_file():
                 raise InputError(f"{where}.configs", config, "there is no such file: correct the path.")
-        part = cls(configs, fields.get("options") or {}, fields.get("strength"), tuple(fields.get("strengths") or ()))
+        strengths = tuple(fields.get("strengths") or ())
+        part = cls(
+            configs, fields.get("options") or {}, fields.get("strength"), strengths, fields.get("by_model") or {}
+        )
         if (part.strength is None) != (not part.strengths):
             raise InputError(where, given, "give both strength, an option, and strengths, its values.")
         return part
@@ -210,8 +216,8 @@ class Grid:
             "trainer.enable_progress_bar": False,
             "data.cache": str(self.folder / "cache"),
         }
-        for part in (*parts, replace(Part(), options=self.options)):
-            options |= part.options
+        for chosen in (*(part.options for part in parts), parts[2].by_model.get(model, {}), self.options):
+            options |= chosen
         options |= {"data.seed": seed} | ({} if strength is None else {str(parts[2].strength): strength})
         configs = (f"--config={config}" for part in parts for config in part.configs)
         arguments = (*configs, *(f"--{name}={_dumped(value)}" for name, value in options.items()))

@@ -70,6 +70,17 @@ def test_every_launcher_gives_the_result_of_one_process(launcher: str, one_proce
 
 
 @pytest.mark.slow
+def test_a_gradient_method_gives_the_result_of_one_process(tmp_path: Path) -> None:
+    options = (
+        "--data.forget_num=5", "--data.retain_num=10", "--data.reading.corpus_documents=60",
+        "--data.reading.heldout_documents=3", "--model.training.epochs=2", "--model.training.batch_size=4",
+    )  # fmt: skip
+    configs = ("demo", "methods/npo")  # the last step has fewer facts than processes
+    three = launch("torchrun", tmp_path / "three", *options, configs=configs)
+    assert_same(three, run(tmp_path / "one", *options, configs=configs))
+
+
+@pytest.mark.slow
 def test_a_tiny_model_runs_in_several_processes(tmp_path: Path) -> None:
     folder = launch("torchrun", tmp_path, "--model.layers=[1]", configs=("demo", "qwen3", "tiny"))
     assert list(Results.read(folder).layers) == [1]

@@ -76,6 +76,15 @@ def test_later_parts_and_options_win(tmp_path: Path) -> None:
     assert {"--data.forget_num=3", "--data.retain_num=5"} <= set(run.arguments)
 
 
+def test_a_method_may_have_options_of_its_own_for_a_model(tmp_path: Path) -> None:
+    method = {"options": {"model.layers": [1]}, "by_model": {"two": {"model.layers": [2]}}}
+    grid = read(tmp_path, models={"one": None, "two": None}, methods={"m": method}, seeds=[1])
+    assert [[a for a in run.arguments if "layers" in a] for run in grid.runs({})] == [
+        ["--model.layers=[1]"],
+        ["--model.layers=[2]"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -229,7 +238,7 @@ def test_the_frontier_goes_through_every_strength(tmp_path: Path) -> None:
 
 
 def test_what_is_finished_is_not_run_again_and_what_failed_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     executed: list[str] = []
 
@@ -253,11 +262,9 @@ def test_what_is_finished_is_not_run_again_and_what_failed_is(
     assert all("ROME" in name for name in executed[6:])
     assert "| ROME |" in (tmp_path / "out" / "tables.md").read_text()
     assert "**0.1: " in (tmp_path / "out" / "strengths.md").read_text()
-    caplog.clear()
-    caplog.set_level("INFO")
     command.main([*arguments, "--dry-run"])
     assert len(executed) == 8
-    assert "4 of 4 runs are finished" in caplog.text
+    assert "4 of 4 runs are finished" in capsys.readouterr().out
 
 
 def test_a_cell_is_an_ordinary_fit_in_a_process_of_its_own(tmp_path: Path) -> None:
