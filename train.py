@@ -24,9 +24,6 @@ from zu_lightning import EditingModule, EvaluationModule, GradientModule, InputE
 
 log = logging.getLogger(__name__)
 
-# The help of options that are fields of a dataclass stands below the fields.
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
 TRAINER_DEFAULTS: dict[str, Any] = {
     "default_root_dir": "outputs",
     "max_epochs": 1,  # an EditingModule makes it the number of its layers
@@ -137,6 +134,9 @@ def input_error(error: BaseException | None) -> InputError | None:
 
 def main(args: list[str] | None = None) -> None:
     """Run a subcommand: fit, validate, test or predict."""
+    # The help of options that are fields of a dataclass stands below the fields; looking for it takes seconds.
+    asks_for_help = any("help" in word for word in args or sys.argv)
+    set_parsing_settings(docstring_parse_attribute_docstrings=asks_for_help)
     rank = rank_zero_only.rank  # type: ignore[attr-defined]
     logging.basicConfig(format="%(message)s", level=logging.INFO if rank == 0 else logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -32,12 +33,23 @@ def main(arguments: list[str] | None = None) -> None:
     given = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:
-        folder = given.folder or Path("outputs/grid", given.config.stem)
-        grid = Grid.read(given.config, folder, dict(option.split("=", 1) for option in given.options))
-        if given.cluster and not importlib.util.find_spec("submitit"):
-            raise InputError("cluster", given.cluster, "this needs submitit: pip install -e '.[grid]'.")
+        compare(given)
     except InputError as error:
         sys.exit(f"benchmarks.grid: error: {error}")
+
+
+def compare(given: argparse.Namespace) -> None:
+    """What the options ask for.
+
+    Raises:
+        InputError: The grid is malformed, or an option is.
+    """
+    if given.jobs is not None and given.jobs < 1:
+        raise InputError("jobs", given.jobs, "give a positive number.")
+    if given.cluster and not importlib.util.find_spec("submitit"):
+        raise InputError("cluster", given.cluster, "this needs submitit: pip install -e '.[grid]'.")
+    folder = given.folder or Path("outputs/grid", given.config.stem)
+    grid = Grid.read(given.config, folder, named_values(given.options))
     tuning = grid.tuning_runs()
     if given.dry_run:
         if tuning:
@@ -45,10 +57,11 @@ def main(arguments: list[str] | None = None) -> None:
             print("strengths are chosen from the runs above, and the runs below are given them")
         show(grid.runs(chosen_strengths(grid, tuning)))
         return
-    run_all(tuning, "Tuning", grid.folder, given)
+    run_all(grid, tuning, "Tuning", given)
     chosen = chosen_strengths(grid, tuning)
-    runs = grid.runs(chosen)
-    run_all(runs, "Runs", grid.folder, given)
+    # A method of which all strengths failed has none to run with.
+    runs = [run for run in grid.runs(chosen) if run.strength is not None or not grid.methods[run.method].strengths]
+    run_all(grid, runs, "Runs", given)
     write_all(grid, tuning, runs, chosen)
     failed = [run for run in (*tuning, *runs) if run.results is None]
     if failed:
@@ -63,7 +76,7 @@ def show(runs: Sequence[Run]) -> None:
     print(f"{sum(run.results is not None for run in runs)} of {len(runs)} runs are finished")
 
 
-def run_all(runs: Sequence[Run], name: str, folder: Path, given: argparse.Namespace) -> None:
+def run_all(grid: Grid, runs: Sequence[Run], name: str, given: argparse.Namespace) -> None:
     """Run what is not finished."""
     waiting = [run for run in runs if run.results is None]
     if not waiting:
@@ -76,11 +89,17 @@ def run_all(runs: Sequence[Run], name: str, folder: Path, given: argparse.Namesp
                 log.warning("%s failed: %s (%s)", run.name, error, run.output)
             bar.update()
 
-        if given.cluster:
-            options = {"cluster": given.cluster} | dict(option.split("=", 1) for option in given.cluster_options)
-            run_on_cluster(waiting, folder / "jobs", options, report)
-        else:
-            run_here(waiting, slots(given.jobs), report)
+        for wave in grid.waves(waiting):
+            if given.cluster:
+                options = {name: yaml.safe_load(value) for name, value in named_values(given.cluster_options).items()}
+                run_on_cluster(wave, grid.folder / "jobs", {"cluster": given.cluster} | options, report)
+            else:
+                run_here(wave, slots(given.jobs), report)
+
+
+def named_values(words: Sequence[str]) -> dict[str, str]:
+    """What words such as ``a=1`` say."""
+    return dict(word.split("=", 1) for word in words)
 
 
 def write_all(grid: Grid, tuning: Sequence[Run], runs: Sequence[Run], chosen: Choice) -> None:

@@ -4,10 +4,12 @@ import logging
 import multiprocessing
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.grid.plan import Run
+from zu_lightning import InputError
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +37,11 @@ class Slot:
 
 def slots(jobs: int | None) -> list[Slot]:
     """One slot per GPU, or on the CPU as many as asked for (by default one), with equal shares of the cores."""
-    gpus = torch.cuda.device_count()
-    if gpus:
-        return [Slot(str(i)) for i in range(min(gpus, jobs or gpus))]
+    count = torch.cuda.device_count()
+    if count:
+        allowed = os.environ.get("CUDA_VISIBLE_DEVICES")  # a scheduler may have lent us some of the GPUs
+        gpus = allowed.split(",") if allowed else [str(i) for i in range(count)]
+        return [Slot(gpu) for gpu in gpus[: jobs or count]]
     count = jobs or 1
     return [Slot(threads=max(1, (os.cpu_count() or 1) // count))] * count
 
@@ -108,7 +113,10 @@ def run_on_cluster(
     import submitit  # an optional extra
 
     executor = submitit.AutoExecutor(folder=folder, cluster=options.pop("cluster"))
-    executor.update_parameters(**({"gpus_per_node": 1, "timeout_min": 24 * 60} | options))
+    try:
+        executor.update_parameters(**({"gpus_per_node": 1, "timeout_min": 24 * 60} | options))
+    except (AssertionError, NameError) as error:
+        raise InputError("cluster-options", options, f"submitit does not take them ({error}): correct them.") from error
     jobs = executor.map_array(execute, runs)
     log.info("submitted %d jobs; what they print is in %s", len(jobs), folder)
     for run, job in zip(runs, jobs, strict=True):
@@ -128,6 +136,7 @@ def error_in(output: str) -> str:
 
 def _fit(run: Run, slot: Slot) -> None:
     """In a process of its own: what ``python train.py`` would do, printing into a file."""
+    threading.Thread(target=_end_with_the_grid, daemon=True).start()
     output = os.open(run.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -143,3 +152,11 @@ def _fit(run: Run, slot: Slot) -> None:
     except Exception:
         traceback.print_exc()
         sys.exit(1)
+
+
+def _end_with_the_grid() -> None:
+    """A grid that is killed must not leave runs on the GPUs that it will want again."""
+    grid = multiprocessing.parent_process()
+    if grid is not None:
+        connection.wait([grid.sentinel])
+        os._exit(1)

@@ -19,7 +19,7 @@ Point = tuple[float, float]
 
 
 def frontier(grid: Grid, runs: Sequence[Run], model: str, data: str, score: str) -> dict[str, list[Point]]:
-    """For each method, (efficacy, score) after the edit at each strength, weakest first; means over seeds."""
+    """For each method, (efficacy, score) after the edit at each strength, in its order; means over seeds."""
     efficacy, kept = (score_name(name, grid.headline[data]) for name in ("efficacy", score))
     found: dict[str, dict[float, list[Point]]] = {}
     for run in runs:
@@ -27,10 +27,12 @@ def frontier(grid: Grid, runs: Sequence[Run], model: str, data: str, score: str)
         if results and run.strength is not None and kept in results.after:
             points = found.setdefault(run.method, {}).setdefault(run.strength, [])
             points.append((results.after[efficacy], results.after[kept]))
-    return {
-        method: sorted(((fmean(x), fmean(y)) for x, y in (zip(*p, strict=True) for p in by.values())), reverse=True)
-        for method, by in found.items()
-    }
+    lines: dict[str, list[Point]] = {}
+    for method, by_strength in found.items():
+        for _, points in sorted(by_strength.items()):
+            efficacies, scores = zip(*points, strict=True)
+            lines.setdefault(method, []).append((fmean(efficacies), fmean(scores)))
+    return lines
 
 
 def draw_frontier(grid: Grid, runs: Sequence[Run], model: str, data: str, path: Path) -> None:
@@ -43,7 +45,8 @@ def draw_frontier(grid: Grid, runs: Sequence[Run], model: str, data: str, path: 
         data: Name of the data set.
         path: PNG to write; the same is written as SVG beside it.
     """
-    from matplotlib.figure import Figure  # an optional extra
+    from matplotlib import rc_context  # an optional extra
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = figure.subplots(1, len(KEPT), sharex=True)
@@ -53,7 +56,7 @@ def draw_frontier(grid: Grid, runs: Sequence[Run], model: str, data: str, path: 
     figure.legend(handles, labels, loc="outside right center", frameon=False)
     figure.suptitle(f"{model}, {data}: up and to the right is better")
     for target in (path, path.with_suffix(".svg")):
-        with replacing(target) as temporary:
+        with replacing(target) as temporary, rc_context({"svg.fonttype": "none"}):
             figure.savefig(
                 temporary, format=target.suffix[1:], dpi=150, metadata={"Date": None} if target != path else None
             )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,8 @@ NAMES = ("model", "data", "method", "seed", "strength")
 """What tells one run of a grid from another."""
 
 PARTS = ("models", "data", "methods")
+REQUIRED = {*PARTS, "seeds"}
+OPTIONAL = {"like", "tuning_seeds", "first", "options", "headline", "protocol"}
 Headline = Literal["exact_match", "token_accuracy"]
 
 
@@ -52,7 +54,10 @@ class Part:
         for config in configs:
             if not Path(config).is_file():
                 raise InputError(f"{where}.configs", config, "there is no such file: correct the path.")
-        strengths = tuple(fields.get("strengths") or ())
+        try:
+            strengths = tuple(float(value) for value in fields.get("strengths") or ())
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{where}.strengths", fields["strengths"], "give a list of numbers.") from error
         part = cls(
             configs, fields.get("options") or {}, fields.get("strength"), strengths, fields.get("by_model") or {}
         )
@@ -145,6 +150,8 @@ class Grid:
         options: Options of all runs.
         headline: For each data set, which scores count: exact match, or token accuracy.
         protocol: Which published tables to show beside ours, ``few`` or ``many``; ``None`` for none.
+        first: The method that runs first on each draw, one that edits: the others find in the cache what it computed.
+            ``None`` for none.
         folder: Where runs and tables are written.
     """
 
@@ -156,6 +163,7 @@ class Grid:
     options: dict[str, Any]
     headline: dict[str, Headline]
     protocol: str | None
+    first: str | None
     folder: Path
 
     @classmethod
@@ -164,32 +172,38 @@ class Grid:
 
         Args:
             path: YAML with this class's attributes; ``models``, ``data``, and ``methods`` map names to what
-                :meth:`Part.of` takes, and ``seeds`` is a list. The others may be left out.
+                :meth:`Part.of` takes, and ``seeds`` is a list. The others may be left out. ``like`` names another such
+                file, whose fields are taken where this one has none.
             folder: Where its runs write.
             options: Options of all runs, in addition to those of the YAML.
 
         Raises:
             InputError: A field is missing, unknown, or malformed, or a configuration does not exist.
         """
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise InputError("config", str(path), f"it cannot be read ({error}): name a YAML file.") from error
-        known = {*PARTS, "seeds", "tuning_seeds", "options", "headline", "protocol"}
-        if not isinstance(content, dict) or not {*PARTS, "seeds"} <= content.keys() <= known:
-            optional = ", ".join(sorted(known - {*PARTS, "seeds"}))
-            remedy = f"a grid has models, data, methods, and seeds, and may have {optional}: correct its fields."
-            raise InputError("config", str(path), remedy)
-        parts = [{str(n): Part.of(given, f"{kind}.{n}") for n, given in content[kind].items()} for kind in PARTS]
-        headline: dict[str, Headline] = dict.fromkeys(parts[1], "exact_match")
-        seeds, tuning_seeds = tuple(content["seeds"]), tuple(content.get("tuning_seeds") or ())
-        both = sorted(set(seeds) & set(tuning_seeds))
+        content = _read_yaml(path)
+        parts = [_parts(content, kind) for kind in PARTS]
+        seeds, tuning_seeds = (_seeds(content, name) for name in ("seeds", "tuning_seeds"))
+        grid = cls(
+            *parts, seeds, tuning_seeds, {**_mapping(content, "options"), **(options or {})},
+            dict.fromkeys(parts[1], "exact_match") | _mapping(content, "headline"), content.get("protocol"),
+            content.get("first"), folder,
+        )  # fmt: skip
+        grid._check()
+        return grid
+
+    def _check(self) -> None:
+        """Refuse names and seeds that do not fit together."""
+        both = sorted(set(self.seeds) & set(self.tuning_seeds))
         if both:
             raise InputError("tuning_seeds", both, "these seeds are reported, too: choose strengths on others.")
-        return cls(
-            *parts, seeds, tuning_seeds, {**(content.get("options") or {}), **(options or {})},
-            headline | (content.get("headline") or {}), content.get("protocol"), folder,
-        )  # fmt: skip
+        for name, method in self.methods.items():
+            if method.strengths and not self.tuning_seeds:
+                raise InputError(f"methods.{name}.strengths", method.strengths, "add tuning_seeds to choose one on.")
+            _check_known(f"methods.{name}.by_model", method.by_model, self.models)
+        _check_known("headline", self.headline, self.data)
+        _check_known("headline", self.headline.values(), ("exact_match", "token_accuracy"))
+        _check_known("protocol", {self.protocol} - {None}, ("few", "many"))
+        _check_known("first", {self.first} - {None}, self.methods)
 
     def tuning_runs(self) -> list[Run]:
         """Every strength of every method on the draws on which strengths are chosen."""
@@ -208,6 +222,24 @@ class Grid:
         cells = itertools.product(self.models, self.data, self.seeds, self.methods)
         return [self._run(m, d, method, seed, chosen.get((m, d, method)), self.folder) for m, d, seed, method in cells]
 
+    def waves(self, runs: Sequence[Run]) -> list[list[Run]]:
+        """Runs in an order in which hardly anything is computed twice: a wave begins when the one before has ended.
+
+        The first method on one draw of each model, which leaves the sums over the retain text; then the same method on
+        the other draws, which leaves what belongs to a draw; then everything else.
+        """
+        waves: list[list[Run]] = [[], [], []]
+        models, draws = set[str](), set[tuple[str, str, int]]()
+        for run in runs:
+            draw = (run.model, run.data, run.seed)
+            number = 2
+            if run.method == self.first and draw not in draws:
+                number = 1 if run.model in models else 0
+                models.add(run.model)
+                draws.add(draw)
+            waves[number].append(run)
+        return [wave for wave in waves if wave]
+
     def _run(self, model: str, data: str, method: str, seed: int, strength: float | None, root: Path) -> Run:
         parts = (self.models[model], self.data[data], self.methods[method])
         options: dict[str, Any] = {
@@ -221,10 +253,57 @@ class Grid:
         options |= {"data.seed": seed} | ({} if strength is None else {str(parts[2].strength): strength})
         configs = (f"--config={config}" for part in parts for config in part.configs)
         arguments = (*configs, *(f"--{name}={_dumped(value)}" for name, value in options.items()))
-        folder = root.joinpath(*(name.replace(" ", "_") for name in (model, data, method, str(seed))))
+        folder = root.joinpath(*(_folder_name(name) for name in (model, data, method, str(seed))))
         if strength is not None and root != self.folder:
             folder /= f"{strength:g}"
         return Run(model, data, method, seed, strength, arguments, folder)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """The fields of a grid, with those that it takes from another one."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError("config", str(path), f"it cannot be read ({error}): name a YAML file.") from error
+    if isinstance(content, dict) and "like" in content:
+        content = _read_yaml(Path(content["like"])) | content
+    if not isinstance(content, dict) or not content.keys() >= REQUIRED or content.keys() - REQUIRED - OPTIONAL:
+        remedy = f"a grid has models, data, methods, and seeds, and may have {', '.join(sorted(OPTIONAL))}."
+        raise InputError("config", str(path), f"{remedy[:-1]}: correct its fields.")
+    return content
+
+
+def _mapping(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    given = content.get(name) or {}
+    if not isinstance(given, dict):
+        raise InputError(name, given, "give a mapping.")
+    return given
+
+
+def _parts(content: Mapping[str, Any], kind: str) -> dict[str, Part]:
+    parts = {str(name): Part.of(given, f"{kind}.{name}") for name, given in _mapping(content, kind).items()}
+    folders = [_folder_name(name) for name in parts]
+    for name in parts:
+        if "/" in name or folders.count(_folder_name(name)) > 1 or name in ("tuning", "cache", "jobs"):
+            raise InputError(kind, name, "a folder is named after it: choose another name, without a slash.")
+    return parts
+
+
+def _seeds(content: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    seeds = content.get(name) or []
+    if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds):
+        raise InputError(name, seeds, "give a list of whole numbers.")
+    return tuple(seeds)
+
+
+def _check_known(parameter: str, names: Iterable[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise InputError(parameter, name, f"there are only {', '.join(known)}: correct the name.")
+
+
+def _folder_name(name: str) -> str:
+    return name.replace(" ", "_")
 
 
 def _dumped(value: Any) -> str:

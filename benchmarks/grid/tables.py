@@ -1,6 +1,7 @@
 """What a grid found: one tidy table, and the form of it that papers print, in Markdown and LaTeX."""
 
 import csv
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ SCORES = {"efficacy": "Eff.", "generalization": "Gen.", "specificity": "Spe.", "
 LOW_IS_GOOD = {"efficacy", "generalization", "perplexity"}
 TOO_LARGE = 1000.0
 """A perplexity above this is shown as ``> 1000``."""
+EXACT = "exact match"
+"""The name in a row of the efficacy by exact match, whatever the headline is."""
 FORGETS = 0.5
-"""A method forgets if its efficacy is at most this share of that before; the best of those is in bold."""
+"""A method forgets if its efficacy by exact match is at most this share of that before. The best of those that forget,
+and do not destroy the model, is in bold."""
 BASE = "Base"
 PUBLISHED = Path(__file__).with_name("published.csv")
 """Tables 1, 2, and F.1 to F.4 of arXiv 2605.18879."""
@@ -34,13 +38,18 @@ class Cell:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Cell":
-        """Of the scores of all seeds."""
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+        """Of the scores of all seeds; without a spread if one of them is not finite."""
+        mean = statistics.fmean(values)
+        return cls(mean, statistics.stdev(values) if len(values) > 1 and math.isfinite(mean) else None)
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether this is the perplexity of a model that is destroyed, which may be NaN."""
+        return not self.mean <= TOO_LARGE
 
     def text(self, score: str) -> str:
         """As papers print it: ``mean ± sd``."""
-        # Written so that NaN, the perplexity of a model that is destroyed, is too large.
-        if score == "perplexity" and not self.mean <= TOO_LARGE:
+        if score == "perplexity" and self.is_too_large:
             return "> 1000"
         return f"{self.mean:.2f}" + ("" if self.spread is None else f" ± {self.spread:.2f}")
 
@@ -81,7 +90,7 @@ def rows_of(grid: Grid, runs: Sequence[Run], model: str) -> dict[str, Row]:
     values: dict[str, dict[tuple[str, str], list[float]]] = {BASE: {}}
     first: dict[tuple[str, int], str] = {}
     for run, results in done:
-        columns = {score: score_name(score, grid.headline[run.data]) for score in SCORES}
+        columns = {score: score_name(score, grid.headline[run.data]) for score in SCORES} | {EXACT: "efficacy"}
         for score, name in columns.items():
             if name in results.after:
                 values.setdefault(run.method, {}).setdefault((run.data, score), []).append(results.after[name])
@@ -92,23 +101,22 @@ def rows_of(grid: Grid, runs: Sequence[Run], model: str) -> dict[str, Row]:
 
 
 def best(rows: dict[str, Row]) -> set[tuple[str, tuple[str, str]]]:
-    """Method and column of the best of those that forget; ties are all best."""
+    """Method and column of the best of those that forget and do not destroy the model; ties are all best."""
     winners = set()
-    for column in rows.get(BASE, {}):
-        data, score = column
-        efficacy = (data, "efficacy")
-        if efficacy not in rows[BASE]:
-            continue
-        limit = FORGETS * rows[BASE][efficacy].mean
-        values = {
-            method: round(row[column].mean, 2)
-            for method, row in rows.items()
-            if method != BASE and column in row and row[efficacy].mean <= limit
-        }
-        if values:
+    for data, score in rows.get(BASE, {}):
+        candidates = {method: row for method, row in rows.items() if _competes(row, rows[BASE], data)}
+        values = {m: round(row[data, score].mean, 2) for m, row in candidates.items() if (data, score) in row}
+        if values and score != EXACT:
             target = min(values.values()) if score in LOW_IS_GOOD else max(values.values())
-            winners |= {(method, column) for method, value in values.items() if value == target}
+            winners |= {(method, (data, score)) for method, value in values.items() if value == target}
     return winners
+
+
+def _competes(row: Row, base: Row, data: str) -> bool:
+    exact, perplexity = (data, EXACT), (data, "perplexity")
+    if row is base or exact not in row or (perplexity in row and row[perplexity].is_too_large):
+        return False
+    return row[exact].mean <= FORGETS * base[exact].mean
 
 
 def published_rows(grid: Grid, model: str) -> dict[str, Row]:
@@ -132,14 +140,22 @@ def table(grid: Grid, runs: Sequence[Run], model: str) -> list[list[str]]:
     heads = [f"{data} {SCORES[score]}" if len(grid.data) > 1 else SCORES[score] for data, score in columns]
     lines = [["Method", *heads]]
     published = published_rows(grid, model)
-    for method, row in rows.items():
-        texts = [row[column].text(column[1]) if column in row else "" for column in columns]
+    for method in (BASE, *grid.methods):
+        row = rows.get(method, {})
+        texts = [row[column].text(column[1]) if column in row else "failed" for column in columns]
         marked = [f"**{t}**" if (method, c) in winners else t for c, t in zip(columns, texts, strict=True)]
-        lines.append([method, *marked])
+        lines.append([method + _share_of_seeds(grid, runs, model, method), *marked])
         theirs = published.get(f"{method} (published)")
         if theirs:
             lines.append([f"{method} (published)", *(theirs[c].text(c[1]) if c in theirs else "" for c in columns)])
     return lines
+
+
+def _share_of_seeds(grid: Grid, runs: Sequence[Run], model: str, method: str) -> str:
+    """Says so if a mean is not over all seeds."""
+    of_method = [run for run in runs if (run.model, run.method) == (model, method)]
+    done = sum(run.results is not None for run in of_method)
+    return f" ({done} of {len(of_method)} runs)" if done < len(of_method) else ""
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -162,6 +178,6 @@ def latex(lines: Sequence[Sequence[str]]) -> str:
 def _latex(cell: str) -> str:
     if cell.startswith("**"):
         return rf"\textbf{{{_latex(cell.strip('*'))}}}"
-    for character, command in (("_", r"\_"), ("%", r"\%"), ("±", r"$\pm$"), (">", "$>$")):
+    for character, command in (("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#"), ("±", r"$\pm$"), (">", "$>$")):
         cell = cell.replace(character, command)
     return cell

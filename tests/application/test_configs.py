@@ -66,7 +66,7 @@ ON_TINY_MODELS: tuple[tuple[str, Configs, dict[str, object]], ...] = (
     ("llama31", ("methods/zero_unlearn_gd",), {"name": "ZeroUnlearnGD", "scale_free": True}),
     ("llama31", ("protocols/release_few", "data/zsre"), RELEASE_WEIGHTS | {"slack": 0.01}),
     ("llama32", ("protocols/release_many", "data/mquake"), {"name": "gradient descent"}),
-    ("qwen3", ("methods/npo", "data/tofu", "data/counterfact"), {"name": "NPO"}),
+    ("qwen3", ("methods/npo", "data/tofu"), {"name": "NPO"}),
 )
 """Configurations of large models, what follows them, and the method that must run."""
 
@@ -185,7 +185,7 @@ def test_a_configuration_of_a_large_model_runs_on_a_tiny_one(
     assert model.dtype == (torch.float32 if any("release" in name for name in overlays) else torch.bfloat16)
     assert (folder / "adapter" / "adapter_model.safetensors").is_file()
     used = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
-    assert used["neutral_target"] == "<eos>"
+    assert used["neutral_target"] == ("I don't know." if "data/tofu" in overlays else "<eos>")
 
 
 def test_pretraining_writes_a_model_that_can_be_loaded(tmp_path: Path) -> None:

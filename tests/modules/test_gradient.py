@@ -1,5 +1,6 @@
 """Gradient methods: what they train, what they export, and how they continue after they were killed."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from zu_lightning import (
     SimNPO,
     TrainingOptions,
 )
+from zu_lightning.methods.losses import Answers
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # trained without dropout, as it is used
 
@@ -174,10 +176,37 @@ def test_the_schedule_rises_and_falls() -> None:
     assert replace(options, decay=False, warmup_epochs=0).factor(9) == 1
 
 
-@pytest.mark.parametrize("name", ["epochs", "batch_size", "learning_rate", "retain_length"])
-def test_numbers_that_nothing_can_be_trained_with_are_refused(name: str) -> None:
-    given: dict[str, Any] = {name: 0}
-    with pytest.raises(InputError, match=rf"training\.{name} is 0: give a positive number"):
-        TrainingOptions(**given)
-    with pytest.raises(InputError, match=r"lora\.rank is 0: give a positive number"):
-        LoraOptions(rank=0)
+POSITIVE = ("epochs", "batch_size", "learning_rate", "retain_length")
+UNUSABLE = [
+    *((TrainingOptions, name, value) for name in POSITIVE for value in (0, -1, math.nan)),
+    *((TrainingOptions, name, value) for name in ("warmup_epochs", "weight_decay") for value in (-1, math.inf)),
+    *((LoraOptions, name, 0) for name in ("rank", "alpha")),
+    *((LoraOptions, "dropout", value) for value in (-0.1, 1.0, math.nan)),
+]
+
+
+@pytest.mark.parametrize(("options", "name", "value"), UNUSABLE)
+def test_numbers_that_nothing_can_be_trained_with_are_refused(options: Any, name: str, value: float) -> None:
+    section = "training" if options is TrainingOptions else "lora"
+    with pytest.raises(InputError, match=rf"{section}\.{name} is {value}: give"):
+        options(**{name: value})
+
+
+@pytest.mark.parametrize(("loss", "_"), [*LOSSES, (FineTuning(), 0.0)], ids=str)
+def test_a_loss_says_whether_it_asks_for_the_reference(loss: Loss, _: float) -> None:
+    """Exactly those that ask keep a copy of all weights."""
+
+    class Asked:
+        reference = False
+
+        def answers(self, part: str, *, reference: bool = False) -> Answers:
+            self.reference |= reference
+            return Answers(torch.ones(2), torch.ones(2), torch.zeros(2, 3))
+
+        def states(self, part: str, *, reference: bool = False) -> torch.Tensor:
+            self.reference |= reference
+            return torch.ones(2, 3)
+
+    asked = Asked()
+    loss(asked)
+    assert asked.reference == loss.uses_reference

@@ -37,7 +37,7 @@ def export_model(lm: EditableLM, folder: str | Path) -> Path:
     """
     if lm.name_or_path and Path(folder).resolve() == Path(lm.name_or_path).resolve():
         raise InputError("folder", str(folder), "the unedited model came from there: choose another folder.")
-    with _exported(Path(folder)) as temporary:
+    with exported(Path(folder)) as temporary:
         lm.model.save_pretrained(temporary)
         lm.tokenizer.save_pretrained(temporary)
     return Path(folder)
@@ -81,7 +81,7 @@ def export_adapter(lm: EditableLM, updates: Mapping[int, LowRankUpdate], folder:
     for name, update in factors.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = update.right.float().cpu().contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = update.left.float().cpu().contiguous()
-    with _exported(Path(folder)) as temporary:
+    with exported(Path(folder)) as temporary:
         config.save_pretrained(str(temporary))
         save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
     return Path(folder)
@@ -167,7 +167,7 @@ def _logits(model: PreTrainedModel | PeftModel, batch: TokenBatch) -> Tensor:
 
 
 @contextmanager
-def _exported(folder: Path) -> Iterator[Path]:
+def exported(folder: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of ``folder``, which must not hold anything but an earlier export."""
     markers = ("config.json", "adapter_config.json")
     is_export = any((folder / name).exists() for name in markers)

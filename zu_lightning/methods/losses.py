@@ -100,6 +100,11 @@ class Loss(ABC):
         retain = [self.retain(views)] if self.retain_weight else []
         return [self.forget(views), *retain]
 
+    @property
+    def uses_reference(self) -> bool:
+        """Whether it asks for the reference, of which a copy must then be kept."""
+        return True
+
     @abstractmethod
     def forget(self, views: Views) -> Mean:
         """The term that makes the model forget."""
@@ -118,6 +123,11 @@ def cross_entropy(answers: Answers, weight: float = 1.0) -> Mean:
 class GradientAscent(Loss):
     """GA: ``-CE(forget)``."""
 
+    @property
+    def uses_reference(self) -> bool:
+        """It does not."""
+        return False
+
     def forget(self, views: Views) -> Mean:
         """Cross-entropy per token of the true answers, negated."""
         return cross_entropy(views.answers("forget"), weight=-1.0)
@@ -130,6 +140,11 @@ class GradientDifference(GradientAscent):
     retain_weight: float = 1.0
     divergence: bool = False
     """Whether the retain term is KL(reference || model) per token in place of cross-entropy."""
+
+    @property
+    def uses_reference(self) -> bool:
+        """Only for the divergence."""
+        return self.divergence
 
     def retain(self, views: Views) -> Mean:
         """Cross-entropy or divergence on what to keep."""
@@ -163,6 +178,11 @@ class SimNPO(Loss):
     """Inverse temperature."""
     delta: float = 0.0
     """Negative log-likelihood per token beyond which an answer counts as forgotten, in nats."""
+
+    @property
+    def uses_reference(self) -> bool:
+        """It does not."""
+        return False
 
     def forget(self, views: Views) -> Mean:
         """Mean over answers."""
@@ -198,6 +218,11 @@ class RMU(Loss):
 @dataclass(frozen=True, kw_only=True)
 class FineTuning(Loss):
     """FT: cross-entropy of the neutral answer to the prompts to forget."""
+
+    @property
+    def uses_reference(self) -> bool:
+        """It does not."""
+        return False
 
     def forget(self, views: Views) -> Mean:
         """Cross-entropy per token of the neutral answer."""

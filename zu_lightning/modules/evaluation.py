@@ -49,6 +49,8 @@ class EvaluationModule(LightningModule):
         neutral_target: str = "unknown",
     ) -> None:
         super().__init__()
+        if not neutral_target.strip():
+            raise InputError("neutral_target", neutral_target, "say what the model should answer instead.")
         self.model_name_or_path, self.layers, self.dtype_name = model_name_or_path, layers, dtype
         self.tiny, self.load_options, self.neutral_target = tiny, load_options or {}, neutral_target
         self.metrics = evaluation_metrics()

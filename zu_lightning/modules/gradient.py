@@ -1,5 +1,6 @@
 """Gradient methods: a loss on what the model says, minimized over some of its weights."""
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from zu_lightning.distributed import own_share, process, summed
@@ -38,7 +39,7 @@ class TrainingOptions:
     warmup_epochs: float = 1.0
     """Number of epochs until the peak."""
     decay: bool = True
-    """Whether the learning rate decays to zero after the warm-up, or stays."""
+    """Whether the learning rate decays linearly after the warm-up, to zero in the last step, or stays."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay."""
     retain_length: int = 64
@@ -47,8 +48,11 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         """Refuse numbers that nothing can be trained with."""
         for name in ("epochs", "batch_size", "learning_rate", "retain_length"):
-            if getattr(self, name) <= 0:
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise InputError(f"training.{name}", getattr(self, name), "give a positive number.")
+        for name in ("warmup_epochs", "weight_decay"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise InputError(f"training.{name}", getattr(self, name), "give zero or a positive number.")
 
     def factor(self, epoch: float) -> float:
         """The learning rate's share of its peak, ``epoch`` epochs after the start."""
@@ -69,7 +73,7 @@ class GradientBatch:
 class GradientModule(UnlearnModule):
     """Train some weights of the language model to forget, such as ``GradientModule(loss=NPO())``.
 
-    Batches, losses, and gradients do not depend on the number of processes.
+    Batches, losses, and gradients do not depend on the number of processes, unless an adapter has dropout.
 
     Args:
         loss: What to minimize.
@@ -117,10 +121,14 @@ class GradientModule(UnlearnModule):
         super().configure_model()
         if hasattr(self, "trained"):
             return
+        if self.lm.is_dispatched:
+            remedy = "a gradient method cannot train a model that is spread over devices: leave out its device_map."
+            raise InputError("load_options", self.load_options, remedy)
         if self.weights == "lora":
             self.trained = LoraWeights(self.lm, self.layers, self.lora, self.request.seed)
         else:
-            self.trained = FullWeights(self.lm, None if self.weights == "all" else self.layers)
+            layers = None if self.weights == "all" else self.layers
+            self.trained = FullWeights(self.lm, layers, keep_originals=bool(layers) or self.loss.uses_reference)
 
     def training_batches(self, request: Request) -> Iterable[GradientBatch]:
         """Each fact once, in an order that depends on the seed and the epoch, with as many texts to keep."""
@@ -130,10 +138,8 @@ class GradientModule(UnlearnModule):
         facts = rng.sample(list(request.forget), len(request.forget))
         for start in range(0, len(facts), self.options.batch_size):
             some = facts[start : start + self.options.batch_size]
-            true, neutral = (
-                [tokenize_fact(self.lm.tokenizer, fact, answer=answer or fact.target) for fact in some]
-                for answer in ("", self.neutral_target)
-            )
+            true = [tokenize_fact(self.lm.tokenizer, fact, answer=fact.target) for fact in some]
+            neutral = [tokenize_fact(self.lm.tokenizer, fact, answer=self.neutral_target) for fact in some]
             retain = rng.sample(self.keep, min(len(some), len(self.keep)))
             yield GradientBatch(self._share(true), self._share(neutral), self._share(retain))
 
@@ -152,8 +158,7 @@ class GradientModule(UnlearnModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with linear warm-up and decay."""
         options, parameters = self.options, self.trained.learned()
-        size = torch.cat([parameter.detach().flatten() for parameter in parameters]).square().mean().sqrt().item()
-        rate = options.learning_rate * (size if options.scale_free else 1.0)
+        rate = options.learning_rate * (_root_mean_square(parameters) if options.scale_free else 1.0)
         optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=options.weight_decay)
         steps = -(-len(self.request.forget) // options.batch_size)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: options.factor((step + 1) / steps))
@@ -181,6 +186,11 @@ class GradientModule(UnlearnModule):
     def _share(self, texts: Sequence[TokenizedText]) -> TokenBatch | None:
         own = list(own_share(texts))
         return collate(own, self.lm.tokenizer).to(self.lm.device) if own else None
+
+
+def _root_mean_square(parameters: Sequence[nn.Parameter]) -> float:
+    squares = sum(parameter.detach().float().square().sum().item() for parameter in parameters)
+    return math.sqrt(squares / sum(parameter.numel() for parameter in parameters))
 
 
 class _Views:

@@ -1,5 +1,6 @@
 """Which weights a gradient method trains, and how to look at the model without what they have learned."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -12,9 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from zu_lightning.errors import InputError
-from zu_lightning.files import replacing
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.export import export_adapter
+from zu_lightning.lm.export import export_adapter, exported
 from zu_lightning.solvers import LowRankUpdate
 
 WeightChoice = Literal["projections", "all", "lora"]
@@ -41,9 +41,12 @@ class LoraOptions:
     """Whether all linear modules get an adapter, or only the output projections of the edited layers."""
 
     def __post_init__(self) -> None:
-        """Refuse a rank that no adapter has."""
-        if self.rank < 1:
-            raise InputError("lora.rank", self.rank, "give a positive number.")
+        """Refuse numbers that no adapter has."""
+        for name in ("rank", "alpha"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise InputError(f"lora.{name}", getattr(self, name), "give a positive number.")
+        if not 0 <= self.dropout < 1:
+            raise InputError("lora.dropout", self.dropout, "give zero or a number below 1.")
 
 
 class TrainedWeights(nn.Module, ABC):
@@ -69,19 +72,18 @@ class TrainedWeights(nn.Module, ABC):
 class FullWeights(TrainedWeights):
     """Whole weights: the output projections of some layers, or everything.
 
-    The original of each weight is kept, as the reference and to know what has changed.
-
     Args:
         lm: The language model.
         layers: Layers whose output projections are trained; ``None`` for all weights.
+        keep_originals: Whether to keep a copy of each weight, as the reference and to know what has changed.
     """
 
-    def __init__(self, lm: EditableLM, layers: Sequence[int] | None) -> None:
+    def __init__(self, lm: EditableLM, layers: Sequence[int] | None, *, keep_originals: bool = True) -> None:
         super().__init__()
         self.lm, self.layers = lm, layers
         self.modules_trained = nn.ModuleList([lm.model] if layers is None else [lm.projections[i] for i in layers])
         self.modules_trained.requires_grad_(True)
-        self.originals = [parameter.detach().clone() for parameter in self.learned()]
+        self.originals = [parameter.detach().clone() for parameter in self.learned()] if keep_originals else []
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -152,7 +154,7 @@ class LoraWeights(TrainedWeights):
 
     def write_adapter(self, folder: Path) -> Path:
         """See :meth:`TrainedWeights.write_adapter`."""
-        with replacing(folder) as temporary:
+        with exported(folder) as temporary:
             cast("PeftModel", self.model).save_pretrained(str(temporary))
         return folder
 
