@@ -63,9 +63,12 @@ def draw_frontier(grid: Grid, runs: Sequence[Run], model: str, data: str, path: 
 
 
 def _draw(panel: "Axes", lines: dict[str, list[Point]], score: str) -> None:
-    markers = "osD^v<>PXph*"
+    from matplotlib import colormaps
+
+    markers, colors = "osD^v<>PXph*", colormaps["tab20"]
     for i, (method, points) in enumerate(lines.items()):
         forgotten, kept = [100 - x for x, _ in points], [y for _, y in points]
-        panel.plot(forgotten, kept, f"{markers[i % len(markers)]}-", label=method, markersize=5, linewidth=1.2)
+        style = {"marker": markers[i % len(markers)], "color": colors(i % 20), "markersize": 5, "linewidth": 1.2}
+        panel.plot(forgotten, kept, label=method, **style)
     panel.set(xlabel="forgotten: 100 - efficacy (%)", ylabel=f"{score} (%)", xlim=(-3, 103), ylim=(-3, 103))
     panel.grid(visible=True, alpha=0.3)
