@@ -108,13 +108,13 @@ def write_all(grid: Grid, tuning: Sequence[Run], runs: Sequence[Run], chosen: Ch
     if tuning:
         write_tidy(tuning, grid.folder / "tuning.csv")
         _write(grid.folder / "strengths.md", markdown(_strengths(grid, tuning, chosen)))
-    tables = {model: table(grid, runs, model) for model in grid.models}
-    _write(grid.folder / "tables.md", "\n\n".join(f"## {m}\n\n{markdown(lines)}" for m, lines in tables.items()))
-    _write(grid.folder / "tables.tex", "\n\n".join(f"% {m}\n{latex(lines)}" for m, lines in tables.items()))
+    pairs = [(model, data) for model in grid.models for data in grid.data]
+    tables = {f"{model}, {data}": table(grid, runs, model, data) for model, data in pairs}
+    _write(grid.folder / "tables.md", "\n\n".join(f"## {n}\n\n{markdown(lines)}" for n, lines in tables.items()))
+    _write(grid.folder / "tables.tex", "\n\n".join(f"% {n}\n{latex(lines)}" for n, lines in tables.items()))
     if tuning and importlib.util.find_spec("matplotlib"):
-        for model in grid.models:
-            for data in grid.data:
-                draw_frontier(grid, tuning, model, data, grid.folder / f"frontier-{model}-{data}.png".replace(" ", "-"))
+        for model, data in pairs:
+            draw_frontier(grid, tuning, model, data, grid.folder / f"frontier-{model}-{data}.png".replace(" ", "-"))
     log.info("tables in %s", grid.folder)
 
 

@@ -130,32 +130,30 @@ def published_rows(grid: Grid, model: str) -> dict[str, Row]:
     return rows
 
 
-def table(grid: Grid, runs: Sequence[Run], model: str) -> list[list[str]]:
-    """The table of a model: a line of heads, then a line for each method; what is best is between asterisks."""
+def table(grid: Grid, runs: Sequence[Run], model: str, data: str) -> list[list[str]]:
+    """The table of a model and a data set: a line of heads, then a line per method; the best is between asterisks."""
     rows = rows_of(grid, runs, model)
     winners = best(rows)
-    columns = [
-        (data, score) for data in grid.data for score in SCORES if any((data, score) in r for r in rows.values())
-    ]
-    heads = [f"{data} {SCORES[score]}" if len(grid.data) > 1 else SCORES[score] for data, score in columns]
-    lines = [["Method", *heads]]
+    scores = [score for score in SCORES if any((data, score) in row for row in rows.values())]
+    lines = [["Method", *(SCORES[score] for score in scores)]]
     published = published_rows(grid, model)
     for method in (BASE, *grid.methods):
         row = rows.get(method, {})
-        texts = [row[column].text(column[1]) if column in row else "failed" for column in columns]
-        marked = [f"**{t}**" if (method, c) in winners else t for c, t in zip(columns, texts, strict=True)]
-        lines.append([method + _share_of_seeds(grid, runs, model, method), *marked])
-        theirs = published.get(f"{method} (published)")
-        if theirs:
-            lines.append([f"{method} (published)", *(theirs[c].text(c[1]) if c in theirs else "" for c in columns)])
+        texts = [row[data, score].text(score) if (data, score) in row else "failed" for score in scores]
+        marked = [f"**{t}**" if (method, (data, s)) in winners else t for s, t in zip(scores, texts, strict=True)]
+        lines.append([method + _share_of_seeds(runs, (model, data, method)), *marked])
+        theirs = published.get(f"{method} (published)", {})
+        if any((data, score) in theirs for score in scores):
+            texts = [theirs[data, score].text(score) if (data, score) in theirs else "" for score in scores]
+            lines.append([f"{method} (published)", *texts])
     return lines
 
 
-def _share_of_seeds(grid: Grid, runs: Sequence[Run], model: str, method: str) -> str:
+def _share_of_seeds(runs: Sequence[Run], cell: tuple[str, str, str]) -> str:
     """Says so if a mean is not over all seeds."""
-    of_method = [run for run in runs if (run.model, run.method) == (model, method)]
-    done = sum(run.results is not None for run in of_method)
-    return f" ({done} of {len(of_method)} runs)" if done < len(of_method) else ""
+    of_cell = [run for run in runs if (run.model, run.data, run.method) == cell]
+    done = sum(run.results is not None for run in of_cell)
+    return f" ({done} of {len(of_cell)} runs)" if done < len(of_cell) else ""
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:

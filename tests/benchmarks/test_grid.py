@@ -188,7 +188,7 @@ def done(tmp_path: Path) -> tuple[Grid, list[Run]]:
 
 
 def test_a_table_has_means_and_deviations_and_the_best_of_those_that_forget(done: tuple[Grid, list[Run]]) -> None:
-    lines = table(*done, "demo")
+    lines = table(*done, "demo", "2 facts")
     assert lines[0] == ["Method", "Eff.", "Gen.", "Spe.", "Ret.", "PPL"]
     assert lines[1][:2] == ["Base", "100.00 ± 0.00"]
     assert lines[2] == ["MEMIT", *["**15.00 ± 7.07**"] * 2, *["**85.00 ± 7.07**"] * 2, "**5.00 ± 1.41**"]
@@ -202,13 +202,13 @@ def test_a_method_that_destroys_the_model_is_not_the_best(tmp_path: Path) -> Non
         destroys = run.method == "ROME"
         finish(run, scores(0.0 if destroys else 40.0, perplexity=math.nan if destroys else 5.0))
     assert {method for method, _ in best(rows_of(grid, runs, "demo"))} == {"MEMIT"}
-    assert table(grid, runs, "demo")[3] == ["ROME", *["0.00 ± 0.00"] * 2, *["100.00 ± 0.00"] * 2, "> 1000"]
+    assert table(grid, runs, "demo", "2 facts")[3] == ["ROME", *["0.00 ± 0.00"] * 2, *["100.00 ± 0.00"] * 2, "> 1000"]
 
 
 def test_a_method_that_failed_everywhere_has_a_row(done: tuple[Grid, list[Run]]) -> None:
     grid, runs = done
     runs[1].finish("it broke")
-    assert table(grid, runs, "demo")[3] == ["ROME (0 of 2 runs)", *["failed"] * 5]
+    assert table(grid, runs, "demo", "2 facts")[3] == ["ROME (0 of 2 runs)", *["failed"] * 5]
 
 
 def test_what_others_can_share_runs_first(tmp_path: Path) -> None:
@@ -264,7 +264,13 @@ def test_published_figures_stand_beside_ours_where_the_model_is_the_papers(tmp_p
     assert published_rows(grid, "demo") == {}
     run = grid.runs({})[0]
     finish(run, scores(3.0))
-    assert [line[0] for line in table(grid, [run], "Qwen-3")] == ["Method", "Base", "Base (published)", "MEMIT", "ROME"]
+    assert [line[0] for line in table(grid, [run], "Qwen-3", "zsRE")] == [
+        "Method",
+        "Base",
+        "Base (published)",
+        "MEMIT",
+        "ROME",
+    ]
 
 
 def test_the_frontier_goes_through_every_strength(tmp_path: Path) -> None:
@@ -391,8 +397,8 @@ def test_the_error_is_found_among_what_was_printed() -> None:
 
 def test_a_protocol_that_ships_is_a_grid() -> None:
     protocols = sorted((ROOT / "configs" / "protocols").glob("*.yaml"))
-    grids = [path for path in protocols if "methods" in yaml.safe_load(path.read_text())]
-    assert len(grids) >= 2
+    grids = [path for path in protocols if {"methods", "like"} & yaml.safe_load(path.read_text()).keys()]
+    assert len(grids) >= 7
     for path in grids:
         assert Grid.read(path, Path("out")).runs({})
 
