@@ -63,9 +63,10 @@ def compare(given: argparse.Namespace) -> None:
     runs = [run for run in grid.runs(chosen) if run.strength is not None or not grid.methods[run.method].strengths]
     run_all(grid, runs, "Runs", given)
     write_all(grid, tuning, runs, chosen)
-    failed = [run for run in (*tuning, *runs) if run.results is None]
-    if failed:
-        sys.exit(f"{len(failed)} runs failed; runs.csv and tuning.csv say how, and the same command tries them again")
+    missing = [run for run in (*tuning, *runs) if run.results is None]
+    if missing:
+        log.error("%d runs failed or did not start: see runs.csv and tuning.csv", len(missing))
+        sys.exit("The same command tries them again.")
 
 
 def show(runs: Sequence[Run]) -> None:
@@ -95,6 +96,8 @@ def run_all(grid: Grid, runs: Sequence[Run], name: str, given: argparse.Namespac
                 run_on_cluster(wave, grid.folder / "jobs", {"cluster": given.cluster} | options, report)
             else:
                 run_here(wave, slots(given.jobs), report)
+            if not any(run.results for run in wave):
+                break  # what all runs of a wave fail at, the others would fail at, too
 
 
 def named_values(words: Sequence[str]) -> dict[str, str]:
@@ -137,11 +140,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="the grid")
     parser.add_argument("--folder", type=Path, help="where runs and tables are written (default: outputs/grid/NAME)")
-    many: dict[str, Any] = {"nargs": "*", "default": [], "metavar": "NAME=VALUE", "type": _named_value}
+    many: dict[str, Any] = {"nargs": "+", "default": [], "metavar": "NAME=VALUE", "type": _named_value}
     parser.add_argument("--options", help="options of all runs, as for train.py", **many)
     parser.add_argument("--dry-run", action="store_true", help="list the runs, and whether they are finished")
     parser.add_argument("--jobs", type=int, help="number of runs at a time (default: one per GPU, or one)")
-    parser.add_argument("--cluster", help="submit to a cluster: slurm, or submitit's `local`")
+    parser.add_argument("--cluster", choices=("slurm", "local"), help="submit to a cluster, or try that here")
     parser.add_argument("--cluster-options", help="parameters of submitit, such as slurm_partition=gpu", **many)
     return parser
 

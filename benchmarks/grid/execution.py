@@ -112,10 +112,11 @@ def run_on_cluster(
     """
     import submitit  # an optional extra
 
-    executor = submitit.AutoExecutor(folder=folder, cluster=options.pop("cluster"))
+    parameters = {"gpus_per_node": 1, "timeout_min": 24 * 60} | options
     try:
-        executor.update_parameters(**({"gpus_per_node": 1, "timeout_min": 24 * 60} | options))
-    except (AssertionError, NameError) as error:
+        executor = submitit.AutoExecutor(folder=folder, cluster=parameters.pop("cluster"))
+        executor.update_parameters(**parameters)
+    except (AssertionError, NameError, RuntimeError, ValueError) as error:
         raise InputError("cluster-options", options, f"submitit does not take them ({error}): correct them.") from error
     jobs = executor.map_array(execute, runs)
     log.info("submitted %d jobs; what they print is in %s", len(jobs), folder)

@@ -150,8 +150,8 @@ class Grid:
         options: Options of all runs.
         headline: For each data set, which scores count: exact match, or token accuracy.
         protocol: Which published tables to show beside ours, ``few`` or ``many``; ``None`` for none.
-        first: The method that runs first on each draw, one that edits: the others find in the cache what it computed.
-            ``None`` for none.
+        first: Methods that run first, such as one for each set of layers that is edited: the others find in the cache
+            what these have computed.
         folder: Where runs and tables are written.
     """
 
@@ -163,7 +163,7 @@ class Grid:
     options: dict[str, Any]
     headline: dict[str, Headline]
     protocol: str | None
-    first: str | None
+    first: tuple[str, ...]
     folder: Path
 
     @classmethod
@@ -186,7 +186,7 @@ class Grid:
         grid = cls(
             *parts, seeds, tuning_seeds, {**_mapping(content, "options"), **(options or {})},
             dict.fromkeys(parts[1], "exact_match") | _mapping(content, "headline"), content.get("protocol"),
-            content.get("first"), folder,
+            _names(content.get("first")), folder,
         )  # fmt: skip
         grid._check()
         return grid
@@ -203,7 +203,7 @@ class Grid:
         _check_known("headline", self.headline, self.data)
         _check_known("headline", self.headline.values(), ("exact_match", "token_accuracy"))
         _check_known("protocol", {self.protocol} - {None}, ("few", "many"))
-        _check_known("first", {self.first} - {None}, self.methods)
+        _check_known("first", self.first, self.methods)
 
     def tuning_runs(self) -> list[Run]:
         """Every strength of every method on the draws on which strengths are chosen."""
@@ -225,17 +225,17 @@ class Grid:
     def waves(self, runs: Sequence[Run]) -> list[list[Run]]:
         """Runs in an order in which hardly anything is computed twice: a wave begins when the one before has ended.
 
-        The first method on one draw of each model, which leaves the sums over the retain text; then the same method on
-        the other draws, which leaves what belongs to a draw; then everything else.
+        The first methods on one draw of each model, which leave the sums over the retain text; then the same methods
+        on the other draws, which leave what belongs to a draw; then everything else.
         """
         waves: list[list[Run]] = [[], [], []]
-        models, draws = set[str](), set[tuple[str, str, int]]()
+        models, draws = set[tuple[str, str]](), set[tuple[str, str, str, int]]()
         for run in runs:
-            draw = (run.model, run.data, run.seed)
+            model, draw = (run.method, run.model), (run.method, run.model, run.data, run.seed)
             number = 2
-            if run.method == self.first and draw not in draws:
-                number = 1 if run.model in models else 0
-                models.add(run.model)
+            if run.method in self.first and draw not in draws:
+                number = 1 if model in models else 0
+                models.add(model)
                 draws.add(draw)
             waves[number].append(run)
         return [wave for wave in waves if wave]
@@ -265,11 +265,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise InputError("config", str(path), f"it cannot be read ({error}): name a YAML file.") from error
-    if isinstance(content, dict) and "like" in content:
+    if not isinstance(content, dict):
+        raise InputError("config", str(path), "it holds no mapping: give a grid.")
+    if "like" in content:
+        if not Path(str(content["like"])).is_file() or Path(content["like"]).samefile(path):
+            raise InputError("like", content["like"], "give the path of another grid.")
         content = _read_yaml(Path(content["like"])) | content
-    if not isinstance(content, dict) or not content.keys() >= REQUIRED or content.keys() - REQUIRED - OPTIONAL:
-        remedy = f"a grid has models, data, methods, and seeds, and may have {', '.join(sorted(OPTIONAL))}."
-        raise InputError("config", str(path), f"{remedy[:-1]}: correct its fields.")
+    unknown, missing = sorted(content.keys() - REQUIRED - OPTIONAL), sorted(REQUIRED - content.keys())
+    if unknown or missing:
+        wrong = " and ".join(
+            f"{kind} {', '.join(names)}" for kind, names in (("does not know", unknown), ("lacks", missing)) if names
+        )
+        remedy = f"a grid has models, data, methods, and seeds; this one {wrong}: correct its fields."
+        raise InputError("config", str(path), remedy)
     return content
 
 
@@ -289,9 +297,17 @@ def _parts(content: Mapping[str, Any], kind: str) -> dict[str, Part]:
     return parts
 
 
+def _names(given: Any) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given or ())
+
+
 def _seeds(content: Mapping[str, Any], name: str) -> tuple[int, ...]:
     seeds = content.get(name) or []
-    if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds):
+    if (
+        not isinstance(seeds, list)
+        or not all(isinstance(seed, int) for seed in seeds)
+        or (name == "seeds" and not seeds)
+    ):
         raise InputError(name, seeds, "give a list of whole numbers.")
     return tuple(seeds)
 

@@ -120,11 +120,15 @@ def _competes(row: Row, base: Row, data: str) -> bool:
 
 
 def published_rows(grid: Grid, model: str) -> dict[str, Row]:
-    """What the paper prints for a model of this name under this grid's protocol; empty for other models."""
+    """What the paper prints for a model of this name under this grid's protocol; empty for other models.
+
+    Its perplexities are left out: they are of other text than ours.
+    """
     rows: dict[str, Row] = {}
     with PUBLISHED.open(encoding="utf-8") as file:
         for line in csv.DictReader(file):
-            if (line["protocol"], line["model"]) == (grid.protocol, model) and line["data"] in grid.data:
+            wanted = (line["protocol"], line["model"]) == (grid.protocol, model) and line["data"] in grid.data
+            if wanted and line["score"] != "perplexity":
                 cell = Cell(float(line["mean"]), float(line["sd"]) if line["sd"] else None)
                 rows.setdefault(f"{line['method']} (published)", {})[line["data"], line["score"]] = cell
     return rows

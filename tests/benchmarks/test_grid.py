@@ -91,7 +91,9 @@ def test_a_method_may_have_options_of_its_own_for_a_model(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"colors": []}, "config is .*: a grid has models, data, methods, and seeds"),
+        ({"colors": []}, "config is .*: a grid has models, data, methods, and seeds; this one does not know colors"),
+        ({"like": "no.yaml"}, "like is 'no.yaml': give the path of another grid"),
+        ({"seeds": []}, r"seeds is \[\]: give a list of whole numbers"),
         ({"seeds": 1}, "seeds is 1: give a list of whole numbers"),
         ({"models": "configs/demo.yaml"}, "models is 'configs/demo.yaml': give a mapping"),
         ({"models": {"a b": None, "a_b": None}}, "models is 'a b': a folder is named after it"),
@@ -217,6 +219,8 @@ def test_what_others_can_share_runs_first(tmp_path: Path) -> None:
     assert waves[0] == [("a", 1, "ROME")]
     assert waves[1] == [("a", 2, "ROME"), ("b", 1, "ROME"), ("b", 2, "ROME")]
     assert {method for _, _, method in waves[2]} == {"MEMIT"}
+    both = read(tmp_path, first=["ROME", "MEMIT"]).waves(grid.runs({}))
+    assert [run.method for run in both[0]] == ["MEMIT", "ROME"]
     strengths = [[run.strength for run in wave] for wave in read(tmp_path, first="MEMIT").waves(grid.tuning_runs())]
     assert strengths == [[0.1], [0.1], [0.3, 0.3]]
 
@@ -302,7 +306,7 @@ def test_what_is_finished_is_not_run_again_and_what_failed_is(
     monkeypatch.setattr(execution, "execute", pretend)
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(SMALL))
     arguments = ["--config", str(tmp_path / "grid.yaml"), "--folder", str(tmp_path / "out")]
-    with pytest.raises(SystemExit, match="2 runs failed"):
+    with pytest.raises(SystemExit, match="The same command tries them again"):
         command.main(arguments)
     assert len(executed) == 6
     command.main(arguments)
