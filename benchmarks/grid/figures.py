@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.grid.plan import Grid, Run
 from benchmarks.grid.tuning import score_name
@@ -68,7 +68,12 @@ def _draw(panel: "Axes", lines: dict[str, list[Point]], score: str) -> None:
     markers, colors = "osD^v<>PXph*", colormaps["tab20"]
     for i, (method, points) in enumerate(lines.items()):
         forgotten, kept = [100 - x for x, _ in points], [y for _, y in points]
-        style = {"marker": markers[i % len(markers)], "color": colors(i % 20), "markersize": 5, "linewidth": 1.2}
+        style: dict[str, Any] = {
+            "marker": markers[i % len(markers)],
+            "color": colors(i % 20),
+            "markersize": 5,
+            "linewidth": 1.2,
+        }
         panel.plot(forgotten, kept, label=method, **style)
     panel.set(xlabel="forgotten: 100 - efficacy (%)", ylabel=f"{score} (%)", xlim=(-3, 103), ylim=(-3, 103))
     panel.grid(visible=True, alpha=0.3)

@@ -45,7 +45,7 @@ class Part:
         Raises:
             InputError: It is something else, or a configuration does not exist.
         """
-        fields = given if isinstance(given, dict) else {"configs": given or ()}
+        fields: dict[str, Any] = given if isinstance(given, dict) else {"configs": given or ()}
         if not fields.keys() <= {attribute.name for attribute in dataclasses.fields(cls)}:
             remedy = "give a path, a list of paths, or a mapping with configs, options, strength, strengths, by_model."
             raise InputError(where, given, remedy)
@@ -181,12 +181,12 @@ class Grid:
             InputError: A field is missing, unknown, or malformed, or a configuration does not exist.
         """
         content = _read_yaml(path)
-        parts = [_parts(content, kind) for kind in PARTS]
-        seeds, tuning_seeds = (_seeds(content, name) for name in ("seeds", "tuning_seeds"))
+        models, data, methods = (_parts(content, kind) for kind in PARTS)
+        headline: dict[str, Headline] = {**dict.fromkeys(data, "exact_match"), **_mapping(content, "headline")}
         grid = cls(
-            *parts, seeds, tuning_seeds, {**_mapping(content, "options"), **(options or {})},
-            dict.fromkeys(parts[1], "exact_match") | _mapping(content, "headline"), content.get("protocol"),
-            _names(content.get("first")), folder,
+            models=models, data=data, methods=methods, seeds=_seeds(content, "seeds"),
+            tuning_seeds=_seeds(content, "tuning_seeds"), options={**_mapping(content, "options"), **(options or {})},
+            headline=headline, protocol=content.get("protocol"), first=_names(content.get("first")), folder=folder,
         )  # fmt: skip
         grid._check()
         return grid
@@ -202,7 +202,7 @@ class Grid:
             _check_known(f"methods.{name}.by_model", method.by_model, self.models)
         _check_known("headline", self.headline, self.data)
         _check_known("headline", self.headline.values(), ("exact_match", "token_accuracy"))
-        _check_known("protocol", {self.protocol} - {None}, ("few", "many"))
+        _check_known("protocol", _names(self.protocol), ("few", "many"))
         _check_known("first", self.first, self.methods)
 
     def tuning_runs(self) -> list[Run]:
@@ -262,7 +262,7 @@ class Grid:
 def _read_yaml(path: Path) -> dict[str, Any]:
     """The fields of a grid, with those that it takes from another one."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise InputError("config", str(path), f"it cannot be read ({error}): name a YAML file.") from error
     if not isinstance(content, dict):
@@ -282,7 +282,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _mapping(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    given = content.get(name) or {}
+    given: dict[str, Any] = content.get(name) or {}
     if not isinstance(given, dict):
         raise InputError(name, given, "give a mapping.")
     return given

@@ -107,7 +107,10 @@ def test_an_adapter_is_trained_and_exported_as_it_is(
     everywhere: bool, tmp_path: Path, base: dict[str, torch.Tensor]
 ) -> None:
     # The export loads base and adapter, and compares them with the trained model.
-    options = {"lora": LoraOptions(rank=2, everywhere=everywhere), "training": replace(TRAINING, learning_rate=0.3)}
+    options: dict[str, Any] = {
+        "lora": LoraOptions(rank=2, everywhere=everywhere),
+        "training": replace(TRAINING, learning_rate=0.3),
+    }
     module = fit(tmp_path, NPO(), ExportEditedModel(), weights="lora", **options)
     assert module.run.after["efficacy_probability"] < module.run.before["efficacy_probability"]
     weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")

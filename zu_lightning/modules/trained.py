@@ -143,7 +143,7 @@ class LoraWeights(TrainedWeights):
         with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
             torch.manual_seed(seed)
             self.model: Any = get_peft_model(lm.model, config)
-        lm.model.eval()
+        lm.model.train(False)
         for name, module in lm.model.named_modules():
             if name.endswith("lora_dropout"):  # the adapter's; the model's own stays off
                 module.train()
