@@ -63,7 +63,7 @@ ON_TINY_MODELS: tuple[tuple[str, Configs, dict[str, object]], ...] = (
     ("llama31", (), {"name": "gradient descent"}),
     ("llama32", (), {"name": "gradient descent"}),
     ("qwen3", (), {"name": "gradient descent"}),
-    ("llama31", ("methods/zero_unlearn_gd",), {"name": "ZeroUnlearnGD", "scale_free": True}),
+    ("llama31", ("data/counterfact", "methods/zero_unlearn_gd"), {"name": "ZeroUnlearnGD", "scale_free": True}),
     ("llama31", ("protocols/release_few", "data/zsre"), RELEASE_WEIGHTS | {"slack": 0.01}),
     ("llama32", ("protocols/release_many", "data/mquake"), {"name": "gradient descent"}),
     ("qwen3", ("methods/npo", "data/tofu"), {"name": "NPO"}),

@@ -1,7 +1,7 @@
 """Which facts are forgotten, which are only watched, and which are protected."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Fact
@@ -38,11 +38,8 @@ def split_facts(
     """
     asked = {"forget": forget, "retain": retain, "protect": protect}
     by_id = {fact.id: fact for fact in facts}
-    taken: set[str] = set()
-    for kind, ids in asked.items():
-        if not isinstance(ids, int):
-            _check_ids(f"{kind}_ids", ids, by_id, taken)
-            taken |= set(ids)
+    lists = {f"{kind}_ids": ids for kind, ids in asked.items() if not isinstance(ids, int)}
+    taken = _checked(lists, by_id)
     units = _units(facts, by_record)
     first_half = set(list(units)[: len(units) // 2])
     free = [
@@ -81,10 +78,16 @@ def _units(facts: Sequence[Fact], by_record: bool) -> dict[str, list[Fact]]:
     return units
 
 
-def _check_ids(name: str, ids: Sequence[str], by_id: dict[str, Fact], taken: set[str]) -> None:
-    both = sorted(set(ids) & taken)
-    if both:
-        raise InputError(name, both, "these facts are in another list, too: remove them from one.")
-    unknown = [one for one in ids if one not in by_id]
-    if unknown:
-        raise InputError(name, unknown[:5], f"these are not ids of the {len(by_id)} facts: correct the list.")
+def _checked(lists: Mapping[str, Sequence[str]], by_id: Mapping[str, Fact]) -> set[str]:
+    """All ids that are in a list; refuses those that are in two lists, or that no fact has."""
+    taken: set[str] = set()
+    for name, ids in lists.items():
+        both = sorted(set(ids) & taken)
+        if both:
+            raise InputError(name, both, "these facts are in another list, too: remove them from one.")
+        taken |= set(ids)
+    for name, ids in lists.items():
+        unknown = [one for one in ids if one not in by_id]
+        if unknown:
+            raise InputError(name, unknown[:5], f"these are not ids of the {len(by_id)} facts: correct the list.")
+    return taken
