@@ -321,7 +321,7 @@ def test_what_is_finished_is_not_run_again_and_what_failed_is(
 
 def test_a_cell_is_an_ordinary_fit_in_a_process_of_its_own(tmp_path: Path) -> None:
     options = dict(option.removeprefix("--").split("=", 1) for option in SHORT_RUN)
-    grid = read(tmp_path, options=options, tuning_seeds=[], seeds=[1])
+    grid = read(tmp_path, options=options, seeds=[1])
     good, bad = grid.runs({})
     bad = Run(**vars(bad) | {"arguments": (*bad.arguments, "--data.forget_num=-1")})
     ended: dict[str, str] = {}
@@ -336,7 +336,8 @@ def test_a_cell_is_an_ordinary_fit_in_a_process_of_its_own(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_a_grid_that_was_killed_redoes_no_finished_run(tmp_path: Path) -> None:
     options = dict(option.removeprefix("--").split("=", 1) for option in SHORT_RUN)
-    runs = read(tmp_path, options=options, tuning_seeds=[]).runs({})
+    methods = {name: f"configs/methods/{name.lower()}.yaml" for name in ("MEMIT", "ROME")}
+    runs = read(tmp_path, options=options, methods=methods, tuning_seeds=[]).runs({})
     words = [sys.executable, "-m", "benchmarks.grid", "--config", str(tmp_path / "grid.yaml")]
     words += ["--folder", str(tmp_path / "out")]
     grid = subprocess.Popen(words, cwd=ROOT)
