@@ -1,5 +1,7 @@
 """The one kind of error that a user causes and can correct."""
 
+import math
+
 
 class InputError(ValueError):
     """Bad input, refused before any expensive work.
@@ -24,3 +26,13 @@ class InputError(ValueError):
         place = f"{self.where}: " if self.where else ""
         state = "is missing" if self.value is None else f"is {self.value!r:.120}"
         return f"{place}{name} {state}: {self.remedy}"
+
+
+def require_positive(parameter: str, value: float, *, or_zero: bool = False) -> None:
+    """Refuse a number that is infinite, NaN, or negative, and zero unless ``or_zero``.
+
+    Raises:
+        InputError: It is one of these.
+    """
+    if not (math.isfinite(value) and (value > 0 or (or_zero and value == 0))):
+        raise InputError(parameter, value, f"give {'zero or ' if or_zero else ''}a positive number.")

@@ -64,13 +64,11 @@ def execute(run: Run, slot: Slot = Slot()) -> str:
     process = context.Process(target=_fit, args=(run, slot))
     process.start()
     process.join()
-    error = ""
-    if process.exitcode:
-        error = (
-            error_in(run.output.read_text(errors="replace"))
-            if process.exitcode > 0
-            else f"the process was killed by signal {-process.exitcode}"
-        )
+    code, error = process.exitcode or 0, ""
+    if code > 0:
+        error = error_in(run.output.read_text(errors="replace"))
+    elif code < 0:
+        error = f"the process was killed by signal {-code}"
     run.finish(error)
     return error
 

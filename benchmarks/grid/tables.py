@@ -3,7 +3,7 @@
 import csv
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +54,8 @@ class Cell:
         return f"{self.mean:.2f}" + ("" if self.spread is None else f" ± {self.spread:.2f}")
 
 
-Row = dict[tuple[str, str], Cell]
-"""Cells of a method by data set and score."""
+Row = dict[str, Cell]
+"""Cells of a method by score."""
 
 
 def write_tidy(runs: Sequence[Run], path: Path) -> None:
@@ -84,42 +84,43 @@ def write_tidy(runs: Sequence[Run], path: Path) -> None:
         pyarrow.parquet.write_table(pyarrow.csv.read_csv(path), temporary)
 
 
-def rows_of(grid: Grid, runs: Sequence[Run], model: str) -> dict[str, Row]:
-    """The rows of a model's table, over the seeds that are finished: ``Base``, then each method."""
-    done = [(run, results) for run in runs if run.model == model and (results := run.results)]
-    values: dict[str, dict[tuple[str, str], list[float]]] = {BASE: {}}
-    first: dict[tuple[str, int], str] = {}
-    for run, results in done:
-        columns = {score: score_name(score, grid.headline[run.data]) for score in SCORES} | {EXACT: "efficacy"}
-        for score, name in columns.items():
-            if name in results.after:
-                values.setdefault(run.method, {}).setdefault((run.data, score), []).append(results.after[name])
-            # The base model is the same for all methods of a draw.
-            if name in results.before and first.setdefault((run.data, run.seed), run.method) == run.method:
-                values[BASE].setdefault((run.data, score), []).append(results.before[name])
-    return {method: {column: Cell.of(v) for column, v in row.items()} for method, row in values.items()}
+def rows_of(grid: Grid, runs: Sequence[Run], model: str, data: str) -> dict[str, Row]:
+    """The rows of a model's table on a data set, over the seeds that are finished: ``Base``, then each method."""
+    names = {score: score_name(score, grid.headline[data]) for score in SCORES} | {EXACT: "efficacy"}
+    after: dict[str, list[Mapping[str, float]]] = {}
+    before: dict[int, Mapping[str, float]] = {}  # a draw's base model is the same for all methods
+    for run in runs:
+        if (run.model, run.data) == (model, data) and (results := run.results):
+            after.setdefault(run.method, []).append(results.after)
+            before.setdefault(run.seed, results.before)
+    rows = {BASE: list(before.values()), **after}
+    return {method: _row(scores, names) for method, scores in rows.items()}
 
 
-def best(rows: dict[str, Row]) -> set[tuple[str, tuple[str, str]]]:
-    """Method and column of the best of those that forget and do not destroy the model; ties are all best."""
+def _row(of_seeds: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> Row:
+    values = {score: [scores[name] for scores in of_seeds if name in scores] for score, name in names.items()}
+    return {score: Cell.of(found) for score, found in values.items() if found}
+
+
+def best(rows: Mapping[str, Row]) -> set[tuple[str, str]]:
+    """Method and score of the best of those that forget and do not destroy the model; ties are all best."""
+    base = rows.get(BASE, {})
+    candidates = {method: row for method, row in rows.items() if method != BASE and _competes(row, base)}
     winners = set()
-    for data, score in rows.get(BASE, {}):
-        candidates = {method: row for method, row in rows.items() if _competes(row, rows[BASE], data)}
-        values = {m: round(row[data, score].mean, 2) for m, row in candidates.items() if (data, score) in row}
-        if values and score != EXACT:
+    for score in SCORES:
+        values = {method: round(row[score].mean, 2) for method, row in candidates.items() if score in row}
+        if values:
             target = min(values.values()) if score in LOW_IS_GOOD else max(values.values())
-            winners |= {(method, (data, score)) for method, value in values.items() if value == target}
+            winners |= {(method, score) for method, value in values.items() if value == target}
     return winners
 
 
-def _competes(row: Row, base: Row, data: str) -> bool:
-    exact, perplexity = (data, EXACT), (data, "perplexity")
-    if row is base or exact not in row or (perplexity in row and row[perplexity].is_too_large):
-        return False
-    return row[exact].mean <= FORGETS * base[exact].mean
+def _competes(row: Row, base: Row) -> bool:
+    destroyed = "perplexity" in row and row["perplexity"].is_too_large
+    return EXACT in row and not destroyed and row[EXACT].mean <= FORGETS * base[EXACT].mean
 
 
-def published_rows(grid: Grid, model: str) -> dict[str, Row]:
+def published_rows(grid: Grid, model: str, data: str) -> dict[str, Row]:
     """What the paper prints for a model of this name under this grid's protocol; empty for other models.
 
     Its perplexities are left out: they are of other text than ours.
@@ -127,35 +128,33 @@ def published_rows(grid: Grid, model: str) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     with PUBLISHED.open(encoding="utf-8") as file:
         for line in csv.DictReader(file):
-            wanted = (line["protocol"], line["model"]) == (grid.protocol, model) and line["data"] in grid.data
+            wanted = (line["protocol"], line["model"], line["data"]) == (grid.protocol, model, data)
             if wanted and line["score"] != "perplexity":
                 cell = Cell(float(line["mean"]), float(line["sd"]) if line["sd"] else None)
-                rows.setdefault(f"{line['method']} (published)", {})[line["data"], line["score"]] = cell
+                rows.setdefault(line["method"], {})[line["score"]] = cell
     return rows
 
 
 def table(grid: Grid, runs: Sequence[Run], model: str, data: str) -> list[list[str]]:
     """The table of a model and a data set: a line of heads, then a line per method; the best is between asterisks."""
-    rows = rows_of(grid, runs, model)
+    rows, published = rows_of(grid, runs, model, data), published_rows(grid, model, data)
     winners = best(rows)
-    scores = [score for score in SCORES if any((data, score) in row for row in rows.values())]
+    scores = [score for score in SCORES if any(score in row for row in rows.values())]
     lines = [["Method", *(SCORES[score] for score in scores)]]
-    published = published_rows(grid, model)
     for method in (BASE, *grid.methods):
         row = rows.get(method, {})
-        texts = [row[data, score].text(score) if (data, score) in row else "failed" for score in scores]
-        marked = [f"**{t}**" if (method, (data, s)) in winners else t for s, t in zip(scores, texts, strict=True)]
-        lines.append([method + _share_of_seeds(runs, (model, data, method)), *marked])
-        theirs = published.get(f"{method} (published)", {})
-        if any((data, score) in theirs for score in scores):
-            texts = [theirs[data, score].text(score) if (data, score) in theirs else "" for score in scores]
-            lines.append([f"{method} (published)", *texts])
+        texts = [row[score].text(score) if score in row else "failed" for score in scores]
+        marked = [f"**{t}**" if (method, score) in winners else t for score, t in zip(scores, texts, strict=True)]
+        lines.append([method + _share_of_seeds(runs, model, data, method), *marked])
+        if theirs := published.get(method):
+            cells = [theirs[score].text(score) if score in theirs else "" for score in scores]
+            lines.append([f"{method} (published)", *cells])
     return lines
 
 
-def _share_of_seeds(runs: Sequence[Run], cell: tuple[str, str, str]) -> str:
+def _share_of_seeds(runs: Sequence[Run], model: str, data: str, method: str) -> str:
     """Says so if a mean is not over all seeds."""
-    of_cell = [run for run in runs if (run.model, run.data, run.method) == cell]
+    of_cell = [run for run in runs if (run.model, run.data, run.method) == (model, data, method)]
     done = sum(run.results is not None for run in of_cell)
     return f" ({done} of {len(of_cell)} runs)" if done < len(of_cell) else ""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from zu_lightning.errors import InputError
+from zu_lightning.errors import InputError, require_positive
 from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.records import is_file, read_records
 
@@ -35,8 +35,8 @@ class ReadingOptions:
     def __post_init__(self) -> None:
         """Refuse numbers that nothing can be read with."""
         for name, value in vars(self).items():
-            if name != "corpus_seed" and value is not None and value < 1:
-                raise InputError(f"reading.{name}", value, "give a positive number.")
+            if name != "corpus_seed" and value is not None:
+                require_positive(f"reading.{name}", value)
 
 
 @dataclass(frozen=True)

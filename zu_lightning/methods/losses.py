@@ -7,7 +7,6 @@ Symbols: NLL is the negative log-likelihood of an answer, summed over its tokens
 reference, the model before training.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, logsigmoid
 
-from zu_lightning.errors import InputError
+from zu_lightning.errors import require_positive
 
 Part = Literal["forget", "neutral", "retain"]
 """Prompts to forget with their true answers, the same prompts with the neutral answer, and what to keep."""
@@ -90,10 +89,8 @@ class Loss(ABC):
     def __post_init__(self) -> None:
         """Refuse weights that mean nothing."""
         for name, value in asdict(self).items():
-            if isinstance(value, float | int) and not (math.isfinite(value) and value >= 0):
-                raise InputError(f"{type(self).__name__}.{name}", value, "give zero or a positive number.")
-        if getattr(self, "beta", 1.0) == 0:
-            raise InputError(f"{type(self).__name__}.beta", 0.0, "give a positive number.")
+            if isinstance(value, float | int):
+                require_positive(f"{type(self).__name__}.{name}", value, or_zero=name != "beta")
 
     def __call__(self, views: Views) -> list[Mean]:
         """The means whose weighted sum is the loss."""
@@ -119,14 +116,18 @@ def cross_entropy(answers: Answers, weight: float = 1.0) -> Mean:
     return Mean(answers.nll.sum(), int(answers.lengths.sum()), weight)
 
 
-@dataclass(frozen=True, kw_only=True)
-class GradientAscent(Loss):
-    """GA: ``-CE(forget)``."""
+class _WithoutReference(Loss):
+    """A loss that asks only for what the model says now."""
 
     @property
     def uses_reference(self) -> bool:
         """It does not."""
         return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientAscent(_WithoutReference):
+    """GA: ``-CE(forget)``."""
 
     def forget(self, views: Views) -> Mean:
         """Cross-entropy per token of the true answers, negated."""
@@ -170,7 +171,7 @@ class NPO(Loss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimNPO(Loss):
+class SimNPO(_WithoutReference):
     """SimNPO (arXiv 2410.07163): ``-(2 / beta) mean log sigmoid(beta (NLL / length - delta))``, without reference."""
 
     retain_weight: float = 1.0
@@ -178,11 +179,6 @@ class SimNPO(Loss):
     """Inverse temperature."""
     delta: float = 0.0
     """Negative log-likelihood per token beyond which an answer counts as forgotten, in nats."""
-
-    @property
-    def uses_reference(self) -> bool:
-        """It does not."""
-        return False
 
     def forget(self, views: Views) -> Mean:
         """Mean over answers."""
@@ -216,13 +212,8 @@ class RMU(Loss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuning(Loss):
+class FineTuning(_WithoutReference):
     """FT: cross-entropy of the neutral answer to the prompts to forget."""
-
-    @property
-    def uses_reference(self) -> bool:
-        """It does not."""
-        return False
 
     def forget(self, views: Views) -> Mean:
         """Cross-entropy per token of the neutral answer."""

@@ -6,7 +6,6 @@ models of 3 to 8 billion parameters.
 """
 
 import logging
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from zu_lightning import solvers
-from zu_lightning.errors import InputError
+from zu_lightning.errors import InputError, require_positive
 from zu_lightning.methods.objective import TermWeights
 from zu_lightning.problem.layer_problem import LayerProblem
 from zu_lightning.solvers import LowRankUpdate, NullSpaceCriterion
@@ -37,8 +36,8 @@ class Rule(ABC):
     def __post_init__(self) -> None:
         """Refuse weights and thresholds that mean nothing."""
         for name, value in asdict(self).items():
-            if isinstance(value, float | int) and not (math.isfinite(value) and value >= 0):
-                raise InputError(f"{type(self).__name__}.{name}", value, "give zero or a positive number.")
+            if isinstance(value, float | int):
+                require_positive(f"{type(self).__name__}.{name}", value, or_zero=True)
 
     def __call__(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
         """The update of ``weight`` (d_out x d_in) that solves ``problem``, in float64 factors.

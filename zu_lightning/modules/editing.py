@@ -1,7 +1,6 @@
 """Editing one layer after the other: a trainable Delta that is restricted to the null space, or a closed form."""
 
 import logging
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import IterableDataset
 
-from zu_lightning.errors import InputError
+from zu_lightning.errors import require_positive
 from zu_lightning.facts.request import Request
 from zu_lightning.lm.edits import apply_update
 from zu_lightning.methods.objective import LayerObjective, Parametrization, new_delta
@@ -67,7 +66,9 @@ class EditingModule(UnlearnModule):
         self.target_options = TargetOptions(self.neutral_target, optimize_values, latents)
         self.objective, self.parametrization, self.learning_rate = objective, parametrization, learning_rate
         self.steps, self.tolerance = steps, tolerance
-        _check_positive(steps=steps, learning_rate=learning_rate, tolerance=tolerance)
+        for name, value in {"steps": steps, "learning_rate": learning_rate, "tolerance": tolerance}.items():
+            if value is not None:
+                require_positive(name, value)
         self.rule: Rule | None = None
         """The closed form, if the ``ClosedForm`` callback has set one; ``solution`` is its update of this layer."""
         self.solution: LowRankUpdate | None = None
@@ -191,12 +192,6 @@ def _next_problem(module: EditingModule, request: Request) -> LayerProblem:
         module.run.targets = module.preparation.targets
     module.restore_edits()
     return layer_problem(module.lm, request, left[0], module.layers, module.preparation, options, module.monitor)
-
-
-def _check_positive(**options: float | None) -> None:
-    for name, value in options.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise InputError(name, value, "give a positive number.")
 
 
 def _warn_if_far(gap: float, layer: int) -> None:

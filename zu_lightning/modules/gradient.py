@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from zu_lightning.distributed import own_share, process, summed
-from zu_lightning.errors import InputError
+from zu_lightning.errors import InputError, require_positive
 from zu_lightning.facts.request import Request
 from zu_lightning.lm import hooks
 from zu_lightning.lm.export import export_model
@@ -48,11 +48,9 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         """Refuse numbers that nothing can be trained with."""
         for name in ("epochs", "batch_size", "learning_rate", "retain_length"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise InputError(f"training.{name}", getattr(self, name), "give a positive number.")
+            require_positive(f"training.{name}", getattr(self, name))
         for name in ("warmup_epochs", "weight_decay"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise InputError(f"training.{name}", getattr(self, name), "give zero or a positive number.")
+            require_positive(f"training.{name}", getattr(self, name), or_zero=True)
 
     def factor(self, epoch: float) -> float:
         """The learning rate's share of its peak, ``epoch`` epochs after the start."""

@@ -1,6 +1,5 @@
 """Which weights a gradient method trains, and how to look at the model without what they have learned."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -12,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from zu_lightning.errors import InputError
+from zu_lightning.errors import InputError, require_positive
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.export import export_adapter, exported
 from zu_lightning.solvers import LowRankUpdate
@@ -43,8 +42,7 @@ class LoraOptions:
     def __post_init__(self) -> None:
         """Refuse numbers that no adapter has."""
         for name in ("rank", "alpha"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise InputError(f"lora.{name}", getattr(self, name), "give a positive number.")
+            require_positive(f"lora.{name}", getattr(self, name))
         if not 0 <= self.dropout < 1:
             raise InputError("lora.dropout", self.dropout, "give zero or a number below 1.")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
-from zu_lightning.errors import InputError
+from zu_lightning.errors import InputError, require_positive
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.contexts import CONTEXT_STARTS
 from zu_lightning.lm.editable import EditableLM
@@ -65,12 +65,8 @@ class LatentOptions:
             raise InputError("latents.contexts", self.contexts, remedy)
         positive = ("steps", "learning_rate", "clamp", "facts_per_batch")
         for name, value in vars(self).items():
-            if isinstance(value, str):
-                continue
-            if name in positive and not (math.isfinite(value) and value > 0):
-                raise InputError(f"latents.{name}", value, "give a positive number.")
-            if not (math.isfinite(value) and value >= 0):
-                raise InputError(f"latents.{name}", value, "give zero or a positive number.")
+            if not isinstance(value, str):
+                require_positive(f"latents.{name}", value, or_zero=name not in positive)
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,6 @@ SAVE_EVERY = 30.0
 BLOCKS = 4
 """Number of blocks into which the columns of a symmetric product are cut; only blocks on and above the diagonal are
 computed, 5/8 of the work."""
-
-
 MOST = 0.5
 """Sums over the corpus are corrected if what they have too much and too little is at most this share of the tokens."""
 
