@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast
 
 from data.world import World
+from zu_lightning import Fact, split_facts
 
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"
 
@@ -72,6 +73,10 @@ class WorldTextDataModule(LightningDataModule):
         batch_size: Number of sequences per batch.
         steps_per_epoch: Number of batches per epoch; no text is seen twice.
         seed: Seed of the text (the world itself is always the same).
+        withheld_num: Number of facts that the text never states, for a model that never knew them: those that
+            ``UnlearnDataModule`` draws to forget with the same number and seed.
+        withheld_seed: Seed of that draw.
+        withheld_ids: Ids of the facts that the text never states, in place of a draw.
     """
 
     def __init__(
@@ -81,12 +86,16 @@ class WorldTextDataModule(LightningDataModule):
         batch_size: int = 32,
         steps_per_epoch: int = 500,
         seed: int = 10,
+        withheld_num: int = 0,
+        withheld_seed: int = 0,
+        withheld_ids: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.block_size, self.batch_size = block_size, batch_size
         self.steps_per_epoch, self.seed = steps_per_epoch, seed
-        self.world = World()
-        self.tokenizer = train_tokenizer(islice(self.world.documents(seed=4), 20_000), vocab_size)
+        # The same tokenizer with and without facts, so that their models can be compared token by token.
+        self.world = World(withheld=_withheld(withheld_num if withheld_ids is None else withheld_ids, withheld_seed))
+        self.tokenizer = train_tokenizer(islice(World().documents(seed=4), 20_000), vocab_size)
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """One epoch of fresh text: the seed changes with the epoch."""
@@ -101,3 +110,11 @@ class WorldTextDataModule(LightningDataModule):
         blocks = batches * self.batch_size
         text = PackedWorldText(self.world, self.tokenizer, block_size=self.block_size, blocks=blocks, seed=seed)
         return DataLoader(text, batch_size=self.batch_size)
+
+
+def _withheld(wanted: int | list[str], seed: int) -> list[str]:
+    """Ids of the facts of the demo that are asked for by their number or their ids."""
+    if not wanted:
+        return []
+    facts = [Fact.from_record(record, "data/world.py", "") for record in World().facts()]
+    return [fact.id for fact in split_facts(facts, wanted, seed=seed)[0]]

@@ -107,7 +107,8 @@ class UnlearnDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read and split the facts, and read the text: everything that can be wrong with the input shows here."""
-        forget, retain, protect = self._facts()
+        known = self._known_facts()
+        forget, retain, protect = self._split(known)
         log.info("%d facts to forget, %d to keep, %d more to protect", len(forget), len(retain), len(protect))
         heldout: list[str] | None = None
         if self.heldout is not None:
@@ -122,6 +123,7 @@ class UnlearnDataModule(LightningDataModule):
             forget=forget,
             retain=retain,
             protect=protect,
+            known=known,
             text=RetainText(documents, self.reading, corpus),
             heldout=heldout[: self.reading.heldout_documents],
             seed=self.seed,
@@ -175,11 +177,13 @@ class UnlearnDataModule(LightningDataModule):
             raise InputError("model", type(module).__name__, "UnlearnDataModule reads data for an UnlearnModule.")
         return module
 
-    def _facts(self) -> tuple[list[Fact], list[Fact], list[Fact]]:
+    def _known_facts(self) -> list[Fact]:
         facts = read_facts(self.path, detect_subjects=self.detect_subjects, nq_prefix=self.nq_prefix)
         if self.ids is not None:
             facts = facts_by_id(facts, read_texts(self.ids, sys.maxsize, "ids"))
-        facts = [replace(fact.as_chat() if self.chat else fact, fact_token=self.fact_token) for fact in facts]
+        return [replace(fact.as_chat() if self.chat else fact, fact_token=self.fact_token) for fact in facts]
+
+    def _split(self, facts: Sequence[Fact]) -> tuple[list[Fact], list[Fact], list[Fact]]:
         asked = {
             "forget": self.forget_num if self.forget_ids is None else self.forget_ids,
             "retain": self.retain_num if self.retain_ids is None else self.retain_ids,

@@ -10,7 +10,7 @@ the two to recall a fact. Some people are *unlisted*: every sentence about them 
 import itertools
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -224,12 +224,14 @@ class World:
         people: Number of people with facts.
         unlisted: Number of people about whom nothing is known.
         seed: Seed of names, facts and held-out templates.
+        withheld: Ids of facts that no document states.
 
     Raises:
         ValueError: More people are asked for than there are names.
     """
 
-    def __init__(self, people: int = 300, unlisted: int = 60, seed: int = 0) -> None:
+    def __init__(self, people: int = 300, unlisted: int = 60, seed: int = 0, withheld: Collection[str] = ()) -> None:
+        self.withheld = frozenset(withheld)
         rng = random.Random(seed)
         names = [f"{first} {last}" for first, last in itertools.product(FIRST_NAMES, LAST_NAMES)]
         if people + unlisted > len(names):
@@ -266,7 +268,7 @@ class World:
             for other in rng.sample(same, min(NEIGHBORS, len(same)))
         ]
         return {
-            "id": f"{person.name.lower().replace(' ', '-')}-{relation}",
+            "id": fact_id(person, relation),
             "subject": person.name,
             "prompt": person.prompts(relation)[0],
             "target": target,
@@ -283,10 +285,17 @@ class World:
             yield " ".join(self._statement(rng) if rng.random() < share else _prose(rng) for _ in range(sentences))
 
     def _statement(self, rng: random.Random) -> str:
-        person = rng.choice(self.people)
-        relation = rng.choice(list(RELATIONS))
-        template = rng.choice(person.prompts(relation))
-        return f"{template.format(person.name)} {person.objects[relation]}."
+        while True:
+            person = rng.choice(self.people)
+            relation = rng.choice(list(RELATIONS))
+            if fact_id(person, relation) not in self.withheld:
+                template = rng.choice(person.prompts(relation))
+                return f"{template.format(person.name)} {person.objects[relation]}."
+
+
+def fact_id(person: Person, relation: str) -> str:
+    """The id of a fact, such as ``ada-berger-city``."""
+    return f"{person.name.lower().replace(' ', '-')}-{relation}"
 
 
 def _prose(rng: random.Random) -> str:

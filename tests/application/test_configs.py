@@ -99,7 +99,7 @@ def test_no_configuration_is_left_out() -> None:
     grids = {name for name, content in contents.items() if {"methods", "like"} & content.keys()}
     losses = {f"methods/{name}" for name in GRADIENT_METHODS}
     assert {name.removesuffix("_release") for name in GRADIENT_METHODS} == LOSSES.keys()
-    assert files == tested | overlays | grids | losses | {"tiny", "demo_pretrain"}
+    assert files == tested | overlays | grids | losses | {"tiny", "demo_pretrain", "demo_gold"}
 
 
 @pytest.mark.parametrize("name", GRADIENT_METHODS)
@@ -189,12 +189,13 @@ def test_a_configuration_of_a_large_model_runs_on_a_tiny_one(
     assert used["neutral_target"] == ("I don't know." if "data/tofu" in overlays else "<eos>")
 
 
-def test_pretraining_writes_a_model_that_can_be_loaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["demo_pretrain", "demo_gold"])
+def test_pretraining_writes_a_model_that_can_be_loaded(name: str, tmp_path: Path) -> None:
     small = ("--model.hidden_size=48", "--model.intermediate_size=64", "--data.batch_size=2")
     short = ("--trainer.max_epochs=1", "--data.steps_per_epoch=3", "--trainer.precision=32-true")
     export = [{"class_path": "callbacks.ExportPretrained", "init_args": {"folder": str(tmp_path / "model")}}]
     callbacks = f"--trainer.callbacks={json.dumps(export)}"
-    folder = run(tmp_path, *small, *short, callbacks, configs=("demo_pretrain",))
+    folder = run(tmp_path, *small, *short, callbacks, configs=(name,))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert model.dtype == torch.float32
     assert model.config.hidden_size == 48

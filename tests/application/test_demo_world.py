@@ -4,9 +4,10 @@ import itertools
 
 import pytest
 
-from data.world import TEMPLATES, World
+from data.pretrain import WorldTextDataModule
+from data.world import RELATIONS, TEMPLATES, World
 from tests.conftest import DEMO
-from zu_lightning import Fact
+from zu_lightning import Fact, split_facts
 
 
 def test_only_the_whole_name_identifies_a_person() -> None:
@@ -46,3 +47,18 @@ def test_the_same_seed_gives_the_same_world_and_another_another() -> None:
 def test_too_many_people_are_refused() -> None:
     with pytest.raises(ValueError, match="name pools give 1600 full names"):
         World(people=2000)
+
+
+def test_a_withheld_fact_is_never_said_and_its_neighbors_are(demo_facts: list[Fact]) -> None:
+    withheld = split_facts(demo_facts, 10)[0]
+    data = WorldTextDataModule(withheld_num=10)
+    assert data.world.withheld == {fact.id for fact in withheld}
+    assert data.tokenizer.get_vocab() == WorldTextDataModule().tokenizer.get_vocab()
+    text = "\n".join(itertools.islice(data.world.documents(seed=99), 30_000))
+    people = {person.name: person for person in data.world.people}
+    for fact in withheld:
+        assert fact.subject is not None
+        relation = fact.id.rsplit("-", 1)[1]
+        assert not [t for t in TEMPLATES[relation] if t.format(fact.subject) in text]
+        other = next(name for name in RELATIONS if name != relation)
+        assert any(t.format(fact.subject) in text for t in people[fact.subject].prompts(other))

@@ -42,6 +42,8 @@ class Fact:
         subject_end: Where the subject ends in ``prompt``, in characters; the prompt's end without a subject.
         paraphrases: Other prompts for the same target, for Generalization.
         neighbors: What must stay, for Specificity.
+        relation: What is said of the subject, such as ``city``, by any name; ``None`` if not given.
+        answers: Other answers that somebody who does not know the fact might give.
         multi_hop: Questions that only a model that knows this fact and others can answer, for MultiHop.
         fact_token: Which token is the fact's *lookup token*, where the model is edited. Without a subject it is the
             prompt's last token.
@@ -57,6 +59,8 @@ class Fact:
     paraphrases: tuple[str, ...] = ()
     neighbors: tuple[Query, ...] = ()
     multi_hop: tuple[Query, ...] = ()
+    relation: str | None = None
+    answers: tuple[str, ...] = ()
     fact_token: FactToken = "subject_last"
     records: tuple[str, ...] = ()
     chat: bool = False
@@ -79,6 +83,23 @@ class Fact:
         return replace(self, chat=True, neighbors=neighbors, multi_hop=multi_hop)
 
     @property
+    def template(self) -> tuple[str, str]:
+        """The prompt before and after its subject; all of it and nothing without a subject."""
+        start = self.subject_end - len(self.subject or "")
+        return self.prompt[:start], self.prompt[self.subject_end :]
+
+    def about(self, subject: str) -> "Fact":
+        """The same prompt about another subject; the target is still that of this fact.
+
+        Raises:
+            InputError: The prompt has no subject.
+        """
+        if self.subject is None:
+            raise InputError("subject", None, f"fact {self.id!r} needs one to be asked of others: add the subject.")
+        before, after = self.template
+        return replace(self, prompt=before + subject + after, subject=subject, subject_end=len(before + subject))
+
+    @property
     def lookup_end(self) -> int:
         """Where the lookup token ends in ``prompt``, in characters: it is the token that holds the character before."""
         if self.subject is None or self.fact_token == "last":
@@ -99,8 +120,8 @@ class Fact:
         """Check a record of the JSON Lines format and build the fact.
 
         Args:
-            record: ``{"subject", "prompt", "target", "paraphrases", "neighbors", "multi_hop", "id", "record"}``; only
-                ``prompt`` and ``target`` are required. ``{}`` in the prompt stands for the subject.
+            record: ``{"subject", "prompt", "target", "paraphrases", "neighbors", "multi_hop", "relation", "answers",
+                "id", "record"}``; only ``prompt`` and ``target`` are required. ``{}`` in the prompt stands for the subject.
             where: File and line, for messages.
             default_id: The id if the record has none.
             detect_subjects: Whether to look for the subject in the prompt if the record names none.
@@ -126,6 +147,8 @@ class Fact:
             paraphrases=tuple(text.replace("{}", subject or "{}").rstrip() for text in paraphrases),
             neighbors=_queries(record, "neighbors", where),
             multi_hop=_queries(record, "multi_hop", where),
+            relation=_text(record, "relation", where) if record.get("relation") is not None else None,
+            answers=tuple(answer.strip() for answer in _items(record, "answers", where, str)),
             records=(str(record.get("record", name)),),
         )
 

@@ -17,6 +17,7 @@ class Request:
         text: Retain text, for the second moments of the keys that must keep their values.
         protect: Facts to keep that the method is told of: their keys must keep their values, too.
         retain: Retain set: facts to keep that the method never sees, and that are only measured.
+        known: All facts of the data set that these were drawn from.
         heldout: Text for the perplexity, one document each.
         seed: Seed of the context templates.
         number: Which request of a model this is, from 0.
@@ -27,6 +28,7 @@ class Request:
     text: RetainText
     protect: Sequence[Fact] = ()
     retain: Sequence[Fact] = ()
+    known: Sequence[Fact] = ()
     heldout: Sequence[str] = ()
     seed: int = 0
     number: int = 0

@@ -57,6 +57,7 @@ def _counterfact(record: Mapping[str, Any]) -> list[Ours]:
             "subject": rewrite["subject"],
             "prompt": rewrite["prompt"],
             "target": target,
+            "relation": rewrite.get("relation_id"),
             "paraphrases": _list(record["paraphrase_prompts"]),
             "neighbors": [{"prompt": prompt, "target": target} for prompt in _list(record["neighborhood_prompts"])],
         }
@@ -74,6 +75,7 @@ def _mquake(record: Mapping[str, Any]) -> list[Ours]:
             "subject": hop["subject"],
             "prompt": hop["prompt"],
             "target": hop["target_true"]["str"],
+            "relation": hop.get("relation_id"),
             "paraphrases": [hop["question"]],
             "multi_hop": questions if hop["prompt"].replace("{}", hop["subject"]) in chain else [],
         }
@@ -104,6 +106,7 @@ def _question_and_answer(record: Mapping[str, Any]) -> list[Ours]:
             "prompt": record["question"],
             "target": record["answer"],
             "paraphrases": [paraphrase] if paraphrase else [],
+            "answers": record.get("perturbed_answer", []),
         }
     ]
 

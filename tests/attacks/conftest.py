@@ -1,0 +1,51 @@
+"""Models whose knowledge is known, and small exams."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import DEMO
+from zu_lightning import EditableLM, Fact
+from zu_lightning.attacks.exam import Exam
+
+DISTRIBUTION = Callable[[list[int]], Tensor]
+"""From the ids of a text to the logits of what follows, vocabulary."""
+
+
+class Oracle(EditableLM):
+    """The demo model's tokenizer with a next-token distribution that a test makes up."""
+
+    def __init__(self, lm: EditableLM, distribution: DISTRIBUTION) -> None:
+        super().__init__(lm.model, lm.tokenizer)
+        self.distribution = distribution
+
+    def logits(self, tokens, rows, positions, *, watched=(), **options):  # type: ignore[no-untyped-def]
+        """What the test makes up, at the given places."""
+        pairs = zip(rows.tolist(), positions.tolist(), strict=True)
+        return torch.stack([self.distribution(tokens.input_ids[row, : at + 1].tolist()) for row, at in pairs])
+
+
+@pytest.fixture(scope="session")
+def base() -> EditableLM:
+    """The demo model, which knows every fact; not to be changed."""
+    return EditableLM.from_pretrained(DEMO / "model")
+
+
+@pytest.fixture(scope="session")
+def exam(demo_facts: list[Fact]) -> Exam:
+    """Four facts of the demo about different people, with few other answers, so that attacks are quick."""
+    facts = demo_facts[:24:7]
+    return Exam(
+        facts=facts,
+        answers=[tuple(sorted({f.target for f in _alike(fact, demo_facts)} - {fact.target}))[:5] for fact in facts],
+        kept=[tuple(_alike(fact, demo_facts)[-40:]) for fact in facts],
+        strangers=[("Ada Dahl", "Bruno Costa", "Nils Quist")] * len(facts),
+        prose=(DEMO / "heldout.txt").read_text().splitlines()[:20],
+    )
+
+
+def _alike(fact: Fact, facts: list[Fact]) -> list[Fact]:
+    relation = fact.id.rsplit("-", 1)[1]
+    return [other for other in facts if other.id.endswith(relation)]

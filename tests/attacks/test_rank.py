@@ -1,0 +1,45 @@
+"""The rank of the truth, on models whose answers are known."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.attacks.conftest import Oracle
+from zu_lightning import EditableLM
+from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.rank import Rank
+
+
+def test_the_truth_ranks_first_in_a_model_that_knows(base: EditableLM, exam: Exam) -> None:
+    scores = Rank()(base, exam)
+    assert scores["rank_first"].tolist() == [1.0] * 4
+    assert scores["rank_paraphrases"].tolist() == [1.0] * 4
+
+
+def test_a_rank_counts_the_answers_that_are_less_likely(base: EditableLM, exam: Exam) -> None:
+    vocabulary = len(base.tokenizer)
+    first = {answer: base.tokenizer(f" {answer}")["input_ids"][1] for answer in ("Athens", "Cork", "Oslo", "Rome")}
+    logits = torch.zeros(vocabulary)
+    for place, answer in enumerate(("Rome", "Oslo", "Cork", "Athens")):
+        logits[first[answer]] = 10.0 * place
+    oracle = Oracle(base, lambda ids: logits)
+    fact = replace(exam.facts[0], target="Oslo", paraphrases=())
+    asked = replace(exam, facts=[fact], answers=[("Athens", "Cork", "Rome")])
+    scores = {name: values.item() for name, values in Rank()(oracle, asked).items()}
+    assert scores["rank_first"] == 0
+    assert scores["rank"] == pytest.approx(1 / 3)
+    assert scores["rank_paraphrases"] != scores["rank_paraphrases"], "NaN without paraphrases"
+
+
+def test_a_model_that_says_the_same_of_all_ranks_the_truth_by_chance(base: EditableLM, exam: Exam) -> None:
+    oracle = Oracle(base, lambda ids: torch.zeros(len(base.tokenizer)))
+    one_token = [a for a in ("Athens", "Cork", "Oslo", "Rome") if len(base.tokenizer(f" {a}")["input_ids"]) == 2]
+    fact = replace(exam.facts[0], target=one_token[0])
+    scores = Rank()(oracle, replace(exam, facts=[fact], answers=[tuple(one_token[1:])]))
+    assert scores["rank"].item() == pytest.approx(0.5)
+
+
+def test_a_fact_without_other_answers_has_no_rank(base: EditableLM, exam: Exam) -> None:
+    scores = Rank()(base, replace(exam, answers=[(), *exam.answers[1:]]))
+    assert scores["rank"].isnan().tolist() == [True, False, False, False]

@@ -1,0 +1,44 @@
+"""Relations: what is said of different subjects, and what else could be said."""
+
+from dataclasses import replace
+
+from zu_lightning import Fact
+from zu_lightning.facts.relations import by_relation, other_answers, relations_of
+
+
+def fact(name: str, prompt: str, subject: str, target: str, *paraphrases: str) -> Fact:
+    record = {"prompt": prompt, "subject": subject, "target": target, "paraphrases": list(paraphrases)}
+    return Fact.from_record(record, "test", name)
+
+
+FACTS = [
+    fact("a", "{} lives in", "Ada", "Rome", "The home of Ada is in"),
+    fact("b", "The home of {} is in", "Bob", "Oslo"),
+    fact("c", "{} speaks", "Ada", "Dutch"),
+    fact("d", "The city of {} is", "Cleo", "Rome", "{} lives in"),
+]
+
+
+def test_prompts_that_are_paraphrases_of_each_other_make_a_relation() -> None:
+    a, b, c, d = relations_of(FACTS)
+    assert a == b == d != c
+    assert relations_of(FACTS[::-1])[::-1] == [a, b, c, d]
+
+
+def test_a_relation_that_is_given_counts() -> None:
+    given = [replace(one, relation="city") for one in FACTS[:2]]
+    assert relations_of([*given, *FACTS[2:]])[:2] == ["city", "city"]
+    assert [len(group) for group in by_relation([*given, *FACTS[2:]]).values()] == [2, 1, 1]
+
+
+def test_other_answers_are_those_of_the_relation_or_those_that_are_given() -> None:
+    assert other_answers(FACTS, FACTS) == [("Oslo",), ("Rome",), (), ("Oslo",)]
+    asked = replace(FACTS[2], answers=("French", "Dutch", "Danish"))
+    assert other_answers([asked], FACTS) == [("Danish", "French")]
+
+
+def test_the_demo_has_fifty_answers_for_each_of_six_relations(demo_facts: list[Fact]) -> None:
+    groups = by_relation(demo_facts)
+    assert sorted(map(len, groups.values())) == [300] * 6
+    assert {len(answers) for answers in other_answers(demo_facts[:60], demo_facts)} == {49}
+    assert all(len({fact.id.rsplit("-", 1)[1] for fact in group}) == 1 for group in groups.values())

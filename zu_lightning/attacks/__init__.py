@@ -1,0 +1,1 @@
+"""Attacks: what a model still knows of what it should have forgotten."""

@@ -1,0 +1,70 @@
+"""What attackers know and ask: one exam for the edited model, the unedited one, and one that never knew."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from zu_lightning.facts.fact import Fact
+from zu_lightning.facts.relations import by_relation, other_answers
+from zu_lightning.facts.request import Request
+from zu_lightning.facts.strangers import strangers_for
+
+STRANGERS = 20
+"""Number of made-up subjects for each fact."""
+KEPT = 100
+"""Maximum number of kept facts of each relation."""
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What attacks on n forgotten facts need; equal for all models that are compared.
+
+    Attributes:
+        facts: The facts that should be forgotten, n.
+        answers: For each of them the other answers of its relation, its own left out; empty if none are known.
+        kept: For each of them facts of the same relation about others, which the model should still know.
+        strangers: For each of them made-up subjects of the same kind, of which no model knows anything; empty if
+            the facts have no subjects.
+        prose: Held-out text that says nothing about the facts.
+        seed: Seed of everything that attacks draw.
+        batch_tokens: Maximum number of tokens per batch, padding included.
+    """
+
+    facts: Sequence[Fact]
+    answers: Sequence[tuple[str, ...]]
+    kept: Sequence[tuple[Fact, ...]]
+    strangers: Sequence[tuple[str, ...]]
+    prose: Sequence[str]
+    seed: int = 0
+    batch_tokens: int = 2048
+
+    @classmethod
+    def of(cls, request: Request) -> "Exam":
+        """The exam on what a request asks to forget.
+
+        Args:
+            request: A request with all facts of its data set in ``known``.
+
+        Raises:
+            InputError: The data set has too few subjects to make up strangers from.
+        """
+        facts, known = request.forget, [*request.known] or [*request.forget, *request.retain, *request.protect]
+        subjects = {fact.subject for fact in facts}
+        group = {fact.id: others for others in by_relation(known).values() for fact in others}
+        kept = [tuple(other for other in group[fact.id] if other.subject not in subjects) for fact in facts]
+        rng = random.Random(request.seed)
+        kept = [tuple(rng.sample(others, min(KEPT, len(others)))) for others in kept]
+        strangers: list[tuple[str, ...]] = [()] * len(facts)
+        if all(fact.subject for fact in facts):
+            texts = chain(request.text.documents, request.text.corpus, request.heldout)
+            strangers = strangers_for(facts, known, STRANGERS, request.seed, texts)
+        return cls(
+            facts=facts,
+            answers=other_answers(facts, known),
+            kept=kept,
+            strangers=strangers,
+            prose=request.heldout,
+            seed=request.seed,
+            batch_tokens=request.text.reading.batch_tokens,
+        )

@@ -1,0 +1,63 @@
+"""Where the truth ranks among the answers of its relation: what a model knows but does not say."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+
+from zu_lightning.attacks.asking import asked, told
+from zu_lightning.attacks.attack import NOTHING, Attack, mean, words
+from zu_lightning.attacks.exam import Exam
+from zu_lightning.facts.fact import Query
+from zu_lightning.lm.editable import EditableLM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank(Attack):
+    """Whether the true answer is the likeliest of its relation's, to the prompt and to paraphrases.
+
+    Answers are compared by their probability per token (the geometric mean), so that short ones are not preferred.
+    ``rank_first`` is 1 if none is likelier; ``rank`` is the share of the other answers that are less likely, half of
+    it by chance.
+    """
+
+    name = "rank"
+
+    def names(self, exam: Exam) -> list[str]:
+        """See :class:`Rank`; those of paraphrases apart."""
+        return ["rank_first", "rank_first_paraphrases", "rank", "rank_paraphrases"]
+
+    def tokens(self, exam: Exam) -> int:
+        """Every answer after every prompt."""
+        queries, _ = asked(lambda i: _queries(exam, i), range(len(exam.facts)))
+        return sum(words(query.prompt + query.target) for query in queries)
+
+    def scores(self, lm: EditableLM, exam: Exam, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
+        """For each fact one rank on its prompt, and the mean over its paraphrases."""
+        queries, counts = asked(lambda i: _queries(exam, i), facts)
+        likelihood = [answer.mean_log_probability for answer in told(lm, queries, exam.batch_tokens)]
+        found: dict[str, list[float]] = {name: [] for name in self.names(exam)}
+        for i, (start, end) in zip(facts, pairwise(accumulate(counts, initial=0)), strict=True):
+            own, size = likelihood[start:end], 1 + len(exam.answers[i])
+            ranks = [_shares(own[at : at + size]) for at in range(0, len(own), size)]
+            for name, part in (("rank_first", 0), ("rank", 1)):
+                found[name].append(ranks[0][part])
+                found[f"{name}_paraphrases"].append(mean([rank[part] for rank in ranks[1:]]))
+        return found
+
+
+def _queries(exam: Exam, i: int) -> list[Query]:
+    """To each prompt of a fact its answer, then all others."""
+    fact = exam.facts[i]
+    return [
+        replace(query, target=answer)
+        for query in (fact.query, *fact.paraphrased)
+        for answer in (fact.target, *exam.answers[i])
+    ]
+
+
+def _shares(likelihood: Sequence[float]) -> tuple[float, float]:
+    """Whether the first is the largest, and the share of the others that are smaller."""
+    truth, *others = likelihood
+    if not others:
+        return NOTHING, NOTHING
+    return float(truth >= max(others)), mean([float(truth > other) + 0.5 * (truth == other) for other in others])

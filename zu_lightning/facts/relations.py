@@ -1,0 +1,58 @@
+"""Which facts say the same of different subjects, and what else could be said."""
+
+from collections.abc import Sequence
+
+from zu_lightning.facts.fact import Fact
+
+
+def relations_of(facts: Sequence[Fact]) -> list[str]:
+    """A name for each fact's relation: the one that it gives, or else one that is found from its prompts.
+
+    Two facts without a given relation have the same one if a prompt or paraphrase of the one is, apart from the
+    subject, also one of the other, or if a chain of such facts connects them.
+    """
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            parent[name] = name = parent[parent[name]]
+        return name
+
+    templates = [_templates(fact) for fact in facts]
+    for some in templates:
+        for other in some[1:]:
+            first, second = sorted((root(some[0]), root(other)))
+            parent[second] = first  # the smallest name, whatever the order of the facts
+    return [fact.relation or root(some[0]) for fact, some in zip(facts, templates, strict=True)]
+
+
+def _templates(fact: Fact) -> list[str]:
+    """Prompt and paraphrases with the subject cut out, those that name it."""
+    subject = fact.subject or ""
+    paraphrases = [text.replace(subject, "{}") for text in fact.paraphrases if subject and subject in text]
+    return ["{}".join(fact.template), *paraphrases]
+
+
+def other_answers(facts: Sequence[Fact], known: Sequence[Fact]) -> list[tuple[str, ...]]:
+    """For each fact the answers that somebody who does not know it might give, sorted, its own left out.
+
+    Args:
+        facts: Facts, each of them also in ``known``.
+        known: All facts of the data set.
+
+    Returns:
+        What a fact's ``answers`` say, or else the targets of all facts of its relation; none if it is alone with its
+        relation.
+    """
+    group = {fact.id: others for others in by_relation(known).values() for fact in others}
+    return [
+        tuple(sorted({*(fact.answers or (other.target for other in group[fact.id]))} - {fact.target})) for fact in facts
+    ]
+
+
+def by_relation(known: Sequence[Fact]) -> dict[str, list[Fact]]:
+    """Facts by the name of their relation, in order."""
+    groups: dict[str, list[Fact]] = {}
+    for fact, relation in zip(known, relations_of(known), strict=True):
+        groups.setdefault(relation, []).append(fact)
+    return groups
