@@ -1,6 +1,7 @@
 """Models whose knowledge is known, and small exams."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from tests.conftest import DEMO
 from zu_lightning import EditableLM, Fact
 from zu_lightning.attacks.exam import Exam
+from zu_lightning.lm.tokens import PaddedTokens
 
 DISTRIBUTION = Callable[[list[int]], Tensor]
 """From the ids of a text to the logits of what follows, vocabulary."""
@@ -21,7 +23,7 @@ class Oracle(EditableLM):
         super().__init__(lm.model, lm.tokenizer)
         self.distribution = distribution
 
-    def logits(self, tokens, rows, positions, *, watched=(), **options):  # type: ignore[no-untyped-def]
+    def logits(self, tokens: PaddedTokens, rows: Tensor, positions: Tensor, **_: Any) -> Tensor:
         """What the test makes up, at the given places."""
         pairs = zip(rows.tolist(), positions.tolist(), strict=True)
         return torch.stack([self.distribution(tokens.input_ids[row, : at + 1].tolist()) for row, at in pairs])

@@ -121,7 +121,8 @@ class Fact:
 
         Args:
             record: ``{"subject", "prompt", "target", "paraphrases", "neighbors", "multi_hop", "relation", "answers",
-                "id", "record"}``; only ``prompt`` and ``target`` are required. ``{}`` in the prompt stands for the subject.
+                "id", "record"}``; only ``prompt`` and ``target`` are required. ``{}`` in the prompt stands for the
+                subject.
             where: File and line, for messages.
             default_id: The id if the record has none.
             detect_subjects: Whether to look for the subject in the prompt if the record names none.
