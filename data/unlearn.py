@@ -56,6 +56,8 @@ class UnlearnDataModule(LightningDataModule):
             sees them.
         protect_num: How many more facts to keep, of which the method is told; drawn by seed, after the others; ignored
             if ``protect_ids`` is given.
+        strangers: File with one name per line: subjects of whom the model knows nothing, for ``target: reference``. By
+            default names are made up from halves of those of the data set.
         seed: Seed of the draw and of the context templates.
         forget_ids: Ids of the facts to forget.
         retain_ids: Ids of the facts to watch.
@@ -84,6 +86,7 @@ class UnlearnDataModule(LightningDataModule):
         forget_num: int = 10,
         retain_num: int = 200,
         protect_num: int = 0,
+        strangers: str | None = None,
         seed: int = 0,
         forget_ids: list[str] | None = None,
         retain_ids: list[str] | None = None,
@@ -103,7 +106,7 @@ class UnlearnDataModule(LightningDataModule):
         self.forget_ids, self.retain_ids, self.protect_ids = forget_ids, retain_ids, protect_ids
         self.seed, self.halves, self.draw, self.nq_prefix = seed, halves, draw, nq_prefix
         self.fact_token, self.detect_subjects, self.chat = fact_token, detect_subjects, chat
-        self.reading, self.cache = reading, cache
+        self.reading, self.cache, self.strangers = reading, cache, strangers
 
     def setup(self, stage: str) -> None:
         """Read and split the facts, and read the text: everything that can be wrong with the input shows here."""
@@ -124,6 +127,7 @@ class UnlearnDataModule(LightningDataModule):
             retain=retain,
             protect=protect,
             known=known,
+            strangers=[] if self.strangers is None else read_texts(self.strangers, sys.maxsize, "strangers"),
             text=RetainText(documents, self.reading, corpus),
             heldout=heldout[: self.reading.heldout_documents],
             seed=self.seed,

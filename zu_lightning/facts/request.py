@@ -18,6 +18,7 @@ class Request:
         protect: Facts to keep that the method is told of: their keys must keep their values, too.
         retain: Retain set: facts to keep that the method never sees, and that are only measured.
         known: All facts of the data set that these were drawn from.
+        strangers: Subjects of whom the model knows nothing; without any, some are made up when they are needed.
         heldout: Text for the perplexity, one document each.
         seed: Seed of the context templates.
         number: Which request of a model this is, from 0.
@@ -29,6 +30,7 @@ class Request:
     protect: Sequence[Fact] = ()
     retain: Sequence[Fact] = ()
     known: Sequence[Fact] = ()
+    strangers: Sequence[str] = ()
     heldout: Sequence[str] = ()
     seed: int = 0
     number: int = 0

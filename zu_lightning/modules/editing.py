@@ -19,7 +19,7 @@ from zu_lightning.methods.unlearning import write_update
 from zu_lightning.modules.base import UnlearnModule
 from zu_lightning.modules.state import EditKey
 from zu_lightning.problem.latent_problem import LatentOptions
-from zu_lightning.problem.latents import TargetOptions
+from zu_lightning.problem.latents import Target, TargetOptions
 from zu_lightning.problem.layer_problem import LayerProblem
 from zu_lightning.problem.prepare import Preparation, layer_problem, prepare
 from zu_lightning.solvers import LowRankUpdate
@@ -40,6 +40,8 @@ class EditingModule(UnlearnModule):
     Args:
         optimize_values: Whether the original-knowledge values V are optimized for the true answers (the paper) or
             observed at the layer (cheaper, and much the same).
+        target: Whether edits aim at the neutral answer (``word``, the paper), or at what the model says of strangers
+            (``reference``).
         latents: Options of the latent optimization.
         objective: Weights and null space of what gradient descent minimizes, and of what is logged.
         parametrization: What gradient descent trains: ``whitened`` coordinates, by plain descent, or the ``dense``
@@ -54,6 +56,7 @@ class EditingModule(UnlearnModule):
     def __init__(
         self,
         optimize_values: bool = True,
+        target: Target = "word",
         latents: LatentOptions = LatentOptions(),  # noqa: B008 (frozen)
         objective: ZeroUnlearnGD = ZeroUnlearnGD(),  # noqa: B008 (frozen)
         parametrization: Parametrization = "whitened",
@@ -63,7 +66,7 @@ class EditingModule(UnlearnModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.target_options = TargetOptions(self.neutral_target, optimize_values, latents)
+        self.target_options = TargetOptions(self.neutral_target, optimize_values, latents, target)
         self.objective, self.parametrization, self.learning_rate = objective, parametrization, learning_rate
         self.steps, self.tolerance = steps, tolerance
         for name, value in {"steps": steps, "learning_rate": learning_rate, "tolerance": tolerance}.items():

@@ -2,10 +2,12 @@
 
 Shapes: N facts, R rows (texts of these facts), T positions of a row from the lookup token on, D width of the hidden
 state, P places that the loss reads (each a row and a position).
+
+Rows are prompts, with an answer or without, and prompts *to keep*, after which the model should go on as before.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -45,6 +47,10 @@ class LatentOptions:
     most, which is far in a model whose hidden states have entries of 0.3 and near in one whose entries are 5."""
     kl_weight: float = 0.0625
     """Weight of KL(new || original) of the next token in "{subject} is a", in nats."""
+    same_subject_weight: float = 0.0625
+    """The same for the prompts of all protected facts about the fact's own subject together."""
+    hinge_weight: float = 1.5
+    """With references, weight of how far the log-probability of the true answer's first token lies above theirs."""
     kl_position: KLPosition = "last"
     """After which token of "{subject} is a" the KL term is read: its ``last`` one, or its ``lookup`` token, where the
     vector is added, as in MEMIT and the authors' release."""
@@ -70,49 +76,85 @@ class LatentOptions:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """What the model should say of N facts: words, or what it says of strangers.
+
+    Attributes:
+        answers: Answer to each prompt, N; empty texts if the next token should be distributed as the references say.
+        references: Log-probabilities of the next token, contexts x N x vocabulary; ``None`` for words.
+        truth: First token of each true answer, N; only with references.
+    """
+
+    answers: Sequence[str]
+    references: Tensor | None = None
+    truth: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class _Places:
-    """What the loss reads: before every answer token, then in each text without an answer, at one place."""
+    """What the loss reads: before every answer token, or at the end of a prompt without; then in each text to keep."""
 
     rows: Tensor
     positions: Tensor
     tokens: Tensor
     """Ids of the answer tokens; the places after them have none."""
+    ends: Tensor
+    """Rows of prompts without an answer, whose places follow those of the answer tokens."""
 
     @classmethod
-    def of(cls, batch: TokenBatch, kl_position: KLPosition) -> "_Places":
+    def of(cls, batch: TokenBatch, keep: Tensor, read: Tensor) -> "_Places":
         rows, positions, tokens = batch.answer_positions()
-        essence = batch.without_answer.nonzero().squeeze(1)
-        read = batch.lookup if kl_position == "lookup" else batch.lengths - 1
-        return cls(torch.cat([rows, essence]), torch.cat([positions, read[essence]]), tokens)
+        ends, kept = (batch.without_answer & ~keep).nonzero().squeeze(1), keep.nonzero().squeeze(1)
+        places = torch.cat([positions, batch.lengths[ends] - 1, read[kept]])
+        return cls(torch.cat([rows, ends, kept]), places, tokens, ends)
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Texts of some facts, from their lookup tokens on: prompts with answers, and essence prompts without."""
+    """Texts of some facts, from their lookup tokens on: prompts, then prompts to keep."""
 
     batch: TokenBatch
     suffix: Suffix
     fact: Tensor
     """R, index of each row's fact."""
-    kl_position: KLPosition
-    """Where essence prompts are read."""
+    context: Tensor
+    """R, index of each row's context; those to keep have none of these."""
+    weight: Tensor
+    """R, of each row's term in the loss."""
+    read: Tensor
+    """R, where a prompt to keep is read, in tokens from the start of the text."""
+    contexts: int
+    """Number of contexts."""
 
     def select(self, chosen: Tensor) -> "_Rows":
         """Some rows, by a mask."""
         rows = chosen.nonzero().squeeze(1)
-        return replace(self, batch=self.batch.select(rows), suffix=self.suffix.select(rows), fact=self.fact[rows])
+        return replace(
+            self,
+            batch=self.batch.select(rows),
+            suffix=self.suffix.select(rows),
+            fact=self.fact[rows],
+            context=self.context[rows],
+            weight=self.weight[rows],
+            read=self.read[rows],
+        )
+
+    @cached_property
+    def keep(self) -> Tensor:
+        """R, which prompts are to keep."""
+        return self.context == self.contexts
 
     @cached_property
     def places(self) -> "_Places":
         """Where the loss looks, step after step."""
-        return _Places.of(self.batch, self.kl_position)
+        return _Places.of(self.batch, self.keep, self.read)
 
 
 class LatentProblem:
     """Which vector at the output of ``site`` makes the model give an answer? Solved for many facts at once.
 
-    Facts do not influence each other. Rows of a batch: every fact after every context, contexts outermost, then one
-    essence prompt for each fact with a subject.
+    Facts do not influence each other. Rows of a batch: every fact after every context, contexts outermost, then the
+    prompts to keep of each fact.
 
     Args:
         lm: The model.
@@ -120,34 +162,42 @@ class LatentProblem:
         layer: Index of that layer.
         contexts: Texts to put before prompts, the first one empty.
         options: How to optimize.
+        siblings: For a fact's id, other facts about its subject whose answers should stay.
     """
 
     def __init__(
-        self, lm: EditableLM, site: nn.Module, layer: int, contexts: Sequence[str], options: LatentOptions
+        self,
+        lm: EditableLM,
+        site: nn.Module,
+        layer: int,
+        contexts: Sequence[str],
+        options: LatentOptions,
+        siblings: Mapping[str, Sequence[Fact]] | None = None,
     ) -> None:
         self.lm, self.site, self.layer, self.contexts, self.options = lm, site, layer, contexts, options
+        self.siblings = siblings or {}
         # The residual stream adds what the projection writes, unless that is normalized first.
         self.inside_layer = site is lm.projections[layer] and lm.normalizes_mlp_output
 
-    def solve(self, facts: Sequence[Fact], answers: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def solve(self, facts: Sequence[Fact], goal: Goal) -> tuple[Tensor, Tensor]:
         """Start and optimum, N x D, by Adam on all facts at once; facts that are done leave the batch."""
         options = self.options
-        rows, start, log_probability = self._unchanged(facts, answers)
-        essence = log_probability[len(rows.places.tokens) :]
+        rows, start, log_probability = self._unchanged(facts, goal.answers)
+        original = log_probability[len(log_probability) - int(rows.keep.sum()) :]
         size = start.square().sum(1)
         unit = ((size / start.shape[1]).sqrt() if options.scale_free else torch.ones_like(size))[:, None]
         limit = options.clamp * size.sqrt()[:, None] / unit
         coordinates = torch.zeros_like(start, requires_grad=True)
         optimizer = torch.optim.Adam([coordinates], lr=options.learning_rate)
-        losses = self._losses(rows, log_probability, essence, coordinates * unit, size)
+        losses = self._losses(rows, goal, log_probability, original, coordinates * unit, size)
         _check_finite(losses, facts)
         active = losses.detach() >= options.tolerance
         if not active.any():  # most original values are optimal from the start
             return start, start
-        essence, rows = _of_active(active, essence, rows)
+        original, rows = _of_active(active, original, rows)
         for step in range(options.steps):
             delta = coordinates * unit
-            losses = self._losses(rows, self._log_probability(rows, delta), essence, delta, size)
+            losses = self._losses(rows, goal, self._log_probability(rows, delta), original, delta, size)
             _check_finite(losses, facts)
             still_active = active & (losses.detach() >= options.tolerance)
             if step == options.steps - 1 or not still_active.any():
@@ -163,7 +213,7 @@ class LatentProblem:
                 coordinates[~still_active] = before[~still_active]
             if not torch.equal(active, still_active):
                 active = still_active
-                essence, rows = _of_active(active, essence, rows)
+                original, rows = _of_active(active, original, rows)
         return start, (start + coordinates * unit).detach()
 
     @torch.no_grad()
@@ -178,6 +228,16 @@ class LatentProblem:
         return answer_scores(logits, tokens, rows, len(texts))
 
     @torch.no_grad()
+    def next_token(self, facts: Sequence[Fact], delta: Tensor) -> Tensor:
+        """Log-probabilities of what follows the bare prompts with ``delta`` (N x D) in place, N x vocabulary."""
+        batch = collate([tokenize_fact(self.lm.tokenizer, fact) for fact in facts], self.lm.tokenizer).to(
+            self.lm.device
+        )
+        rows = torch.arange(len(facts), device=self.lm.device)
+        with self.lm.shifted(self.site, lambda hidden: _added(hidden, batch.lookup, delta), len(facts)):
+            return log_softmax(self.lm.logits(batch, rows, batch.lengths - 1, watched=[self.site]), -1)
+
+    @torch.no_grad()
     def _unchanged(self, facts: Sequence[Fact], answers: Sequence[str]) -> tuple[_Rows, Tensor, Tensor]:
         """With nothing added: the rows, what is at the site at the lookup tokens (N x D), and log-probabilities."""
         lm, n = self.lm, len(facts)
@@ -186,20 +246,41 @@ class LatentProblem:
             for context in self.contexts
             for fact, answer in zip(facts, answers, strict=True)
         ]
-        essences = {i: fact.essence for i, fact in enumerate(facts) if fact.essence}
-        fact_of_row = torch.tensor([i % n for i in range(len(texts))] + [*essences], device=lm.device)
-        context_of_row = [i // n for i in range(len(texts))] + [len(self.contexts)] * len(essences)
-        texts += [tokenize_fact(lm.tokenizer, essence) for essence in essences.values()]
+        kept = [(i, prompt, position, weight) for i in range(n) for prompt, position, weight in self._to_keep(facts[i])]
+        of_fact, to_keep, positions, weights = zip(*kept, strict=True) if kept else ((), (), (), ())
+        context = [i // n for i in range(len(texts))] + [len(self.contexts)] * len(kept)
+        fact = [i % n for i in range(len(texts))] + [*of_fact]
+        texts += [tokenize_fact(lm.tokenizer, prompt) for prompt in to_keep]
         batch = collate(texts, lm.tokenizer).to(lm.device)
-        begun = after_shared_prefix(lm, batch, torch.tensor(context_of_row, device=lm.device))
-        places = _Places.of(batch, self.options.kl_position)
+        # Mean over an answer's tokens, then over contexts.
+        weight = 1.0 / (batch.lengths - batch.answer).clamp(min=1).float() / len(self.contexts)
+        weight[len(texts) - len(kept) :] = weight.new_tensor(weights)
+        at_lookup = torch.tensor([False] * (n * len(self.contexts)) + [at == "lookup" for at in positions])
+        rows = _Rows(
+            batch=batch,
+            suffix=after_shared_prefix(lm, batch, torch.tensor(context, device=lm.device)),
+            fact=torch.tensor(fact, device=lm.device),
+            context=torch.tensor(context, device=lm.device),
+            weight=weight,
+            read=torch.where(at_lookup.to(lm.device), batch.lookup, batch.lengths - 1),
+            contexts=len(self.contexts),
+        )
+        begun, places = rows.suffix, rows.places
         modules = [lm.layers[self.layer], self.site]
         (at_layer, at_site), logits, cached = begun.seen(lm, modules, places.rows, places.positions)
         below = (self.layer, at_layer.input) if self.inside_layer else (self.layer + 1, at_layer.output)
-        suffix = begun.later(batch.lookup, *below, cached)
         lookup = (batch.lookup - begun.start)[:n]
         start = at_site.output[torch.arange(n, device=lm.device), lookup].float()
-        return _Rows(batch, suffix, fact_of_row, self.options.kl_position), start, log_softmax(logits, -1)
+        later = replace(rows, suffix=begun.later(batch.lookup, *below, cached))
+        return later, start, log_softmax(logits, -1)
+
+    def _to_keep(self, fact: Fact) -> Iterator[tuple[Fact, KLPosition, float]]:
+        """Prompts about a fact's subject after which the model should go on as before, where they are read, and weights."""
+        if fact.essence is not None:
+            yield fact.essence, self.options.kl_position, self.options.kl_weight
+        siblings = self.siblings.get(fact.id, ())
+        for sibling in siblings:
+            yield sibling, "last", self.options.same_subject_weight / len(siblings)
 
     def _log_probability(self, chosen: _Rows, delta: Tensor) -> Tensor:
         """At the places that the loss reads, with ``delta`` (N x D) in place: P x vocabulary."""
@@ -218,20 +299,40 @@ class LatentProblem:
         return log_softmax(suffix.logits(self.lm, places.rows, places.positions), -1)
 
     def _losses(
-        self, chosen: _Rows, log_probability: Tensor, original_essence: Tensor, delta: Tensor, size: Tensor
+        self, chosen: _Rows, goal: Goal, log_probability: Tensor, original: Tensor, delta: Tensor, size: Tensor
     ) -> Tensor:
         """N, loss of every fact; for facts without rows only the decay. ``size`` is ||start||^2."""
-        batch, fact = chosen.batch, chosen.fact
-        tokens = chosen.places.tokens
-        rows = chosen.places.rows[: len(tokens)]
+        fact, weight, places = chosen.fact, chosen.weight, chosen.places
+        tokens, ends, kept = places.tokens, places.ends, len(log_probability) - len(original)
+        rows = places.rows[: len(tokens)]
         per_token = -log_probability[torch.arange(len(rows), device=tokens.device), tokens]
-        # Mean over an answer's tokens, then over contexts.
-        weight = 1.0 / (batch.lengths - batch.answer).clamp(min=1).float() / len(self.contexts)
         losses = torch.zeros(len(delta), device=delta.device).index_add(0, fact[rows], per_token * weight[rows])
-        divergence = kl_div(original_essence, log_probability[len(rows) :], log_target=True, reduction="none").sum(1)
-        losses = losses.index_add(0, fact[chosen.batch.without_answer], self.options.kl_weight * divergence)
+        if goal.references is not None and goal.truth is not None:
+            away = self._from_references(
+                log_probability[len(tokens) : kept],
+                goal.references[chosen.context[ends], fact[ends]],
+                goal.truth[fact[ends]],
+            )
+            losses = losses.index_add(0, fact[ends], weight[ends] * away)
+        divergence = kl_div(original, log_probability[kept:], log_target=True, reduction="none").sum(1)
+        losses = losses.index_add(0, fact[chosen.keep], weight[chosen.keep] * divergence)
         # The norm has no gradient at zero, where every fact starts.
         return losses + self.options.weight_decay * (delta.square().sum(1) + 1e-24).sqrt() / size
+
+    def _from_references(self, log_probability: Tensor, references: Tensor, truth: Tensor) -> Tensor:
+        """KL(references || model), which says little of what both find unlikely, and how much likelier the truth is.
+
+        Args:
+            log_probability: Of the model, places x vocabulary.
+            references: Of the references, places x vocabulary.
+            truth: First token of the true answer, places.
+
+        Returns:
+            Loss of each place, in nats.
+        """
+        divergence = kl_div(log_probability, references, log_target=True, reduction="none").sum(1)
+        above = (log_probability - references).gather(1, truth[:, None])[:, 0]
+        return divergence + self.options.hinge_weight * above.clamp(min=0)
 
 
 def _check_finite(losses: Tensor, facts: Sequence[Fact]) -> None:
@@ -240,10 +341,10 @@ def _check_finite(losses: Tensor, facts: Sequence[Fact]) -> None:
         raise ValueError(f"the latent optimization of facts {names} gave NaN or infinite losses: check the model.")
 
 
-def _of_active(active: Tensor, essence: Tensor, rows: _Rows) -> tuple[Tensor, _Rows]:
+def _of_active(active: Tensor, original: Tensor, rows: _Rows) -> tuple[Tensor, _Rows]:
     """Original distributions and rows of the facts that are not done."""
     stays = active[rows.fact]
-    return essence[stays[rows.batch.without_answer]], rows.select(stays)
+    return original[stays[rows.keep]], rows.select(stays)
 
 
 def _added(hidden: Tensor, lookup: Tensor, delta: Tensor) -> Tensor:

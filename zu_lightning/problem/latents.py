@@ -4,8 +4,9 @@ The neutral targets ``z*`` and the optimized values ``V`` are the same small pro
 place; one routine serves both, many facts at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,8 +17,12 @@ from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.batching import even_batches, halving
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import tokenize_fact
-from zu_lightning.problem.latent_problem import LatentOptions, LatentProblem
+from zu_lightning.problem.latent_problem import Goal, LatentOptions, LatentProblem
+from zu_lightning.problem.references import References, first_tokens
 from zu_lightning.timing import Monitor
+
+Target = Literal["word", "reference"]
+"""What a neutral target makes the model say: the neutral answer, or what it says of strangers."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,9 @@ class TargetOptions:
     """Whether V is optimized for the true answers (the paper) or observed (``V = W K``)."""
     latents: LatentOptions = field(default_factory=LatentOptions)
     """Options of the latent optimization."""
+    target: Target = "word"
+    """Whether z* makes the model say the neutral answer (``word``, the paper), or what it says of strangers whom it
+    knows nothing about (``reference``): then nothing of the fact is left in z*, where a word only covers it."""
 
     def __post_init__(self) -> None:
         """Refuse an empty answer."""
@@ -46,7 +54,8 @@ class NeutralTargets:
         contexts: Texts put before prompts when they were optimized, the first one empty.
         start: What the model computed at the lookup token, d_out x n.
         optimum: What makes it give the neutral answer, d_out x n.
-        probability: Probability of the neutral answer to the bare prompt with the optimum in place, n.
+        probability: Of the neutral answer to the bare prompt with the optimum in place, n; with references the share
+            of their next-token distribution that the model's has in common.
         original_lost: Whether greedy decoding, with the optimum in place, no longer gives the fact's own target, n.
             The share of these facts is the ceiling of every rule.
     """
@@ -69,28 +78,48 @@ def neutral_targets(
     contexts: Sequence[str],
     options: TargetOptions,
     monitor: Monitor | None = None,
+    strangers: Sequence[tuple[str, ...]] = (),
+    siblings: Mapping[str, Sequence[Fact]] | None = None,
 ) -> NeutralTargets:
-    """z*: hidden states after ``layer`` at the lookup tokens that make the model give the neutral answer.
+    """z*: hidden states after ``layer`` at the lookup tokens that make the model say what it should.
 
     Args:
         lm: The model.
         facts: n facts.
         layer: Index of the layer.
         contexts: Texts to put before prompts, the first one empty.
-        options: The neutral answer and how to optimize.
+        options: What the model should say, and how to optimize.
         monitor: Shows progress.
+        strangers: For each fact the subjects of whom the references are made; only for these.
+        siblings: For a fact's id, other facts about its subject whose answers should stay.
 
     Returns:
         The targets, float64.
     """
-    problem = LatentProblem(lm, lm.layers[layer], layer, contexts, options.latents)
-    n, answers = len(facts), [options.neutral_target] * len(facts)
+    problem = LatentProblem(lm, lm.layers[layer], layer, contexts, options.latents, siblings)
+    n, by_reference = len(facts), options.target == "reference"
+    answers = ["" if by_reference else options.neutral_target] * n
+    references = References(lm, contexts)
+
+    def goal(share: list[int]) -> Goal:
+        if not by_reference:
+            return Goal([answers[i] for i in share])
+        some = [facts[i] for i in share]
+        said = references.of(some, [strangers[i] for i in share])
+        return Goal([""] * len(share), said, first_tokens(lm, some))
+
     start, optimum = torch.zeros(2, lm.weight(layer).shape[0], n, dtype=torch.float64, device=lm.device)
     probability, original_lost = torch.zeros(2, n, dtype=torch.float64, device=lm.device)
-    for share, before, after in _optima(problem, facts, answers, "Neutral targets", monitor):
+    for share, before, after in _optima(problem, facts, answers, goal, "Neutral targets", monitor):
         start[:, share], optimum[:, share] = before, after
         some, delta = [facts[i] for i in share], (after - before).mT.float()
-        probability[share] = problem.scores(some, [options.neutral_target] * len(some), delta).probability.double()
+        if by_reference:
+            said = references.of(some, [strangers[i] for i in share])[0].exp()
+            common = problem.next_token(some, delta).exp().minimum(said).sum(1)
+            probability[share] = common.double()
+        else:
+            words = [options.neutral_target] * len(some)
+            probability[share] = problem.scores(some, words, delta).probability.double()
         own = [fact.target for fact in some]
         original_lost[share] = (~problem.scores(some, own, delta).exact).double()
     summed(start, optimum, probability, original_lost)
@@ -121,23 +150,32 @@ def original_values(
     problem = LatentProblem(lm, lm.projections[layer], layer, contexts, options)
     values = torch.zeros(lm.weight(layer).shape[0], len(facts), dtype=torch.float64, device=lm.device)
     answers = [fact.target for fact in facts]
-    for share, _, after in _optima(problem, facts, answers, "Original values", monitor):
+
+    def goal(share: list[int]) -> Goal:
+        return Goal([answers[i] for i in share])
+
+    for share, _, after in _optima(problem, facts, answers, goal, "Original values", monitor):
         values[:, share] = after
     return summed(values)[0]
 
 
 def _optima(
-    problem: LatentProblem, facts: Sequence[Fact], answers: Sequence[str], name: str, monitor: Monitor | None
+    problem: LatentProblem,
+    facts: Sequence[Fact],
+    answers: Sequence[str],
+    goal: Callable[[list[int]], Goal],
+    name: str,
+    monitor: Monitor | None,
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """For each of this process's batches of facts: their indices, start, and optimum (each d_out x facts)."""
     tokenizer = problem.lm.tokenizer
     texts = [tokenize_fact(tokenizer, fact, answer=answer) for fact, answer in zip(facts, answers, strict=True)]
     # What is computed in every step: from the lookup token up to the place before the last token.
-    lengths = [len(text.ids) - 1 - text.lookup for text in texts]
+    lengths = [len(text.ids) - (text.answer < len(text.ids)) - text.lookup for text in texts]
     shares = list(own_share(even_batches(lengths, problem.options.facts_per_batch)))
 
     def solve(share: list[int]) -> tuple[Tensor, Tensor]:
-        return problem.solve([facts[i] for i in share], [answers[i] for i in share])
+        return problem.solve([facts[i] for i in share], goal(share))
 
     with (monitor or Monitor()).bar(name, sum(map(len, shares)), "facts") as bar:
         for share, (start, optimum) in halving(solve, shares, name):

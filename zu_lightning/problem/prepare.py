@@ -7,8 +7,10 @@ from functools import partial
 
 from torch import Tensor
 
+from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.request import Request
+from zu_lightning.facts.strangers import strangers_for
 from zu_lightning.lm.architecture import check_layers
 from zu_lightning.lm.contexts import CONTEXT_STARTS, sample_contexts
 from zu_lightning.lm.editable import EditableLM
@@ -21,6 +23,9 @@ from zu_lightning.problem.moments import second_moments
 from zu_lightning.timing import Monitor
 
 log = logging.getLogger(__name__)
+
+STRANGERS = 30
+"""Number of strangers that are made up for a fact's references."""
 
 WIDTH_SHARE = 0.04
 """Above this n / d_out, removing the facts' directions affects everything else (measured on the demo)."""
@@ -74,13 +79,17 @@ def prepare(
         moments = second_moments(lm, request.text, layers, monitor, cache)
     if targets is None:
         with monitor.timed("targets"):
-            optimized = partial(neutral_targets, lm, request.forget, layers[-1], contexts, options, monitor)
-            decisive = (list(request.forget), layers[-1], contexts, options.neutral_target, options.latents)
+            strangers, siblings = _strangers(request) if options.target == "reference" else [], _siblings(request)
+            about = (lm, request.forget, layers[-1], contexts, options, monitor, strangers, siblings)
+            optimized = partial(neutral_targets, *about)
+            aim = strangers or options.neutral_target
+            decisive = (list(request.forget), layers[-1], contexts, aim, siblings, options.latents)
             targets = NeutralTargets(contexts, **cache.tensors("targets", lambda: optimized().tensors(), *decisive))
+        reached = "share that is said as of strangers" if strangers else f"probability of {options.neutral_target!r}"
         log.info(
             "neutral targets: with z* inserted directly, the answer is gone for %.0f%% of the facts, and no rule can "
-            "forget more; the mean probability of %r is %.3f",
-            100 * targets.original_lost.double().mean(), options.neutral_target, targets.probability.mean(),
+            "forget more; the mean %s is %.3f",
+            100 * targets.original_lost.double().mean(), reached, targets.probability.mean(),
         )  # fmt: skip
     return Preparation(targets, moments)
 
@@ -132,6 +141,27 @@ def layer_problem(
         residuals = (targets.optimum - outputs) / layers_left
         protected = keys_of(request.protect) if request.protect else None
     return LayerProblem(layer, keys, residuals, values, preparation.second_moments[layer], protected, cache.eigh)
+
+
+def _strangers(request: Request) -> list[tuple[str, ...]]:
+    """For each fact to forget the subjects of whom its references are made."""
+    for fact in request.forget:
+        if fact.subject is None:
+            remedy = f"fact {fact.id!r} has no subject to put a stranger in the place of: aim at a word."
+            raise InputError("target", "reference", remedy)
+    if request.strangers:
+        return [tuple(request.strangers)] * len(request.forget)
+    known = [*request.known] or [*request.forget, *request.retain, *request.protect]
+    texts = [*request.text.corpus, *request.heldout]
+    return strangers_for(request.forget, known, STRANGERS, request.seed, texts)
+
+
+def _siblings(request: Request) -> dict[str, list[Fact]]:
+    """For each fact to forget that has some, the protected facts about its subject."""
+    about: dict[str | None, list[Fact]] = {}
+    for fact in request.protect:
+        about.setdefault(fact.subject, []).append(fact)
+    return {fact.id: about[fact.subject] for fact in request.forget if fact.subject and fact.subject in about}
 
 
 def _check_lengths(lm: EditableLM, facts: Sequence[Fact], contexts: Sequence[str], neutral_target: str) -> None:
