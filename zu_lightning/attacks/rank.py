@@ -15,7 +15,6 @@ from zu_lightning.lm.editable import EditableLM
 class Rank(Attack):
     """Whether the true answer is the likeliest of its relation's, to the prompt and to paraphrases.
 
-    Answers are compared by their probability per token (the geometric mean), so that short ones are not preferred.
     ``rank_first`` is 1 if none is likelier; ``rank`` is the share of the other answers that are less likely, half of
     it by chance.
     """
@@ -34,7 +33,7 @@ class Rank(Attack):
     def scores(self, lm: EditableLM, exam: Exam, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """For each fact one rank on its prompt, and the mean over its paraphrases."""
         queries, counts = asked(lambda i: _queries(exam, i), facts)
-        likelihood = [answer.mean_log_probability for answer in told(lm, queries, exam.batch_tokens)]
+        likelihood = [answer.log_probability.sum().item() for answer in told(lm, queries, exam.batch_tokens)]
         found: dict[str, list[float]] = {name: [] for name in self.names(exam)}
         for i, (start, end) in zip(facts, pairwise(accumulate(counts, initial=0)), strict=True):
             own, size = likelihood[start:end], 1 + len(exam.answers[i])

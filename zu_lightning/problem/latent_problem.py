@@ -275,7 +275,7 @@ class LatentProblem:
         return later, start, log_softmax(logits, -1)
 
     def _to_keep(self, fact: Fact) -> Iterator[tuple[Fact, KLPosition, float]]:
-        """Prompts about a fact's subject after which the model should go on as before, where they are read, and weights."""
+        """Prompts about a fact's subject after which nothing should change, where that is read, and weights."""
         if fact.essence is not None:
             yield fact.essence, self.options.kl_position, self.options.kl_weight
         siblings = self.siblings.get(fact.id, ())
