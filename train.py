@@ -17,7 +17,7 @@ from torch import distributed
 
 import callbacks  # noqa: F401  (its classes can be named in configurations)
 import data
-from callbacks import ClosedForm, Resume
+from callbacks import Attacks, ClosedForm, Resume
 from callbacks.resume import checkpoint_path
 from callbacks.run_folder import check_writable, run_folder
 from zu_lightning import EditingModule, EvaluationModule, GradientModule, InputError, replacing
@@ -53,6 +53,7 @@ OPTION_OWNERS: tuple[tuple[str, type], ...] = (
     ("data", data.UnlearnDataModule),
     ("trainer", Trainer),
     ("closed_form", ClosedForm),
+    ("attacks", Attacks),
 )
 """Sections of the configuration, and whose arguments they hold."""
 
@@ -84,6 +85,7 @@ class UnlearnCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Name the defaults that need no ``class_path``."""
         parser.add_lightning_class_args(ClosedForm, "closed_form")
+        parser.add_lightning_class_args(Attacks, "attacks")
         parser.set_defaults(
             {
                 "model": {"class_path": "zu_lightning.EditingModule"},

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.run_folder import run_folder, unlearn_module
 from zu_lightning import Fact, LayerProblem, NeutralTargets, Request, Results, TargetScores, UnlearnModule
+from zu_lightning.attacks.verdict import verdict
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,8 @@ class Report(Callback):
 def results_of(module: UnlearnModule) -> Results:
     """Everything that a run has measured."""
     run, forget = module.run, module.request.forget
+    attacks = run.attacks
+    found = verdict(attacks["edited"], attacks["base"], attacks.get("gold")) if "edited" in attacks else None
     return Results(
         before=run.before,
         after=run.after,
@@ -109,6 +112,8 @@ def results_of(module: UnlearnModule) -> Results:
         targets=None if run.targets is None else _target_scores(run.targets),
         layers={key.layer: edit.scores for key, edit in run.edits.items() if key.request == module.request.number},
         forgotten=[fact.id for fact in forget],
+        attacks={} if found is None else found.scores_by_name(),
+        verdict=None if found is None else found.sentence,
     )
 
 
@@ -122,6 +127,9 @@ def _show_in_tensorboard(trainer: Trainer, results: Results, completions: str) -
         logger.log_metrics({f"seconds/{phase}": seconds for phase, seconds in results.seconds.items()}, step=0)
         for step, scores in enumerate((results.before, results.after)):
             logger.log_metrics({f"before_after/{name}": value for name, value in scores.items()}, step=step)
+        for step, model in enumerate(("base", "edited", "gold")):
+            found = {f"attacks/{name}": scores[model] for name, scores in results.attacks.items() if model in scores}
+            logger.log_metrics(found, step=step)
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text("completions", completions)
             logger.save()

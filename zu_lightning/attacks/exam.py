@@ -4,14 +4,19 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import TypeVar
 
 from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.relations import by_relation, other_answers
 from zu_lightning.facts.request import Request
 from zu_lightning.facts.strangers import strangers_for
 
+T = TypeVar("T")
+
 STRANGERS = 20
 """Number of made-up subjects for each fact."""
+ANSWERS = 49
+"""Maximum number of other answers of a relation."""
 KEPT = 100
 """Maximum number of kept facts of each relation."""
 
@@ -40,31 +45,37 @@ class Exam:
     batch_tokens: int = 2048
 
     @classmethod
-    def of(cls, request: Request) -> "Exam":
+    def of(cls, request: Request, number: int) -> "Exam":
         """The exam on what a request asks to forget.
 
         Args:
             request: A request with all facts of its data set in ``known``.
+            number: Maximum number of facts, the first of those to forget.
 
         Raises:
             InputError: The data set has too few subjects to make up strangers from.
         """
-        facts, known = request.forget, [*request.known] or [*request.forget, *request.retain, *request.protect]
-        subjects = {fact.subject for fact in facts}
+        facts, known = request.forget[:number], [*request.known] or [*request.forget, *request.retain, *request.protect]
+        subjects = {fact.subject for fact in request.forget}
         group = {fact.id: others for others in by_relation(known).values() for fact in others}
         kept = [tuple(other for other in group[fact.id] if other.subject not in subjects) for fact in facts]
         rng = random.Random(request.seed)
-        kept = [tuple(rng.sample(others, min(KEPT, len(others)))) for others in kept]
+        kept = [_drawn(rng, others, KEPT) for others in kept]
         strangers: list[tuple[str, ...]] = [()] * len(facts)
         if all(fact.subject for fact in facts):
             texts = chain(request.text.documents, request.text.corpus, request.heldout)
             strangers = strangers_for(facts, known, STRANGERS, request.seed, texts)
         return cls(
             facts=facts,
-            answers=other_answers(facts, known),
+            answers=[_drawn(rng, answers, ANSWERS) for answers in other_answers(facts, known)],
             kept=kept,
             strangers=strangers,
             prose=request.heldout,
             seed=request.seed,
             batch_tokens=request.text.reading.batch_tokens,
         )
+
+
+def _drawn(rng: random.Random, items: Sequence[T], number: int) -> tuple[T, ...]:
+    """At most a number of items, drawn."""
+    return tuple(rng.sample(items, min(number, len(items))))

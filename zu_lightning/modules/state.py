@@ -31,6 +31,7 @@ class RunState:
         before: Scores of the unedited model.
         after: Scores of the model as it is now.
         completions: Sample completions, ``before`` and ``after``.
+        attacks: What attacks found in the models ``base``, ``edited``, and ``gold``: scores of all facts by name.
         seconds: Seconds spent in each phase.
     """
 
@@ -39,6 +40,7 @@ class RunState:
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
     completions: dict[str, list[str]] = field(default_factory=dict)
+    attacks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def layers_left(self, request: int, layers: Sequence[int]) -> list[int]:

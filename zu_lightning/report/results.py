@@ -1,7 +1,7 @@
 """The results of a run: the schema of ``metrics.json``, in one place."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from zu_lightning.errors import InputError
@@ -51,6 +51,9 @@ class Results:
         targets: Scores of the neutral targets; ``None`` for a method without them.
         layers: For each edited layer, what the edit did.
         forgotten: Ids of the facts to forget.
+        attacks: For each score of an attack its mean in the models ``base``, ``edited``, and ``gold``, and the ``gap``
+            to gold with the ``low`` and ``high`` end of its interval.
+        verdict: One sentence on what the attacks found; ``None`` if there were none.
     """
 
     before: dict[str, float]
@@ -63,6 +66,8 @@ class Results:
     targets: TargetScores | None
     layers: dict[int, LayerScores]
     forgotten: list[str]
+    attacks: dict[str, dict[str, float]] = field(default_factory=dict)
+    verdict: str | None = None
 
     def write(self, folder: Path) -> Path:
         """Write ``metrics.json`` into a folder; its path."""
@@ -96,7 +101,19 @@ class Results:
             f"{when:8}" + "".join(f"{_shown(scores.get(name)):>{len(name) + 2}}" for name in names)
             for when, scores in (("before", self.before), ("after", self.after))
         ]
-        return "\n".join(["", head, *rows])
+        return "\n".join(["", head, *rows, *self._attack_table()])
+
+    def _attack_table(self) -> list[str]:
+        """Every score of an attack, in percent, and the verdict."""
+        if not self.attacks:
+            return []
+        columns = ("base", "edited", "gold", "gap", "low", "high")
+        shown = [name for name in columns if any(name in scores for scores in self.attacks.values())]
+        lines = ["", f"{'attack (percent)':36}" + "".join(f"{name:>8}" for name in shown)]
+        for name, scores in self.attacks.items():
+            cells = (f"{100 * scores[column]:8.1f}" if column in scores else f"{'-':>8}" for column in shown)
+            lines.append(f"{name:36}" + "".join(cells))
+        return [*lines, "", self.verdict or ""]
 
 
 def _shown(score: float | None) -> str:

@@ -1,0 +1,61 @@
+"""The verdict: gaps to gold, their intervals, and the sentence."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from zu_lightning.attacks.verdict import verdict
+
+NAN = math.nan
+
+
+def scores(**values: list[float]) -> dict[str, Tensor]:
+    return {name: torch.tensor(of_facts, dtype=torch.float64) for name, of_facts in values.items()}
+
+
+def test_the_gap_is_taken_fact_by_fact() -> None:
+    edited, gold = scores(rank=[1.0, 0.0, 1.0, NAN]), scores(rank=[1.0, 0.0, 0.0, NAN])
+    found = verdict(edited, scores(rank=[1.0] * 4), gold).scores["rank"]
+    assert (found.edited, found.base, found.gold) == (pytest.approx(2 / 3), 1.0, pytest.approx(1 / 3))
+    assert found.gap is not None
+    assert found.gap.mean == pytest.approx(1 / 3)
+    assert (found.gap.low, found.gap.high) == (0.0, 1.0)
+
+
+def test_the_interval_is_that_of_the_mean() -> None:
+    torch.manual_seed(0)
+    values = torch.randn(400, dtype=torch.float64)
+    gap = verdict({"a": values}, {"a": values}, {"a": torch.zeros(400)}).scores["a"].gap
+    assert gap is not None
+    error = (values.std() / 20).item()
+    assert gap.low == pytest.approx(gap.mean - 1.96 * error, abs=0.2 * error)
+    assert gap.high == pytest.approx(gap.mean + 1.96 * error, abs=0.2 * error)
+
+
+def test_each_attack_counts_once_however_many_scores_it_has() -> None:
+    edited = scores(rank=[1.0], rank_first=[1.0], rank_paraphrases=[1.0], leak=[0.0])
+    found = verdict(edited, edited, scores(rank=[0.0], rank_first=[0.0], rank_paraphrases=[0.0], leak=[0.0]))
+    assert found.attacks == 2
+    assert found.left is not None
+    assert found.left.mean == 0.5
+
+
+def test_a_score_that_applies_to_no_fact_is_left_out() -> None:
+    edited = scores(rank=[NAN, NAN], leak=[0.5, 0.5])
+    assert list(verdict(edited, edited, edited).scores) == ["leak"]
+
+
+def test_the_sentence_says_what_was_found() -> None:
+    none, all_of_it = scores(rank=[0.0] * 10), scores(rank=[1.0] * 10)
+    assert verdict(none, all_of_it, none).sentence.startswith("Erased, as far as 1 attacks can tell")
+    assert "100.0 points (95% interval 100.0 to 100.0) more" in verdict(all_of_it, all_of_it, none).sentence
+    assert "without a model that never knew" in verdict(none, all_of_it).sentence
+
+
+def test_numbers_are_what_there_is() -> None:
+    none, all_of_it = scores(rank=[0.0] * 10), scores(rank=[1.0] * 10)
+    assert verdict(none, all_of_it).scores_by_name() == {"rank": {"base": 1.0, "edited": 0.0}}
+    with_gold = verdict(none, all_of_it, none).scores_by_name()["rank"]
+    assert with_gold == {"base": 1.0, "edited": 0.0, "gold": 0.0, "gap": 0.0, "low": 0.0, "high": 0.0}
