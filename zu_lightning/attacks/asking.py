@@ -1,12 +1,15 @@
 """What a model says of answers, token by token: what most attacks are made of."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from zu_lightning.attacks.attack import words
 from zu_lightning.facts.fact import Query
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
@@ -82,3 +85,22 @@ def asked(ask: Callable[[int], Sequence[Query]], facts: Sequence[int]) -> tuple[
     """The queries of several facts in one list, and how many belong to each."""
     of_facts = [list(ask(i)) for i in facts]
     return [query for queries in of_facts for query in queries], [len(queries) for queries in of_facts]
+
+
+def told_by_fact(
+    lm: EditableLM, ask: Callable[[int], Sequence[Query]], facts: Sequence[int], batch_tokens: int
+) -> list[list[Told]]:
+    """What the model says of the answers to each fact's queries."""
+    queries, counts = asked(ask, facts)
+    answers = told(lm, queries, batch_tokens)
+    return [answers[start:end] for start, end in pairwise(accumulate(counts, initial=0))]
+
+
+def reading(ask: Callable[[int], Sequence[Query]], facts: Sequence[int]) -> int:
+    """About how many tokens the queries of several facts have, answers included."""
+    return sum(words(query.prompt + query.target) for query in asked(ask, facts)[0])
+
+
+def mentions(text: str, answer: str) -> bool:
+    """Whether a text contains an answer as whole words, in upper or lower case."""
+    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) is not None
