@@ -1,5 +1,6 @@
 """The rank of the truth, on models whose answers are known."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -19,24 +20,23 @@ def test_the_truth_ranks_first_in_a_model_that_knows(base: EditableLM, exam: Exa
 
 def test_a_rank_counts_the_answers_that_are_less_likely(base: EditableLM, exam: Exam) -> None:
     vocabulary = len(base.tokenizer)
-    first = {answer: base.tokenizer(f" {answer}")["input_ids"][1] for answer in ("Athens", "Cork", "Oslo", "Rome")}
+    first = {answer: base.tokenizer(f" {answer}")["input_ids"][1] for answer in ("Antwerp", "Cairo", "Madrid", "Tokyo")}
     logits = torch.zeros(vocabulary)
-    for place, answer in enumerate(("Rome", "Oslo", "Cork", "Athens")):
+    for place, answer in enumerate(("Tokyo", "Madrid", "Cairo", "Antwerp")):
         logits[first[answer]] = 10.0 * place
     oracle = Oracle(base, lambda ids: logits)
-    fact = replace(exam.facts[0], target="Oslo", paraphrases=())
-    asked = replace(exam, facts=[fact], answers=[("Athens", "Cork", "Rome")])
+    fact = replace(exam.facts[0], target="Madrid", paraphrases=())
+    asked = replace(exam, facts=[fact], answers=[("Antwerp", "Cairo", "Tokyo")])
     scores = {name: values.item() for name, values in Rank()(oracle, asked).items()}
     assert scores["rank_first"] == 0
     assert scores["rank"] == pytest.approx(1 / 3)
-    assert scores["rank_paraphrases"] != scores["rank_paraphrases"], "NaN without paraphrases"
+    assert math.isnan(scores["rank_paraphrases"]), "there are no paraphrases"
 
 
 def test_a_model_that_says_the_same_of_all_ranks_the_truth_by_chance(base: EditableLM, exam: Exam) -> None:
     oracle = Oracle(base, lambda ids: torch.zeros(len(base.tokenizer)))
-    one_token = [a for a in ("Athens", "Cork", "Oslo", "Rome") if len(base.tokenizer(f" {a}")["input_ids"]) == 2]
-    fact = replace(exam.facts[0], target=one_token[0])
-    scores = Rank()(oracle, replace(exam, facts=[fact], answers=[tuple(one_token[1:])]))
+    fact = replace(exam.facts[0], target="Cairo")
+    scores = Rank()(oracle, replace(exam, facts=[fact], answers=[("Antwerp", "Madrid", "Tokyo")]))
     assert scores["rank"].item() == pytest.approx(0.5)
 
 

@@ -38,10 +38,8 @@ class EditingModule(UnlearnModule):
     sets ``rule`` and ``solution``, there is one step, which only measures the solution.
 
     Args:
-        optimize_values: Whether the original-knowledge values V are optimized for the true answers (the paper) or
-            observed at the layer (cheaper, and much the same).
-        target: Whether edits aim at the neutral answer (``word``, the paper), or at what the model says of strangers
-            (``reference``).
+        optimize_values: Whether the values V are optimized for the true answers (the paper) or observed at the layer.
+        target: Whether edits aim at the neutral answer (``word``), or at what is said of strangers (``reference``).
         latents: Options of the latent optimization.
         objective: Weights and null space of what gradient descent minimizes, and of what is logged.
         parametrization: What gradient descent trains: ``whitened`` coordinates, by plain descent, or the ``dense``
