@@ -1,0 +1,120 @@
+"""Membership inference on models whose answers are known."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.attacks.conftest import Oracle
+from zu_lightning import EditableLM, InputError
+from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.membership import Membership, privleak, reference_membership, share_below, statements
+
+
+def test_a_model_that_knows_tells_facts_from_strangers(base: EditableLM, exam: Exam) -> None:
+    scores = Membership()(base, exam)
+    assert list(scores) == ["membership_loss", "membership_min_k", "membership_min_k_plus_plus"]
+    assert scores["membership_loss"].tolist() == scores["membership_min_k"].tolist() == [1.0] * 4
+    assert scores["membership_min_k_plus_plus"].mean() > 0.8, "a guess about a stranger can stand out more"
+
+
+def test_a_model_that_says_the_same_of_all_tells_nobody_apart(base: EditableLM, exam: Exam) -> None:
+    oracle = Oracle(base, lambda ids: torch.zeros(len(base.tokenizer)))
+    assert all(values.tolist() == [0.5] * 4 for values in Membership()(oracle, exam).values())
+
+
+def test_the_score_is_the_share_of_strangers_that_are_less_familiar(base: EditableLM, exam: Exam) -> None:
+    strangers = ("Ada Dahl", "Bruno Costa", "Nils Quist", "Ada Costa")
+    fact = replace(exam.facts[0], target="the")
+    asked = replace(exam, facts=[fact], answers=[()], strangers=[strangers])
+    token = base.tokenizer(" the")["input_ids"][-1]
+    of_subjects = dict(zip((str(fact.subject), *strangers), (2.0, 1.0, 3.0, 2.0, 0.0), strict=True))
+
+    def distribution(ids: list[int]) -> torch.Tensor:
+        logits = torch.zeros(len(base.tokenizer))
+        logits[token] = next(logit for name, logit in of_subjects.items() if name in base.tokenizer.decode(ids))
+        return logits
+
+    # Of 1, 3, 2, 0 two are below 2, and one is as high.
+    scores = Membership()(Oracle(base, distribution), asked)
+    assert scores["membership_loss"].item() == (1 + 0 + 0.5 + 1) / 4
+    assert scores["membership_min_k"].item() == (1 + 0 + 0.5 + 1) / 4
+
+
+def test_the_scores_look_at_the_tokens_of_the_answer_that_they_name(base: EditableLM, exam: Exam) -> None:
+    subject, stranger, answer = str(exam.facts[0].subject), "Ada Dahl", "the a the a the"
+    fact = replace(exam.facts[0], target=answer)
+    asked = replace(exam, facts=[fact], answers=[()], strangers=[(stranger,)])
+    query = base.tokenizer(fact.query.prompt + " " + answer)["input_ids"]
+    start = len(base.tokenizer(fact.query.prompt)["input_ids"])
+    assert len(query) - start == 5, "five answer tokens, of which Min-K% looks at two"
+    # Logits against a uniform rest: the stranger's mean is higher, but so is the mean of the fact's two lowest.
+    of_tokens = {subject: (4.0, 2.0, 2.0, 2.0, 2.0), stranger: (9.0, 9.0, 9.0, 0.0, 0.0)}
+
+    def distribution(ids: list[int]) -> torch.Tensor:
+        name = subject if subject in base.tokenizer.decode(ids) else stranger
+        length = len(base.tokenizer(fact.about(name).prompt)["input_ids"])
+        at = len(ids) - length
+        logits = torch.zeros(len(base.tokenizer))
+        logits[query[start + at]] = of_tokens[name][at]
+        return logits
+
+    oracle = Oracle(base, distribution)
+    scores = {name: values.item() for name, values in Membership()(oracle, asked).items()}
+    # Where all tokens are equally likely, their log-probability has no deviation and is standardized to 0.
+    assert scores == {"membership_loss": 0.0, "membership_min_k": 1.0, "membership_min_k_plus_plus": 1.0}
+    assert Membership(share=1.0)(oracle, asked)["membership_min_k"].item() == 0.0, "all tokens: the mean"
+
+
+def test_strangers_get_answers_of_the_relation_and_all_models_the_same(exam: Exam) -> None:
+    asked = statements(exam, 1)
+    fact = exam.facts[1]
+    assert asked[0] == fact.query
+    assert [query.prompt for query in asked[1:]] == [fact.about(name).prompt for name in exam.strangers[1]]
+    assert {query.target for query in asked[1:]} <= {fact.target, *exam.answers[1]}
+    assert statements(exam, 1) == asked
+    many = replace(exam, strangers=[tuple(f"Ada Dahl {i}" for i in range(40))] * 4)
+    assert {query.target for query in statements(many, 1)[1:]} == {fact.target, *exam.answers[1]}
+    assert statements(replace(many, seed=1), 1) != statements(many, 1)
+
+
+def test_a_fact_without_strangers_has_no_score(base: EditableLM, exam: Exam) -> None:
+    scores = Membership()(base, replace(exam, strangers=[(), *exam.strangers[1:]]))
+    assert scores["membership_loss"].isnan().tolist() == [True, False, False, False]
+
+
+def test_the_cost_grows_with_the_strangers(exam: Exam) -> None:
+    alone = Membership().tokens(replace(exam, strangers=[()] * 4))
+    assert 4 * 2 < alone < Membership().tokens(exam) < 6 * alone
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.1, math.nan])
+def test_a_wrong_share_is_refused(share: float) -> None:
+    with pytest.raises(InputError, match=r"share is .*: give a number above 0, and 1 at most"):
+        Membership(share=share)
+
+
+def test_ties_count_half() -> None:
+    scores = torch.tensor([[2.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0]])
+    assert share_below(scores).tolist() == [0.5, 0.0]
+    assert share_below(scores[:, :1]).isnan().all()
+
+
+def test_the_reference_cancels_what_is_likely_for_other_reasons() -> None:
+    gold = torch.tensor([[-5.0, -1.0, -2.0], [-3.0, -3.0, -3.0]])
+    edited = torch.tensor([[-4.0, -1.0, -2.0], [-3.0, -4.0, -2.0]])
+    assert share_below(edited).tolist() == [0.0, 0.5]
+    # Differences: 1 against 0 and 0; 0 against -1 and 1.
+    assert reference_membership(edited, gold).tolist() == [1.0, 0.5]
+    assert reference_membership(gold, gold).tolist() == [0.5, 0.5], "a model like gold gives nothing away"
+
+
+@pytest.mark.parametrize(("auc", "gold", "expected"), [(0.5, 0.5, 0), (1, 0.5, -100), (0.25, 0.5, 50), (0.7, 0.6, -25)])
+def test_privleak_is_the_relative_difference_to_gold(auc: float, gold: float, expected: float) -> None:
+    assert privleak(auc, gold) == pytest.approx(expected)
+
+
+def test_there_is_no_privleak_if_gold_tells_all_apart() -> None:
+    assert math.isnan(privleak(0.5, 1.0))
+    assert math.isnan(privleak(1.0, 1.0))
