@@ -17,7 +17,7 @@ STRANGERS = 20
 """Number of made-up subjects for each fact."""
 ANSWERS = 49
 """Maximum number of other answers of a relation."""
-KEPT = 100
+KEPT = 300
 """Maximum number of kept facts of each relation."""
 
 

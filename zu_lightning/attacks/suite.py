@@ -48,7 +48,7 @@ def attacks_of(suite: Suite, layers: int, updates: Mapping[int, LowRankUpdate] |
         TruthRatio(),
         Membership(),
         LogitLens(layers=layers),
-        Probe(layers=layers),
+        Probe(layers=layers, token="last"),
     ]
     if suite == "quick":
         return quick

@@ -46,8 +46,7 @@ class EditingModule(UnlearnModule):
             matrix Delta by Adam, as in the authors' release.
         learning_rate: Step size; by default the longest that cannot overshoot for ``whitened``, 0.001 for ``dense``.
         steps: Maximum number of gradient steps per layer.
-        tolerance: Optimality gap, (objective - optimum) / optimum, at which a layer is done; one more step, which
-            Lightning has fetched by then, is still taken.
+        tolerance: Optimality gap, (objective - optimum) / optimum, at which a layer is done; one more step is taken.
         kwargs: Arguments of :class:`UnlearnModule`.
     """
 
