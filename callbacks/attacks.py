@@ -2,7 +2,7 @@
 
 from lightning import Callback, LightningModule, Trainer
 
-from zu_lightning import EditableLM, InputError, UnlearnModule
+from zu_lightning import EditableLM, UnlearnModule
 from zu_lightning.attacks.exam import Exam
 from zu_lightning.attacks.suite import Suite, attacks_of, run_attacks
 from zu_lightning.errors import require_positive
@@ -17,8 +17,8 @@ class Attacks(Callback):
         suite: Which attacks: ``quick`` (forward passes only), ``full`` (samples, quantization, and relearning, too), or
             ``none``.
         facts: Maximum number of facts to attack: the first of those to forget.
-        gold: Hub id or directory of a model that was trained in the same way but never knew the facts, with the same
-            tokenizer. Without one there is no verdict.
+        gold: Hub id or directory of a model that was trained in the same way but never knew the facts. Without one
+            there is no verdict.
     """
 
     def __init__(self, suite: Suite = "quick", gold: str | None = None, facts: int = 100) -> None:
@@ -43,7 +43,8 @@ class Attacks(Callback):
             return
         self._attack(pl_module, pl_module.lm, "edited")
         if self.gold is not None:
-            self._attack(pl_module, self._loaded_gold(pl_module), "gold")
+            gold = EditableLM.from_pretrained(self.gold, dtype=pl_module.dtype_name).to(pl_module.lm.device)
+            self._attack(pl_module, gold, "gold")
 
     def _attack(self, module: UnlearnModule, lm: EditableLM, name: str) -> None:
         if self.suite == "none" or name in module.run.attacks:
@@ -55,11 +56,3 @@ class Attacks(Callback):
             attacks = attacks_of(self.suite, len(lm.layers), (module.updates() or None) if edited else {})
             cache = Cache(module.request.cache, lm, module.layers if edited else ())
             module.run.attacks[name] = run_attacks(lm, self.exam, attacks, cache, module.monitor)
-
-    def _loaded_gold(self, module: UnlearnModule) -> EditableLM:
-        assert self.gold is not None
-        gold = EditableLM.from_pretrained(self.gold, dtype=module.dtype_name).to(module.lm.device)
-        if gold.tokenizer.get_vocab() != module.lm.tokenizer.get_vocab():
-            remedy = "its tokenizer has another vocabulary than the model's: give a model that was trained alike."
-            raise InputError("gold", self.gold, remedy)
-        return gold

@@ -28,11 +28,11 @@ class InputError(ValueError):
         return f"{place}{name} {state}: {self.remedy}"
 
 
-def require_positive(parameter: str, value: float, *, or_zero: bool = False) -> None:
-    """Refuse a number that is infinite, NaN, or negative, and zero unless ``or_zero``.
+def require_positive(parameter: str, value: float | None, *, or_zero: bool = False) -> None:
+    """Refuse a number that is infinite, NaN, or negative, and zero unless ``or_zero``; ``None`` is not given.
 
     Raises:
         InputError: It is one of these.
     """
-    if not (math.isfinite(value) and (value > 0 or (or_zero and value == 0))):
+    if value is not None and not (math.isfinite(value) and (value > 0 or (or_zero and value == 0))):
         raise InputError(parameter, value, f"give {'zero or ' if or_zero else ''}a positive number.")

@@ -80,6 +80,8 @@ class Verdict:
         found = (
             f"{100 * self.left.mean:.1f} points (95% interval {100 * self.left.low:.1f} to {100 * self.left.high:.1f})"
         )
+        gaps = {name: score.gap.mean for name, score in self.scores.items() if score.gap is not None}
+        strongest = max(gaps, key=gaps.__getitem__)
         if self.left.high < ERASED:
             return (
                 f"Erased, as far as {self.attacks} attacks can tell: about the {self.facts} facts they find what "
@@ -87,7 +89,7 @@ class Verdict:
             )
         return (
             f"Masked, not erased: {self.attacks} attacks find more about the {self.facts} facts than in a model that "
-            f"never knew them, {found} more."
+            f"never knew them, {found} more; the strongest, {strongest}, {100 * gaps[strongest]:.0f} points more."
         )
 
     def scores_by_name(self) -> dict[str, dict[str, float]]:

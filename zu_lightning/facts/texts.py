@@ -35,7 +35,7 @@ class ReadingOptions:
     def __post_init__(self) -> None:
         """Refuse numbers that nothing can be read with."""
         for name, value in vars(self).items():
-            if name != "corpus_seed" and value is not None:
+            if name != "corpus_seed":
                 require_positive(f"reading.{name}", value)
 
 

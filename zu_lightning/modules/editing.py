@@ -34,8 +34,8 @@ class EditingModule(UnlearnModule):
     """ZeroUnlearn-GD on one layer after the other; an epoch is a layer.
 
     A batch is the layer's :class:`LayerProblem`. Each step descends on the objective of arXiv 2605.18879, Eq. 10; the
-    last one writes the update into the weight, before validation looks at it. With the ``ClosedForm`` callback, which
-    sets ``rule`` and ``solution``, there is one step, which only measures the solution.
+    last one writes the update, before validation. With the ``ClosedForm`` callback, which sets ``rule`` and
+    ``solution``, there is one step, which only measures the solution.
 
     Args:
         optimize_values: Whether the values V are optimized for the true answers (the paper) or observed at the layer.
@@ -44,7 +44,7 @@ class EditingModule(UnlearnModule):
         objective: Weights and null space of what gradient descent minimizes, and of what is logged.
         parametrization: What gradient descent trains: ``whitened`` coordinates, by plain descent, or the ``dense``
             matrix Delta by Adam, as in the authors' release.
-        learning_rate: Step size; by default the longest that cannot overshoot for ``whitened``, 0.001 for ``dense``.
+        learning_rate: Step size; by default the longest safe one for ``whitened``, 0.001 for ``dense``.
         steps: Maximum number of gradient steps per layer.
         tolerance: Optimality gap, (objective - optimum) / optimum, at which a layer is done; one more step is taken.
         kwargs: Arguments of :class:`UnlearnModule`.
@@ -66,9 +66,8 @@ class EditingModule(UnlearnModule):
         self.target_options = TargetOptions(self.neutral_target, optimize_values, latents, target)
         self.objective, self.parametrization, self.learning_rate = objective, parametrization, learning_rate
         self.steps, self.tolerance = steps, tolerance
-        for name, value in {"steps": steps, "learning_rate": learning_rate, "tolerance": tolerance}.items():
-            if value is not None:
-                require_positive(name, value)
+        for name in ("steps", "learning_rate", "tolerance"):
+            require_positive(name, getattr(self, name))
         self.rule: Rule | None = None
         """The closed form, if the ``ClosedForm`` callback has set one; ``solution`` is its update of this layer."""
         self.solution: LowRankUpdate | None = None
@@ -94,10 +93,9 @@ class EditingModule(UnlearnModule):
 
     def settings(self) -> dict[str, object]:
         """Everything in this module that decides which weights a run ends with, by parameter."""
-        targets = vars(self.target_options)
         descent = (self.objective, self.parametrization, self.learning_rate, self.steps, self.tolerance)
         of_descent = {"objective, or another option of gradient descent": None if self.rule else descent}
-        return super().settings() | {"rule": self.rule} | targets | of_descent
+        return super().settings() | {"rule": self.rule} | vars(self.target_options) | of_descent
 
     def setup(self, stage: str) -> None:
         """Begin a fit afresh, and make it as long as there are layers."""

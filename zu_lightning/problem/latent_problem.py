@@ -9,7 +9,6 @@ Rows are prompts, with an answer or without, and prompts *to keep*, after which 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -20,9 +19,9 @@ from zu_lightning.errors import InputError, require_positive
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.contexts import CONTEXT_STARTS
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.suffix import Suffix, after_shared_prefix
 from zu_lightning.lm.tokens import TokenBatch, collate, tokenize_fact
 from zu_lightning.metrics.functional import AnswerScores, answer_scores
+from zu_lightning.problem.latent_rows import Kept, Rows
 
 KLPosition = Literal["last", "lookup"]
 """Which token of "{subject} is a" the KL term reads: its last one, or its lookup token."""
@@ -88,66 +87,6 @@ class Goal:
     answers: Sequence[str]
     references: Tensor | None = None
     truth: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class _Places:
-    """What the loss reads: before every answer token, or at the end of a prompt without; then in each text to keep."""
-
-    rows: Tensor
-    positions: Tensor
-    tokens: Tensor
-    """Ids of the answer tokens; the places after them have none."""
-    ends: Tensor
-    """Rows of prompts without an answer, whose places follow those of the answer tokens."""
-
-    @classmethod
-    def of(cls, batch: TokenBatch, keep: Tensor, read: Tensor) -> "_Places":
-        rows, positions, tokens = batch.answer_positions()
-        ends, kept = (batch.without_answer & ~keep).nonzero().squeeze(1), keep.nonzero().squeeze(1)
-        places = torch.cat([positions, batch.lengths[ends] - 1, read[kept]])
-        return cls(torch.cat([rows, ends, kept]), places, tokens, ends)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Texts of some facts, from their lookup tokens on: prompts, then prompts to keep."""
-
-    batch: TokenBatch
-    suffix: Suffix
-    fact: Tensor
-    """R, index of each row's fact."""
-    context: Tensor
-    """R, index of each row's context; those to keep have none of these."""
-    weight: Tensor
-    """R, of each row's term in the loss."""
-    read: Tensor
-    """R, where a prompt to keep is read, in tokens from the start of the text."""
-    contexts: int
-    """Number of contexts."""
-
-    def select(self, chosen: Tensor) -> "_Rows":
-        """Some rows, by a mask."""
-        rows = chosen.nonzero().squeeze(1)
-        return replace(
-            self,
-            batch=self.batch.select(rows),
-            suffix=self.suffix.select(rows),
-            fact=self.fact[rows],
-            context=self.context[rows],
-            weight=self.weight[rows],
-            read=self.read[rows],
-        )
-
-    @cached_property
-    def keep(self) -> Tensor:
-        """R, which prompts are to keep."""
-        return self.context == self.contexts
-
-    @cached_property
-    def places(self) -> "_Places":
-        """Where the loss looks, step after step."""
-        return _Places.of(self.batch, self.keep, self.read)
 
 
 class LatentProblem:
@@ -223,66 +162,42 @@ class LatentProblem:
         texts = [tokenize_fact(tokenizer, fact, answer=answer) for fact, answer in zip(facts, answers, strict=True)]
         batch = collate(texts, tokenizer).to(self.lm.device)
         rows, positions, tokens = batch.answer_positions()
-        with self.lm.shifted(self.site, lambda hidden: _added(hidden, batch.lookup, delta), len(texts)):
-            logits = self.lm.logits(batch, rows, positions, watched=[self.site])
-        return answer_scores(logits, tokens, rows, len(texts))
+        return answer_scores(self._shifted(batch, rows, positions, delta), tokens, rows, len(texts))
 
     @torch.no_grad()
     def next_token(self, facts: Sequence[Fact], delta: Tensor) -> Tensor:
         """Log-probabilities of what follows the bare prompts with ``delta`` (N x D) in place, N x vocabulary."""
-        batch = collate([tokenize_fact(self.lm.tokenizer, fact) for fact in facts], self.lm.tokenizer).to(
-            self.lm.device
-        )
+        texts = [tokenize_fact(self.lm.tokenizer, fact) for fact in facts]
+        batch = collate(texts, self.lm.tokenizer).to(self.lm.device)
         rows = torch.arange(len(facts), device=self.lm.device)
-        with self.lm.shifted(self.site, lambda hidden: _added(hidden, batch.lookup, delta), len(facts)):
-            return log_softmax(self.lm.logits(batch, rows, batch.lengths - 1, watched=[self.site]), -1)
+        return log_softmax(self._shifted(batch, rows, batch.lengths - 1, delta), -1)
+
+    def _shifted(self, batch: TokenBatch, rows: Tensor, positions: Tensor, delta: Tensor) -> Tensor:
+        with self.lm.shifted(self.site, lambda hidden: _added(hidden, batch.lookup, delta), len(batch.lengths)):
+            return self.lm.logits(batch, rows, positions, watched=[self.site])
 
     @torch.no_grad()
-    def _unchanged(self, facts: Sequence[Fact], answers: Sequence[str]) -> tuple[_Rows, Tensor, Tensor]:
+    def _unchanged(self, facts: Sequence[Fact], answers: Sequence[str]) -> tuple[Rows, Tensor, Tensor]:
         """With nothing added: the rows, what is at the site at the lookup tokens (N x D), and log-probabilities."""
         lm, n = self.lm, len(facts)
-        texts = [
-            tokenize_fact(lm.tokenizer, fact, context=context, answer=answer)
-            for context in self.contexts
-            for fact, answer in zip(facts, answers, strict=True)
-        ]
-        kept = [(i, prompt, position, weight) for i in range(n) for prompt, position, weight in self._to_keep(facts[i])]
-        of_fact, to_keep, positions, weights = zip(*kept, strict=True) if kept else ((), (), (), ())
-        context = [i // n for i in range(len(texts))] + [len(self.contexts)] * len(kept)
-        fact = [i % n for i in range(len(texts))] + [*of_fact]
-        texts += [tokenize_fact(lm.tokenizer, prompt) for prompt in to_keep]
-        batch = collate(texts, lm.tokenizer).to(lm.device)
-        # Mean over an answer's tokens, then over contexts.
-        weight = 1.0 / (batch.lengths - batch.answer).clamp(min=1).float() / len(self.contexts)
-        weight[len(texts) - len(kept) :] = weight.new_tensor(weights)
-        at_lookup = torch.tensor([False] * (n * len(self.contexts)) + [at == "lookup" for at in positions])
-        rows = _Rows(
-            batch=batch,
-            suffix=after_shared_prefix(lm, batch, torch.tensor(context, device=lm.device)),
-            fact=torch.tensor(fact, device=lm.device),
-            context=torch.tensor(context, device=lm.device),
-            weight=weight,
-            read=torch.where(at_lookup.to(lm.device), batch.lookup, batch.lengths - 1),
-            contexts=len(self.contexts),
-        )
-        begun, places = rows.suffix, rows.places
+        kept = [Kept(i, *prompt) for i, fact in enumerate(facts) for prompt in self._to_keep(fact)]
+        rows = Rows.of(lm, facts, answers, self.contexts, kept)
+        begun, places, lookup = rows.suffix, rows.places, rows.batch.lookup
         modules = [lm.layers[self.layer], self.site]
         (at_layer, at_site), logits, cached = begun.seen(lm, modules, places.rows, places.positions)
         below = (self.layer, at_layer.input) if self.inside_layer else (self.layer + 1, at_layer.output)
-        lookup = (batch.lookup - begun.start)[:n]
-        start = at_site.output[torch.arange(n, device=lm.device), lookup].float()
-        later = replace(rows, suffix=begun.later(batch.lookup, *below, cached))
-        return later, start, log_softmax(logits, -1)
+        start = at_site.output[torch.arange(n, device=lm.device), (lookup - begun.start)[:n]].float()
+        return replace(rows, suffix=begun.later(lookup, *below, cached)), start, log_softmax(logits, -1)
 
-    def _to_keep(self, fact: Fact) -> Iterator[tuple[Fact, KLPosition, float]]:
-        """Prompts about a fact's subject after which nothing should change, where that is read, and weights."""
+    def _to_keep(self, fact: Fact) -> Iterator[tuple[Fact, bool, float]]:
+        """Prompts about a fact's subject after which nothing should change, if at the lookup token, and weights."""
         if fact.essence is not None:
-            yield fact.essence, self.options.kl_position, self.options.kl_weight
+            yield fact.essence, self.options.kl_position == "lookup", self.options.kl_weight
         siblings = self.siblings.get(fact.id, ())
         for sibling in siblings:
-            yield sibling, "last", self.options.same_subject_weight / len(siblings)
+            yield sibling, False, self.options.same_subject_weight / len(siblings)
 
-    def _log_probability(self, chosen: _Rows, delta: Tensor) -> Tensor:
+    def _log_probability(self, chosen: Rows, delta: Tensor) -> Tensor:
         """At the places that the loss reads, with ``delta`` (N x D) in place: P x vocabulary."""
         places, first = chosen.places, torch.zeros_like(chosen.fact)
         of_row = delta[chosen.fact]
@@ -299,7 +214,7 @@ class LatentProblem:
         return log_softmax(suffix.logits(self.lm, places.rows, places.positions), -1)
 
     def _losses(
-        self, chosen: _Rows, goal: Goal, log_probability: Tensor, original: Tensor, delta: Tensor, size: Tensor
+        self, chosen: Rows, goal: Goal, log_probability: Tensor, original: Tensor, delta: Tensor, size: Tensor
     ) -> Tensor:
         """N, loss of every fact; for facts without rows only the decay. ``size`` is ||start||^2."""
         fact, weight, places = chosen.fact, chosen.weight, chosen.places
@@ -319,20 +234,25 @@ class LatentProblem:
         # The norm has no gradient at zero, where every fact starts.
         return losses + self.options.weight_decay * (delta.square().sum(1) + 1e-24).sqrt() / size
 
-    def _from_references(self, log_probability: Tensor, references: Tensor, truth: Tensor) -> Tensor:
-        """KL(references || model), which says little of what both find unlikely, and how much likelier the truth is.
 
-        Args:
-            log_probability: Of the model, places x vocabulary.
-            references: Of the references, places x vocabulary.
-            truth: First token of the true answer, places.
+def _from_references(log_probability: Tensor, references: Tensor, truth: Tensor, hinge_weight: float) -> Tensor:
+    """How far the model is from the references, in nats.
 
-        Returns:
-            Loss of each place, in nats.
-        """
-        divergence = kl_div(log_probability, references, log_target=True, reduction="none").sum(1)
-        above = (log_probability - references).gather(1, truth[:, None])[:, 0]
-        return divergence + self.options.hinge_weight * above.clamp(min=0)
+    KL(references || model) says little of unlikely tokens, such as the truth: how much likelier the model finds that
+    is added.
+
+    Args:
+        log_probability: Of the model, places x vocabulary.
+        references: Of the references, places x vocabulary.
+        truth: First token of the true answer, places.
+        hinge_weight: Weight of what is added.
+
+    Returns:
+        Loss of each place.
+    """
+    divergence = kl_div(log_probability, references, log_target=True, reduction="none").sum(1)
+    above = (log_probability - references).gather(1, truth[:, None])[:, 0]
+    return divergence + hinge_weight * above.clamp(min=0)
 
 
 def _check_finite(losses: Tensor, facts: Sequence[Fact]) -> None:
@@ -341,7 +261,7 @@ def _check_finite(losses: Tensor, facts: Sequence[Fact]) -> None:
         raise ValueError(f"the latent optimization of facts {names} gave NaN or infinite losses: check the model.")
 
 
-def _of_active(active: Tensor, original: Tensor, rows: _Rows) -> tuple[Tensor, _Rows]:
+def _of_active(active: Tensor, original: Tensor, rows: Rows) -> tuple[Tensor, Rows]:
     """Original distributions and rows of the facts that are not done."""
     stays = active[rows.fact]
     return original[stays[rows.keep]], rows.select(stays)

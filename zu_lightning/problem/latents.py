@@ -71,15 +71,27 @@ class NeutralTargets:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
+@dataclass(frozen=True)
+class Others:
+    """Who else plays a part in neutral targets.
+
+    Attributes:
+        strangers: For each fact the subjects of whom references are made; empty if there are none.
+        siblings: For a fact's id, other facts about its subject whose answers should stay.
+    """
+
+    strangers: Sequence[tuple[str, ...]] = ()
+    siblings: Mapping[str, Sequence[Fact]] = field(default_factory=dict)
+
+
 def neutral_targets(
     lm: EditableLM,
     facts: Sequence[Fact],
     layer: int,
     contexts: Sequence[str],
     options: TargetOptions,
+    others: Others | None = None,
     monitor: Monitor | None = None,
-    strangers: Sequence[tuple[str, ...]] = (),
-    siblings: Mapping[str, Sequence[Fact]] | None = None,
 ) -> NeutralTargets:
     """z*: hidden states after ``layer`` at the lookup tokens that make the model say what it should.
 
@@ -89,14 +101,14 @@ def neutral_targets(
         layer: Index of the layer.
         contexts: Texts to put before prompts, the first one empty.
         options: What the model should say, and how to optimize.
+        others: Who else plays a part in it.
         monitor: Shows progress.
-        strangers: For each fact the subjects of whom the references are made; only for these.
-        siblings: For a fact's id, other facts about its subject whose answers should stay.
 
     Returns:
         The targets, float64.
     """
-    problem = LatentProblem(lm, lm.layers[layer], layer, contexts, options.latents, siblings)
+    others = others or Others()
+    problem = LatentProblem(lm, lm.layers[layer], layer, contexts, options.latents, others.siblings)
     n, by_reference = len(facts), options.target == "reference"
     answers = ["" if by_reference else options.neutral_target] * n
     references = References(lm, contexts)
@@ -105,7 +117,7 @@ def neutral_targets(
         if not by_reference:
             return Goal([answers[i] for i in share])
         some = [facts[i] for i in share]
-        said = references.of(some, [strangers[i] for i in share])
+        said = references.of(some, [others.strangers[i] for i in share])
         return Goal([""] * len(share), said, first_tokens(lm, some))
 
     start, optimum = torch.zeros(2, lm.weight(layer).shape[0], n, dtype=torch.float64, device=lm.device)
@@ -114,7 +126,7 @@ def neutral_targets(
         start[:, share], optimum[:, share] = before, after
         some, delta = [facts[i] for i in share], (after - before).mT.float()
         if by_reference:
-            said = references.of(some, [strangers[i] for i in share])[0].exp()
+            said = references.of(some, [others.strangers[i] for i in share])[0].exp()
             common = problem.next_token(some, delta).exp().minimum(said).sum(1)
             probability[share] = common.double()
         else:

@@ -17,7 +17,7 @@ from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import check_lengths, tokenize_fact
 from zu_lightning.problem.cache import Cache
 from zu_lightning.problem.keys import layer_outputs, lookup_keys
-from zu_lightning.problem.latents import NeutralTargets, TargetOptions, neutral_targets, original_values
+from zu_lightning.problem.latents import NeutralTargets, Others, TargetOptions, neutral_targets, original_values
 from zu_lightning.problem.layer_problem import LayerProblem
 from zu_lightning.problem.moments import second_moments
 from zu_lightning.timing import Monitor
@@ -79,13 +79,13 @@ def prepare(
         moments = second_moments(lm, request.text, layers, monitor, cache)
     if targets is None:
         with monitor.timed("targets"):
-            strangers, siblings = _strangers(request) if options.target == "reference" else [], _siblings(request)
-            about = (lm, request.forget, layers[-1], contexts, options, monitor, strangers, siblings)
-            optimized = partial(neutral_targets, *about)
-            aim = strangers or options.neutral_target
-            decisive = (list(request.forget), layers[-1], contexts, aim, siblings, options.latents)
+            others = Others(_strangers(request) if options.target == "reference" else (), _siblings(request))
+            optimized = partial(neutral_targets, lm, request.forget, layers[-1], contexts, options, others, monitor)
+            aim = others if others.strangers else (options.neutral_target, others)
+            decisive = (list(request.forget), layers[-1], contexts, aim, options.latents)
             targets = NeutralTargets(contexts, **cache.tensors("targets", lambda: optimized().tensors(), *decisive))
-        reached = "share that is said as of strangers" if strangers else f"probability of {options.neutral_target!r}"
+        word = f"probability of {options.neutral_target!r}"
+        reached = "share that is said as of strangers" if options.target == "reference" else word
         log.info(
             "neutral targets: with z* inserted directly, the answer is gone for %.0f%% of the facts, and no rule can "
             "forget more; the mean %s is %.3f",

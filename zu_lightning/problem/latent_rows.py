@@ -1,0 +1,133 @@
+"""The texts of a latent optimization, as rows of a batch, and where its loss reads them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from zu_lightning.facts.fact import Fact
+from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.suffix import Suffix, after_shared_prefix
+from zu_lightning.lm.tokens import TokenBatch, collate, tokenize_fact
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A prompt after which the model should go on as before.
+
+    Attributes:
+        fact: Index of the fact about whose subject it is.
+        prompt: The prompt.
+        at_lookup: Whether that is read at its lookup token, in place of its last one.
+        weight: Of its term in the loss.
+    """
+
+    fact: int
+    prompt: Fact
+    at_lookup: bool
+    weight: float
+
+
+@dataclass(frozen=True)
+class Places:
+    """What the loss reads: before every answer token, or at the end of a prompt without; then in each text to keep."""
+
+    rows: Tensor
+    positions: Tensor
+    tokens: Tensor
+    """Ids of the answer tokens; the places after them have none."""
+    ends: Tensor
+    """Rows of prompts without an answer, whose places follow those of the answer tokens."""
+
+    @classmethod
+    def of(cls, batch: TokenBatch, keep: Tensor, read: Tensor) -> "Places":
+        """The places of a batch; rows to ``keep`` are ``read`` at one position each."""
+        rows, positions, tokens = batch.answer_positions()
+        ends, kept = (batch.without_answer & ~keep).nonzero().squeeze(1), keep.nonzero().squeeze(1)
+        places = torch.cat([positions, batch.lengths[ends] - 1, read[kept]])
+        return cls(torch.cat([rows, ends, kept]), places, tokens, ends)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Texts of some facts, from their lookup tokens on: prompts, then prompts to keep."""
+
+    batch: TokenBatch
+    suffix: Suffix
+    fact: Tensor
+    """R, index of each row's fact."""
+    context: Tensor
+    """R, index of each row's context; those to keep have none of these."""
+    weight: Tensor
+    """R, of each row's term in the loss."""
+    read: Tensor
+    """R, where a prompt to keep is read, in tokens from the start of the text."""
+    contexts: int
+    """Number of contexts."""
+
+    @classmethod
+    def of(
+        cls,
+        lm: EditableLM,
+        facts: Sequence[Fact],
+        answers: Sequence[str],
+        contexts: Sequence[str],
+        kept: Sequence[Kept],
+    ) -> "Rows":
+        """The whole texts of n facts, from where those with the same context differ.
+
+        Args:
+            lm: The model.
+            facts: n facts.
+            answers: What to put after each prompt, n; empty texts for nothing.
+            contexts: Texts to put before prompts.
+            kept: Prompts to keep.
+        """
+        n, tokenizer = len(facts), lm.tokenizer
+        texts = [
+            tokenize_fact(tokenizer, fact, context=context, answer=answer)
+            for context in contexts
+            for fact, answer in zip(facts, answers, strict=True)
+        ]
+        context = [i // n for i in range(len(texts))] + [len(contexts)] * len(kept)
+        fact = [i % n for i in range(len(texts))] + [one.fact for one in kept]
+        at_lookup = [False] * len(texts) + [one.at_lookup for one in kept]
+        batch = collate([*texts, *(tokenize_fact(tokenizer, one.prompt) for one in kept)], tokenizer).to(lm.device)
+        # Mean over an answer's tokens, then over contexts.
+        weight = 1.0 / (batch.lengths - batch.answer).clamp(min=1).float() / len(contexts)
+        weight[len(texts) :] = weight.new_tensor([one.weight for one in kept])
+        of_context = torch.tensor(context, device=lm.device)
+        return cls(
+            batch=batch,
+            suffix=after_shared_prefix(lm, batch, of_context),
+            fact=torch.tensor(fact, device=lm.device),
+            context=of_context,
+            weight=weight,
+            read=torch.where(torch.tensor(at_lookup, device=lm.device), batch.lookup, batch.lengths - 1),
+            contexts=len(contexts),
+        )
+
+    def select(self, chosen: Tensor) -> "Rows":
+        """Some rows, by a mask."""
+        rows = chosen.nonzero().squeeze(1)
+        return replace(
+            self,
+            batch=self.batch.select(rows),
+            suffix=self.suffix.select(rows),
+            fact=self.fact[rows],
+            context=self.context[rows],
+            weight=self.weight[rows],
+            read=self.read[rows],
+        )
+
+    @cached_property
+    def keep(self) -> Tensor:
+        """R, which prompts are to keep."""
+        return self.context == self.contexts
+
+    @cached_property
+    def places(self) -> "Places":
+        """Where the loss looks, step after step."""
+        return Places.of(self.batch, self.keep, self.read)
