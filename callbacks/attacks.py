@@ -1,9 +1,11 @@
 """Attacks before and after a fit, and on a model that never knew."""
 
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from zu_lightning import EditableLM, UnlearnModule
 from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.membership import reference
 from zu_lightning.attacks.suite import Suite, attacks_of, run_attacks
 from zu_lightning.errors import require_positive
 from zu_lightning.lm.loading import check_model
@@ -25,34 +27,40 @@ class Attacks(Callback):
         require_positive("facts", facts)
         self.suite, self.gold, self.facts = suite, gold, facts
         self.exam: Exam | None = None
+        self.reference: tuple[tuple[float, ...], ...] | None = None
+        """What gold says of statements about the facts and about strangers."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the gold model before anything is computed."""
-        self.exam = None
+        self.exam = self.reference = None
         if self.suite != "none" and self.gold is not None:
             check_model(self.gold)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attack the unedited model, after Lightning's sanity check has measured it."""
-        if trainer.state.fn == "fit" and trainer.sanity_checking and isinstance(pl_module, UnlearnModule):
-            self._attack(pl_module, pl_module.lm, "base")
+        if trainer.state.fn == "fit" and trainer.sanity_checking:
+            self._attack(pl_module, "base")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attack the edited model and gold."""
-        if not isinstance(pl_module, UnlearnModule) or self.suite == "none" or not pl_module.run.after:
-            return
-        self._attack(pl_module, pl_module.lm, "edited")
-        if self.gold is not None:
-            gold = EditableLM.from_pretrained(self.gold, dtype=pl_module.dtype_name).to(pl_module.lm.device)
-            self._attack(pl_module, gold, "gold")
+        """Attack the edited model."""
+        self._attack(pl_module, "edited")
 
-    def _attack(self, module: UnlearnModule, lm: EditableLM, name: str) -> None:
-        if self.suite == "none" or name in module.run.attacks:
+    def _attack(self, module: LightningModule, name: str) -> None:
+        if self.suite == "none" or not isinstance(module, UnlearnModule):
             return
+        found = module.run.attacks
         with module.monitor.timed("attacks"):
             self.exam = self.exam or Exam.of(module.request, self.facts)
-            edited = name == "edited"
-            # Nothing was added to the others, but their scores have the same names.
-            attacks = attacks_of(self.suite, len(lm.layers), (module.updates() or None) if edited else {})
-            cache = Cache(module.request.cache, lm, module.layers if edited else ())
-            module.run.attacks[name] = run_attacks(lm, self.exam, attacks, cache, module.monitor)
+            if self.gold is not None and self.reference is None:
+                gold = EditableLM.from_pretrained(self.gold, dtype=module.dtype_name).to(module.lm.device)
+                self.reference = reference(gold, self.exam)
+                if "gold" not in found:
+                    found["gold"] = self._scores(module, gold, self.exam)
+            if name not in found:
+                found[name] = self._scores(module, module.lm, self.exam)
+
+    def _scores(self, module: UnlearnModule, lm: EditableLM, exam: Exam) -> dict[str, Tensor]:
+        # Nothing was added to gold and to the unedited model, but their scores have the same names.
+        updates = {} if lm is not module.lm or not module.run.after else module.updates() or None
+        attacks = attacks_of(self.suite, len(lm.layers), updates, self.reference)
+        return run_attacks(lm, exam, attacks, Cache(module.request.cache, lm, module.layers), module.monitor)

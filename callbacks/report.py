@@ -113,6 +113,7 @@ def results_of(module: UnlearnModule) -> Results:
         layers={key.layer: edit.scores for key, edit in run.edits.items() if key.request == module.request.number},
         forgotten=[fact.id for fact in forget],
         attacks={} if found is None else found.scores_by_name(),
+        comparisons={} if found is None else found.comparisons,
         verdict=None if found is None else found.sentence,
     )
 

@@ -152,7 +152,8 @@ class UnlearnDataModule(LightningDataModule):
         """Queries for each metric, and held-out text for the perplexity."""
         request = self.request
         facts = (request.forget, request.retain, request.heldout)
-        batches = evaluation_batches(self.module.lm, *facts, self.reading, request.protect)
+        more = (request.protect, request.same_subject)
+        batches = evaluation_batches(self.module.lm, *facts, self.reading, *more)
         # A process without a share still has to take part in the sums that follow.
         return _loader([*own_share(batches)] or [None])
 

@@ -200,9 +200,13 @@ SHORT_RUN = (
 
 
 def command_line(root: Path, *options: str, command: str = "fit", configs: tuple[str, ...] = ("demo",)) -> list[str]:
-    """Arguments of ``train.py`` for a run that writes under ``root``; configurations by name, as in ``configs/``."""
+    """Arguments of ``train.py`` for a run that writes under ``root``; configurations by name, as in ``configs/``.
+
+    Nothing is attacked unless ``options`` ask for it.
+    """
     files = [f"--config=configs/{name}.yaml" for name in configs]
-    return [command, *files, f"--trainer.default_root_dir={root}", *options]
+    quiet = ["--attacks.suite=none"] if command == "fit" else []
+    return [command, *files, f"--trainer.default_root_dir={root}", *quiet, *options]
 
 
 def train_py(arguments: list[str]) -> None:

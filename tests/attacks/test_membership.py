@@ -9,7 +9,7 @@ import torch
 from tests.attacks.conftest import Oracle
 from zu_lightning import EditableLM, InputError
 from zu_lightning.attacks.exam import Exam
-from zu_lightning.attacks.membership import Membership, privleak, reference_membership, share_below, statements
+from zu_lightning.attacks.membership import Membership, privleak, reference, share_below, statements
 
 
 def test_a_model_that_knows_tells_facts_from_strangers(base: EditableLM, exam: Exam) -> None:
@@ -101,13 +101,16 @@ def test_ties_count_half() -> None:
     assert share_below(scores[:, :1]).isnan().all()
 
 
-def test_the_reference_cancels_what_is_likely_for_other_reasons() -> None:
-    gold = torch.tensor([[-5.0, -1.0, -2.0], [-3.0, -3.0, -3.0]])
-    edited = torch.tensor([[-4.0, -1.0, -2.0], [-3.0, -4.0, -2.0]])
-    assert share_below(edited).tolist() == [0.0, 0.5]
-    # Differences: 1 against 0 and 0; 0 against -1 and 1.
-    assert reference_membership(edited, gold).tolist() == [1.0, 0.5]
-    assert reference_membership(gold, gold).tolist() == [0.5, 0.5], "a model like gold gives nothing away"
+def test_the_reference_cancels_what_is_likely_for_other_reasons(base: EditableLM, exam: Exam) -> None:
+    # Every name is given the same answer, which the oracle likes less the longer the name.
+    asked = replace(exam, answers=[()] * 4)
+    oracle = Oracle(base, lambda ids: torch.arange(len(base.tokenizer)) * 1e-4 * len(ids))
+    own = reference(oracle, asked)
+    assert [len(values) for values in own] == [1 + len(exam.strangers[0])] * 4
+    scores = Membership(gold=own)(oracle, asked)
+    assert scores["membership_reference"].tolist() == [0.5] * 4, "a model like gold gives nothing away"
+    less = tuple((values[0] - 1.0, *values[1:]) for values in own)
+    assert Membership(gold=less)(oracle, asked)["membership_reference"].tolist() == [1.0] * 4
 
 
 @pytest.mark.parametrize(("auc", "gold", "expected"), [(0.5, 0.5, 0), (1, 0.5, -100), (0.25, 0.5, 50), (0.7, 0.6, -25)])

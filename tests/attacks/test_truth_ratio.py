@@ -36,7 +36,7 @@ def test_a_model_that_knows_prefers_the_truth(base: EditableLM, exam: Exam) -> N
     assert min(TruthRatio()(base, exam)["truth_ratio"].tolist()) > 0.9
 
 
-@pytest.mark.parametrize(("odds", "ratio", "score"), [(8.0, 0.25, 0.75), (1.0, 2.0, 0.0), (2.0, 1.0, 0.0)])
+@pytest.mark.parametrize(("odds", "ratio", "score"), [(8.0, 0.25, 0.8), (1.0, 2.0, 1 / 3), (2.0, 1.0, 0.5)])
 def test_it_is_the_mean_of_wrong_answers_over_the_truth(
     base: EditableLM, exam: Exam, odds: float, ratio: float, score: float
 ) -> None:

@@ -49,9 +49,39 @@ def test_a_score_that_applies_to_no_fact_is_left_out() -> None:
 
 def test_the_sentence_says_what_was_found() -> None:
     none, all_of_it = scores(rank=[0.0] * 10), scores(rank=[1.0] * 10)
-    assert verdict(none, all_of_it, none).sentence.startswith("Erased, as far as 1 attacks can tell")
-    assert "100.0 points (95% interval 100.0 to 100.0) more" in verdict(all_of_it, all_of_it, none).sentence
+    assert verdict(none, all_of_it, none).sentence.startswith(
+        "Erased, as far as these attacks can tell: 1 attacks on 10"
+    )
+    masked = verdict(all_of_it, all_of_it, none).sentence
+    assert masked.startswith("Masked, not erased")
+    assert "100.0 points (95% interval 100.0 to 100.0) more" in masked
+    assert "the strongest is rank, 100 points" in masked
+    some = scores(rank=[1.0] + [0.0] * 9)
+    assert verdict(some, all_of_it, none).sentence.startswith("Not clear")
     assert "without a model that never knew" in verdict(none, all_of_it).sentence
+
+
+def test_one_attack_that_finds_the_facts_is_enough() -> None:
+    edited = {name: torch.zeros(10) for name in "abcdefghij"}
+    gold = {name: torch.full((10,), 0.5) for name in edited}
+    edited["a"] = torch.ones(10)
+    found = verdict(edited, gold, gold)
+    assert found.left is not None
+    assert found.left.mean < 0
+    assert found.sentence.startswith("Masked, not erased")
+
+
+def test_a_model_that_answers_nothing_any_more_is_harmed() -> None:
+    nothing, everything = scores(rank=[0.0] * 4, kept=[0.0] * 4), scores(rank=[1.0] * 4, kept=[1.0] * 4)
+    found = verdict(nothing, everything, nothing)
+    assert (found.attacks, found.kept) == (1, 0.0)
+    assert "kept" not in found.scores
+    assert found.sentence.endswith(
+        "The model is harmed: it still gives only 0% of the answers about others that it knew."
+    )
+    assert verdict(everything, everything, nothing).sentence.endswith(
+        "It still gives 100% of the answers about others that it knew."
+    )
 
 
 def test_numbers_are_what_there_is() -> None:

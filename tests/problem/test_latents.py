@@ -1,5 +1,6 @@
 """Latent optimization: batched facts against one fact at a time, transcribed from the published procedure."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from zu_lightning import (
 )
 from zu_lightning.lm.tokens import collate, tokenize, tokenize_fact
 from zu_lightning.problem.latent_problem import LatentProblem
+from zu_lightning.problem.latents import Others
 
 CONTEXTS = ("", "It was late.", "In the morning, a quiet river stood.")
 OPTIONS = LatentOptions(steps=6)
@@ -40,9 +42,18 @@ def targets_for(
 
 
 def one_at_a_time(
-    lm: EditableLM, fact: Fact, answer: str, site: nn.Module, options: LatentOptions
+    lm: EditableLM,
+    fact: Fact,
+    answer: str,
+    site: nn.Module,
+    options: LatentOptions,
+    strangers: Sequence[str] = (),
+    sibling: Fact | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The published procedure for one fact with one vector, full forward passes and no batching: start and optimum."""
+    """The published procedure for one fact with one vector, full forward passes and no batching: start and optimum.
+
+    With strangers the loss is that of references, in place of the answer's.
+    """
     prompts = [tokenize_fact(lm.tokenizer, fact, context=context, answer=answer) for context in CONTEXTS]
     essence = tokenize(lm.tokenizer, f"{fact.subject} is a", lookup_end=len(fact.subject or ""))
     (record,) = lm.record(collate([prompts[0]], lm.tokenizer), [site])
@@ -61,16 +72,39 @@ def one_at_a_time(
             logits: Tensor = lm.model(input_ids=torch.tensor([ids])).logits
         return logits[0].log_softmax(-1)
 
+    def said_of(name: str, context: str) -> Tensor:
+        prompt = f"{context} {fact.prompt}".strip().replace(str(fact.subject), name)
+        logits: Tensor = lm.model(input_ids=torch.tensor([tokenize(lm.tokenizer, prompt).ids])).logits
+        return logits[0, -1].softmax(-1)
+
+    references = [
+        torch.stack([said_of(name, context) for name in strangers]).mean(0) for context in CONTEXTS if strangers
+    ]
+    truth = prompts[0].ids[prompts[0].answer]
+
+    def away_from_references(predicted: Tensor, reference: Tensor) -> Tensor:
+        divergence = (reference * (reference.log() - predicted)).sum()
+        return divergence + options.hinge_weight * (predicted[truth] - reference[truth].log()).clamp(min=0)
+
+    kept = tokenize_fact(lm.tokenizer, sibling) if sibling else essence
+    after_kept = log_probabilities(kept.ids, kept.lookup)[-1].detach()
     read = essence.lookup if options.kl_position == "lookup" else -1
     original = log_probabilities(essence.ids, essence.lookup)[read].detach()
     for step in range(options.steps):
         nll = torch.zeros(())
-        for text in prompts:
+        for i, text in enumerate(prompts):
+            if strangers:
+                at_end = log_probabilities(text.ids[: text.answer], text.lookup)[-1]
+                nll = nll + away_from_references(at_end, references[i]) / len(prompts)
+                continue
             predicted = log_probabilities(text.ids, text.lookup)[text.answer - 1 : -1]
             tokens = torch.tensor(text.ids[text.answer :])
             nll = nll - predicted.gather(1, tokens[:, None]).mean() / len(prompts)
         new = log_probabilities(essence.ids, essence.lookup)[read]
         divergence = (new.exp() * (new - original)).sum()
+        if sibling:
+            after = log_probabilities(kept.ids, kept.lookup)[-1]
+            nll = nll + options.same_subject_weight * (after.exp() * (after - after_kept)).sum()
         size = (unit * coordinates).norm() if step else torch.zeros(())
         loss = nll + options.kl_weight * divergence + options.weight_decay * size / start.square().sum()
         if loss < options.tolerance or step == options.steps - 1:
@@ -107,6 +141,52 @@ def test_batched_targets_are_those_of_one_fact_at_a_time(
         assert torch.allclose(found.start[:, i], start.double(), atol=1e-5)
         assert not torch.allclose(found.optimum[:, i], found.start[:, i], atol=1e-3)
         assert torch.allclose(found.optimum[:, i], optimum.double(), atol=1e-4)
+
+
+STRANGERS = ("Carla Zimmer", "Dario Quist Weber")
+
+
+@pytest.mark.parametrize("hinge_weight", [0.0, 3.0])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
+def test_batched_references_are_those_of_one_fact_at_a_time(
+    architecture: str, hinge_weight: float, facts: list[Fact]
+) -> None:
+    lm, some = random_lm(architecture), facts[:3]
+    options = replace(FREE, steps=6, hinge_weight=hinge_weight)
+    aim = TargetOptions(target="reference", latents=options)
+    others = Others(strangers=[STRANGERS, STRANGERS[:1], STRANGERS])
+    found = neutral_targets(lm, some, 1, CONTEXTS, aim, others)
+    for i, fact in enumerate(some):
+        start, optimum = one_at_a_time(lm, fact, fact.target, lm.layers[1], options, others.strangers[i])
+        assert not torch.allclose(found.optimum[:, i], found.start[:, i], atol=1e-3)
+        assert torch.allclose(found.start[:, i], start.double(), atol=1e-5)
+        assert torch.allclose(found.optimum[:, i], optimum.double(), atol=1e-4)
+
+
+def test_what_else_is_said_of_a_subject_is_kept(lm: EditableLM, facts: list[Fact]) -> None:
+    fact = facts[0]
+    sibling = replace(
+        fact, id="other", prompt=f"The home of {fact.subject} is in", subject_end=12 + len(str(fact.subject))
+    )
+    options = replace(FREE, steps=6, same_subject_weight=50.0)
+    found = neutral_targets(
+        lm, [fact], 1, CONTEXTS, TargetOptions("mill", latents=options), Others(siblings={fact.id: [sibling]})
+    )
+    _, optimum = one_at_a_time(lm, fact, "mill", lm.layers[1], options, sibling=sibling)
+    assert torch.allclose(found.optimum[:, 0], optimum.double(), atol=1e-4)
+    without = targets_for(lm, [fact], 1, CONTEXTS, options)
+    assert not torch.allclose(found.optimum, without.optimum, atol=1e-3)
+
+
+def test_with_references_the_model_goes_on_as_with_strangers(lm: EditableLM, facts: list[Fact]) -> None:
+    some = facts[:3]
+    aim = TargetOptions(target="reference", latents=replace(FREE, steps=200, clamp=20.0, contexts=1, tolerance=0.0))
+    found = neutral_targets(lm, some, 1, ("",), aim, Others(strangers=[STRANGERS] * 3))
+    hardly = neutral_targets(
+        lm, some, 1, ("",), replace(aim, latents=replace(aim.latents, steps=1)), Others(strangers=[STRANGERS] * 3)
+    )
+    assert (found.probability > hardly.probability).all()
+    assert found.probability.min() > 0.9
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])

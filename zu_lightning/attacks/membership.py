@@ -3,13 +3,12 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
-from zu_lightning.attacks.asking import Told, asked, told
-from zu_lightning.attacks.attack import NOTHING, Attack, words
+from zu_lightning.attacks.asking import Told, reading, told_by_fact
+from zu_lightning.attacks.attack import NOTHING, Attack
 from zu_lightning.attacks.exam import Exam
 from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Query
@@ -30,12 +29,16 @@ class Membership(Attack):
     - ``membership_min_k``: its mean over the least likely tokens (Min-K%, arXiv 2310.16789).
     - ``membership_min_k_plus_plus``: the same, standardized by what else might be said (Min-K%++, arXiv 2404.02936).
       Of a model that is sure of a fact it is near zero, so that a mere guess about a stranger can score more.
+    - ``membership_reference``: the mean log-probability above that of a model that never knew (arXiv 2111.08440): what
+      is likely for other reasons, such as a frequent answer, is so in both models and cancels.
     """
 
     name = "membership"
 
     share: float = 0.4
     """Share of an answer's tokens that Min-K% and Min-K%++ look at, rounded down, but one at least."""
+    gold: tuple[tuple[float, ...], ...] | None = None
+    """What a model that never knew says of the :func:`statements` of each fact, see :func:`reference`."""
 
     def __post_init__(self) -> None:
         """Refuse a wrong share."""
@@ -44,32 +47,31 @@ class Membership(Attack):
 
     def names(self, exam: Exam) -> list[str]:
         """See :class:`Membership`."""
-        return ["membership_loss", "membership_min_k", "membership_min_k_plus_plus"]
+        names = ["membership_loss", "membership_min_k", "membership_min_k_plus_plus"]
+        return names if self.gold is None else [*names, "membership_reference"]
 
     def tokens(self, exam: Exam) -> int:
         """Every statement once."""
-        queries, _ = asked(lambda i: statements(exam, i), range(len(exam.facts)))
-        return sum(words(query.prompt + query.target) for query in queries)
+        return reading(lambda i: statements(exam, i), range(len(exam.facts)))
 
     def scores(self, lm: EditableLM, exam: Exam, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """For each fact the share of the strangers' statements that look less familiar; none without strangers."""
-        queries, counts = asked(lambda i: statements(exam, i), facts)
-        familiarity = torch.tensor(
-            [self._familiarity(answer) for answer in told(lm, queries, exam.batch_tokens)], dtype=torch.float64
-        )
-        slices = list(pairwise(accumulate(counts, initial=0)))
+        found = told_by_fact(lm, lambda i: statements(exam, i), facts, exam.batch_tokens)
+        of_facts = [self._familiarity(i, answers) for i, answers in zip(facts, found, strict=True)]
         return {
-            name: [float(share_below(familiarity[start:end, kind])) for start, end in slices]
+            name: [float(share_below(familiarity[kind])) for familiarity in of_facts]
             for kind, name in enumerate(self.names(exam))
         }
 
-    def _familiarity(self, answer: Told) -> tuple[float, float, float]:
-        """By each of the ``names``; more is more like a member."""
-        return (
-            answer.mean_log_probability,
-            float(_lowest(answer.log_probability, self.share).mean()),
-            float(_lowest(answer.standardized, self.share).mean()),
-        )
+    def _familiarity(self, i: int, answers: Sequence[Told]) -> Tensor:
+        """Of a fact's statements by each of the ``names``, kinds x statements; more is more like a member."""
+        loss = torch.tensor([answer.mean_log_probability for answer in answers], dtype=torch.float64)
+        kinds = [loss]
+        for values in ([answer.log_probability for answer in answers], [answer.standardized for answer in answers]):
+            kinds.append(torch.tensor([float(_lowest(one, self.share).mean()) for one in values], dtype=torch.float64))
+        if self.gold is not None:
+            kinds.append(loss - torch.tensor(self.gold[i], dtype=torch.float64))
+        return torch.stack(kinds)
 
 
 def statements(exam: Exam, i: int) -> list[Query]:
@@ -96,20 +98,10 @@ def share_below(scores: Tensor) -> Tensor:
     return ((first > others).double() + 0.5 * (first == others)).mean(-1)
 
 
-def reference_membership(edited: Tensor, gold: Tensor) -> Tensor:
-    """Membership by the likelihood ratio to a model that never knew (the reference attack, arXiv 2111.08440).
-
-    What is likely for other reasons, such as a frequent answer, is so in both models and cancels.
-
-    Args:
-        edited: Mean log-probability of the answers of n facts and their strangers' :func:`statements`, by the model
-            that is judged, n x (1 + strangers).
-        gold: The same by a model that never knew the facts.
-
-    Returns:
-        For each fact the share of the strangers' statements whose ratio is lower, n; its mean over facts is the AUC.
-    """
-    return share_below(edited - gold)
+def reference(gold: EditableLM, exam: Exam) -> tuple[tuple[float, ...], ...]:
+    """For each fact what a model that never knew says of its statements: mean log-probabilities, 1 + strangers."""
+    found = told_by_fact(gold, lambda i: statements(exam, i), range(len(exam.facts)), exam.batch_tokens)
+    return tuple(tuple(answer.mean_log_probability for answer in answers) for answers in found)
 
 
 def privleak(auc: float, gold: float) -> float:

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
 
-from zu_lightning.attacks.asking import asked, told
-from zu_lightning.attacks.attack import NOTHING, Attack, mean, words
+from zu_lightning.attacks.asking import reading, told_by_fact
+from zu_lightning.attacks.attack import NOTHING, Attack, mean
 from zu_lightning.attacks.exam import Exam
 from zu_lightning.facts.fact import Query
 from zu_lightning.lm.editable import EditableLM
@@ -27,16 +26,14 @@ class Rank(Attack):
 
     def tokens(self, exam: Exam) -> int:
         """Every answer after every prompt."""
-        queries, _ = asked(lambda i: _queries(exam, i), range(len(exam.facts)))
-        return sum(words(query.prompt + query.target) for query in queries)
+        return reading(lambda i: _queries(exam, i), range(len(exam.facts)))
 
     def scores(self, lm: EditableLM, exam: Exam, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """For each fact one rank on its prompt, and the mean over its paraphrases."""
-        queries, counts = asked(lambda i: _queries(exam, i), facts)
-        likelihood = [answer.log_probability.sum().item() for answer in told(lm, queries, exam.batch_tokens)]
+        answers = told_by_fact(lm, lambda i: _queries(exam, i), facts, exam.batch_tokens)
         found: dict[str, list[float]] = {name: [] for name in self.names(exam)}
-        for i, (start, end) in zip(facts, pairwise(accumulate(counts, initial=0)), strict=True):
-            own, size = likelihood[start:end], 1 + len(exam.answers[i])
+        for i, of_fact in zip(facts, answers, strict=True):
+            own, size = [answer.log_probability.sum().item() for answer in of_fact], 1 + len(exam.answers[i])
             ranks = [_shares(own[at : at + size]) for at in range(0, len(own), size)]
             for name, part in (("rank_first", 0), ("rank", 1)):
                 found[name].append(ranks[0][part])

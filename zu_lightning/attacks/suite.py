@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from zu_lightning.attacks.attack import Attack
+from zu_lightning.attacks.control import Control
 from zu_lightning.attacks.exam import Exam
 from zu_lightning.attacks.extraction import Extraction
 from zu_lightning.attacks.leak import Leak
@@ -29,13 +30,19 @@ Suite = Literal["none", "quick", "full"]
 """No attack; those that take seconds; or those that sample, round, and train, too."""
 
 
-def attacks_of(suite: Suite, layers: int, updates: Mapping[int, LowRankUpdate] | None = None) -> list[Attack]:
+def attacks_of(
+    suite: Suite,
+    layers: int,
+    updates: Mapping[int, LowRankUpdate] | None = None,
+    gold: tuple[tuple[float, ...], ...] | None = None,
+) -> list[Attack]:
     """The attacks of a suite.
 
     Args:
         suite: Which.
         layers: Number of the model's decoder layers.
         updates: What an edit added to weights, by layer, for attacks on a quantized base under an adapter.
+        gold: What a model that never knew says, see :func:`zu_lightning.attacks.membership.reference`.
     """
     if suite == "none":
         return []
@@ -46,9 +53,10 @@ def attacks_of(suite: Suite, layers: int, updates: Mapping[int, LowRankUpdate] |
         Memorization(),
         Extraction(),
         TruthRatio(),
-        Membership(),
+        Membership(gold=gold),
         LogitLens(layers=layers),
         Probe(layers=layers, token="last"),
+        Control(),
     ]
     if suite == "quick":
         return quick

@@ -19,10 +19,10 @@ WRONG = 20
 
 @dataclass(frozen=True, kw_only=True)
 class TruthRatio(Attack):
-    """``max(0, 1 - r)``, with r how likely wrong answers are compared to the true one (TOFU, arXiv 2401.06121).
+    """``1 / (1 + r)``, with r how likely wrong answers are compared to the true one (TOFU, arXiv 2401.06121).
 
-    It is near 1 if the model prefers the truth, and 0 if wrong answers are at least as likely, see
-    :func:`truth_ratios`. How likely the truth is among them all says :class:`~zu_lightning.attacks.rank.Rank`.
+    It is near 1 if the model prefers the truth, and 0.5 if wrong answers are as likely, see :func:`truth_ratios`. Where
+    the truth ranks among them says :class:`~zu_lightning.attacks.rank.Rank`.
     """
 
     name = "truth_ratio"
@@ -37,7 +37,7 @@ class TruthRatio(Attack):
 
     def scores(self, lm: EditableLM, exam: Exam, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """For each fact one; none without wrong answers."""
-        return {"truth_ratio": (1 - truth_ratios(lm, exam, facts)).clamp(min=0).tolist()}
+        return {"truth_ratio": (1 / (1 + truth_ratios(lm, exam, facts))).tolist()}
 
 
 def truth_ratios(lm: EditableLM, exam: Exam, facts: Sequence[int] | None = None) -> Tensor:
@@ -76,7 +76,7 @@ def forget_quality(edited: Tensor, gold: Tensor) -> float:
     large, never too small, if values are equal.
 
     Args:
-        edited: Truth ratios of the edited model, n; NaN are left out.
+        edited: Truth ratios of the edited model, n, or anything that grows or falls with them; NaN are left out.
         gold: Those of the model that never knew, m.
 
     Returns:

@@ -21,6 +21,7 @@ from zu_lightning.metrics import (
     Perplexity,
     Protected,
     Retain,
+    SameSubject,
     Specificity,
 )
 
@@ -47,6 +48,7 @@ def evaluation_metrics() -> MetricCollection:
             "specificity": Specificity(),
             "multi_hop": MultiHop(),
             "retain": Retain(),
+            "same_subject": SameSubject(),
             "protected": Protected(),
             "perplexity": Perplexity(),
         },
@@ -61,6 +63,7 @@ def evaluation_batches(
     heldout: Iterable[str],
     reading: ReadingOptions | None = None,
     protect: Sequence[Fact] = (),
+    same_subject: Sequence[Fact] = (),
 ) -> list[EvaluationBatch]:
     """All batches of an evaluation.
 
@@ -73,6 +76,7 @@ def evaluation_batches(
         retain: Facts to keep that the method never saw.
         heldout: Text for the perplexity, one document each.
         protect: Facts to keep that the method was told of.
+        same_subject: Other facts about the forgotten subjects, which the method was not told of.
         reading: Length of documents and of batches; all tokens of prose need logits, and vocabularies are large.
 
     Returns:
@@ -94,6 +98,7 @@ def evaluation_batches(
         ],
         "multi_hop": list(dict.fromkeys(query for fact in forget for query in fact.multi_hop)),
         "retain": [fact.query for fact in retain],
+        "same_subject": [fact.query for fact in same_subject],
         "protected": [fact.query for fact in protect],
     }
     texts = {name: [tokenize_query(lm.tokenizer, query) for query in asked] for name, asked in queries.items()}

@@ -35,3 +35,10 @@ class Request:
     seed: int = 0
     number: int = 0
     cache: Path | None = None
+
+    @property
+    def same_subject(self) -> list[Fact]:
+        """Facts about the forgotten subjects that are neither forgotten nor protected."""
+        subjects = {fact.subject for fact in self.forget if fact.subject}
+        told_of = {fact.id for fact in (*self.forget, *self.protect)}
+        return [fact for fact in self.known if fact.subject in subjects and fact.id not in told_of]

@@ -7,6 +7,7 @@ from zu_lightning.metrics.answers import (
     MultiHop,
     Protected,
     Retain,
+    SameSubject,
     Specificity,
 )
 from zu_lightning.metrics.functional import AnswerScores, answer_scores, negative_log_likelihood
@@ -21,6 +22,7 @@ __all__ = [
     "Perplexity",
     "Protected",
     "Retain",
+    "SameSubject",
     "Specificity",
     "answer_scores",
     "negative_log_likelihood",

@@ -1,4 +1,4 @@
-"""Whether the model still gives an answer: Efficacy, Generalization, Specificity, MultiHop, and Retain."""
+"""Whether the model still gives an answer: Efficacy, Generalization, Specificity, MultiHop, Retain, and others."""
 
 from typing import ClassVar
 
@@ -84,6 +84,13 @@ class Retain(AnswerMetric):
 
     higher_is_better = True
     name = "retain"
+
+
+class SameSubject(AnswerMetric):
+    """Other facts about the forgotten subjects, which should stay, that the model still answers."""
+
+    higher_is_better = True
+    name = "same_subject"
 
 
 class Protected(AnswerMetric):

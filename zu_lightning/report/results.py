@@ -16,6 +16,7 @@ HEADLINES = (
     "specificity",
     "multi_hop",
     "retain",
+    "same_subject",
     "protected",
     "efficacy_probability",
     "perplexity",
@@ -53,6 +54,7 @@ class Results:
         forgotten: Ids of the facts to forget.
         attacks: For each score of an attack its mean in the models ``base``, ``edited``, and ``gold``, and the ``gap``
             to gold with the ``low`` and ``high`` end of its interval.
+        comparisons: Numbers that compare with gold as a whole, by name.
         verdict: One sentence on what the attacks found; ``None`` if there were none.
     """
 
@@ -67,6 +69,7 @@ class Results:
     layers: dict[int, LayerScores]
     forgotten: list[str]
     attacks: dict[str, dict[str, float]] = field(default_factory=dict)
+    comparisons: dict[str, float] = field(default_factory=dict)
     verdict: str | None = None
 
     def write(self, folder: Path) -> Path:

@@ -1,0 +1,84 @@
+"""Attacks as a part of a run: what is attacked, what is reported, and what is kept."""
+
+import json
+import math
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import DEMO, SHORT_RUN, run
+from zu_lightning import InputError, Results
+from zu_lightning.attacks.rank import Rank
+
+QUICK = ("rank", "leak", "prompting", "memorization", "extraction", "truth_ratio", "membership", "lens", "probe")
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run with the quick suite, in which the unedited demo model plays gold."""
+    return run(tmp_path_factory.mktemp("attacked"), "--attacks.suite=quick", f"--attacks.gold={DEMO}/model", *SHORT_RUN)
+
+
+def test_every_attack_is_reported_for_three_models(attacked: Path) -> None:
+    results = Results.read(attacked)
+    assert {name.partition("_")[0] for name in results.attacks} == {name.partition("_")[0] for name in QUICK}
+    for scores in results.attacks.values():
+        assert list(scores) == ["base", "edited", "gold", "gap", "low", "high"]
+        assert scores["gap"] == pytest.approx(scores["edited"] - scores["gold"], abs=1e-9)
+        assert scores["low"] <= scores["gap"] <= scores["high"]
+    assert results.attacks["rank_first"]["base"] == results.attacks["rank_first"]["gold"] == 1
+    assert results.attacks["leak"]["edited"] < 1
+    assert results.comparisons.keys() == {"forget_quality", "privleak"}
+    assert results.verdict is not None
+    assert "9 attacks" in results.verdict
+    assert "rank_first_paraphrases" in results.table()
+    assert results.seconds["attacks"] > 0
+
+
+def test_tensorboard_shows_the_attacks(attacked: Path) -> None:
+    results, events = Results.read(attacked), EventAccumulator(str(attacked)).Reload()
+    for name, scores in results.attacks.items():
+        shown = [event.value for event in events.Scalars(f"attacks/{name}")]
+        assert shown == pytest.approx([scores["base"], scores["edited"], scores["gold"]])
+
+
+def test_what_was_attacked_is_not_attacked_again(attacked: Path) -> None:
+    root = attacked.parent.parent
+    with patch.object(Rank, "scores", side_effect=AssertionError("attacked again")):
+        again = run(root, "--attacks.suite=quick", f"--attacks.gold={DEMO}/model", *SHORT_RUN)
+    assert Results.read(again).attacks == Results.read(attacked).attacks
+
+
+def test_without_gold_there_is_no_verdict_but_a_hint(tmp_path: Path) -> None:
+    results = Results.read(run(tmp_path, "--attacks.suite=quick", "--attacks.facts=1", *SHORT_RUN))
+    assert set(results.attacks["rank"]) == {"base", "edited"}
+    assert "attacks.gold" in str(results.verdict)
+    assert "on 1 facts" in str(results.verdict)
+
+
+def test_without_a_suite_nothing_is_attacked(two_layers_run: Path) -> None:
+    results = Results.read(two_layers_run)
+    assert not results.attacks
+    assert results.verdict is None
+    assert "attack" not in results.table()
+    assert json.loads((two_layers_run / "metrics.json").read_text())["attacks"] == {}
+
+
+def test_a_gold_that_is_not_there_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    with pytest.raises((InputError, SystemExit)):
+        run(tmp_path, "--attacks.suite=quick", "--attacks.gold=nowhere", *SHORT_RUN)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_target_of_strangers_leaves_less_of_the_truth_than_a_word(tmp_path: Path) -> None:
+    options = ("--attacks.suite=quick", "--data.forget_num=4", "--data.retain_num=20")
+    word, reference = (
+        Results.read(run(tmp_path / name, *options, configs=configs))
+        for name, configs in (("word", ("demo",)), ("reference", ("demo", "methods/erase")))
+    )
+    assert reference.attacks["rank"]["edited"] < word.attacks["rank"]["edited"]
+    assert reference.after["efficacy"] == 0
+    assert reference.seconds["targets"] < word.seconds["targets"]
+    assert not math.isnan(reference.after["same_subject"])

@@ -1,0 +1,42 @@
+"""The control: a model that says nothing any more has not forgotten, it is broken."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from zu_lightning.attacks.asking import reading, told_by_fact
+from zu_lightning.attacks.attack import Attack, mean
+from zu_lightning.attacks.exam import Exam
+from zu_lightning.facts.fact import Query
+from zu_lightning.lm.editable import EditableLM
+
+KEPT = "kept"
+"""Name of the control's score, which is no attack's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control(Attack):
+    """What share of facts about others, of the same relation, the model still answers: all of them would be best.
+
+    Attributes:
+        others: Number of facts about others for each fact; fewer if there are not as many.
+    """
+
+    name = KEPT
+
+    others: int = 5
+
+    def names(self, exam: Exam) -> list[str]:
+        """See :class:`Control`."""
+        return [KEPT]
+
+    def tokens(self, exam: Exam) -> int:
+        """Every question with its answer."""
+        return reading(lambda i: self._queries(exam, i), range(len(exam.facts)))
+
+    def scores(self, lm: EditableLM, exam: Exam, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
+        """For each fact the share of its others that greedy decoding answers."""
+        answers = told_by_fact(lm, lambda i: self._queries(exam, i), facts, exam.batch_tokens)
+        return {KEPT: [mean([float(answer.exact) for answer in of_fact]) for of_fact in answers]}
+
+    def _queries(self, exam: Exam, i: int) -> list[Query]:
+        return [other.query for other in exam.kept[i][: self.others]]
