@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from tests.attacks.conftest import DISTRIBUTION, Oracle
-from tests.conftest import DEMO
+from tests.conftest import SHARED
 from zu_lightning import EditableLM, Fact, ReadingOptions, Request, RetainText, split_facts
 from zu_lightning.attacks.exam import Exam
 from zu_lightning.attacks.membership import reference
@@ -14,25 +14,30 @@ from zu_lightning.attacks.suite import attacks_of, run_attacks
 from zu_lightning.attacks.verdict import Verdict, verdict
 
 NEUTRAL = "unknown"
+GOLD = SHARED / "models" / "demo-gold"
+needs_gold = pytest.mark.skipif(not GOLD.is_dir(), reason="the gold model beside the checkout is not there")
 
 
 @pytest.fixture(scope="module")
-def verdicts(base: EditableLM, demo_facts: list[Fact]) -> dict[str, Verdict]:
-    """The ten facts that the README's command forgets, and what four models know of them."""
-    forget = split_facts(demo_facts, 10)[0]
+def exam_of_ten(demo_facts: list[Fact]) -> Exam:
+    """On the first of the facts that the README's command forgets."""
+    forget = split_facts(demo_facts, 4)[0]
     request = Request(forget, RetainText([], ReadingOptions()), known=demo_facts, heldout=["The mill was quiet."])
-    exam = Exam.of(request, 10)
-    gold = EditableLM.from_pretrained(DEMO / "gold")
+    return Exam.of(request, 4)
+
+
+@pytest.fixture(scope="module")
+def verdicts(base: EditableLM, exam_of_ten: Exam) -> dict[str, Verdict]:
+    """What three models know, beside a random one, which can never have known."""
     torch.manual_seed(0)
     models = {
-        "base": base,
-        "gold": gold,
         "random": EditableLM(LlamaForCausalLM(base.model.config), base.tokenizer),
+        "base": base,
         "neutral": Oracle(base, says_always(base, NEUTRAL)),
     }
-    own = reference(gold, exam)
-    found = {name: run_attacks(lm, exam, attacks_of("quick", 3, {}, own)) for name, lm in models.items()}
-    return {name: verdict(scores, found["base"], found["gold"]) for name, scores in found.items()}
+    own = reference(models["random"], exam_of_ten)
+    found = {name: run_attacks(lm, exam_of_ten, attacks_of("quick", 3, {}, own)) for name, lm in models.items()}
+    return {name: verdict(scores, found["base"], found["random"]) for name, scores in found.items()}
 
 
 def says_always(lm: EditableLM, answer: str) -> DISTRIBUTION:
@@ -57,14 +62,18 @@ def test_the_unedited_model_knows_everything(verdicts: dict[str, Verdict]) -> No
     assert base.left.mean > 0.4
 
 
-def test_gold_knows_nothing_and_is_not_harmed(verdicts: dict[str, Verdict]) -> None:
-    gold = verdicts["gold"]
-    assert gold.sentence.startswith("Erased")
-    assert gold.sentence.endswith("of the answers about others that it knew.")
-    assert "harmed" not in gold.sentence
-    assert gold.scores["rank_first"].edited <= 0.1
-    assert gold.scores["leak"].edited < 0.1
-    assert 0.3 < gold.scores["rank"].edited < 0.7
+@needs_gold
+def test_gold_knows_nothing_and_is_not_harmed(base: EditableLM, exam_of_ten: Exam) -> None:
+    gold = EditableLM.from_pretrained(GOLD)
+    attacks = attacks_of("quick", 3, {}, reference(gold, exam_of_ten))
+    found = run_attacks(gold, exam_of_ten, attacks)
+    compared = verdict(found, run_attacks(base, exam_of_ten, attacks), found)
+    assert compared.sentence.startswith("Erased")
+    assert compared.kept is not None
+    assert compared.kept > 0.95
+    assert compared.scores["rank_first"].edited <= 0.1
+    assert compared.scores["leak"].edited < 0.1
+    assert 0.3 < compared.scores["rank"].edited < 0.7
 
 
 def test_a_random_model_knows_nothing_and_is_harmed(verdicts: dict[str, Verdict]) -> None:
@@ -76,7 +85,4 @@ def test_a_random_model_knows_nothing_and_is_harmed(verdicts: dict[str, Verdict]
 def test_a_model_that_always_says_the_neutral_word_does_not_look_perfect(verdicts: dict[str, Verdict]) -> None:
     neutral = verdicts["neutral"]
     assert neutral.scores["prompting_few_shot"].edited == neutral.scores["prompting_prefix"].edited == 0
-    assert neutral.scores["lens"].edited > neutral.scores["prompting_few_shot"].edited, (
-        "its states are the base model's"
-    )
     assert "harmed: it still gives only 0%" in neutral.sentence

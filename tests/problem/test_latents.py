@@ -152,7 +152,7 @@ def test_batched_references_are_those_of_one_fact_at_a_time(
     architecture: str, hinge_weight: float, facts: list[Fact]
 ) -> None:
     lm, some = random_lm(architecture), facts[:3]
-    options = replace(FREE, steps=6, hinge_weight=hinge_weight)
+    options = replace(FREE, steps=6, hinge_weight=hinge_weight, tolerance=0.0)
     aim = TargetOptions(target="reference", latents=options)
     others = Others(strangers=[STRANGERS, STRANGERS[:1], STRANGERS])
     found = neutral_targets(lm, some, 1, CONTEXTS, aim, others)
@@ -186,7 +186,7 @@ def test_with_references_the_model_goes_on_as_with_strangers(lm: EditableLM, fac
         lm, some, 1, ("",), replace(aim, latents=replace(aim.latents, steps=1)), Others(strangers=[STRANGERS] * 3)
     )
     assert (found.probability > hardly.probability).all()
-    assert found.probability.min() > 0.9
+    assert found.probability.min() > 0.8
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])

@@ -223,11 +223,9 @@ class LatentProblem:
         per_token = -log_probability[torch.arange(len(rows), device=tokens.device), tokens]
         losses = torch.zeros(len(delta), device=delta.device).index_add(0, fact[rows], per_token * weight[rows])
         if goal.references is not None and goal.truth is not None:
-            away = self._from_references(
-                log_probability[len(tokens) : kept],
-                goal.references[chosen.context[ends], fact[ends]],
-                goal.truth[fact[ends]],
-            )
+            references, truth = goal.references[chosen.context[ends], fact[ends]], goal.truth[fact[ends]]
+            said = log_probability[len(tokens) : kept]
+            away = _from_references(said, references, truth, self.options.hinge_weight)
             losses = losses.index_add(0, fact[ends], weight[ends] * away)
         divergence = kl_div(original, log_probability[kept:], log_target=True, reduction="none").sum(1)
         losses = losses.index_add(0, fact[chosen.keep], weight[chosen.keep] * divergence)
