@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from zu_lightning import Fact
-from zu_lightning.facts.relations import by_relation, other_answers, relations_of
+from zu_lightning.facts.relations import by_relation, other_answers, relations_of, rephrased
 
 
 def fact(name: str, prompt: str, subject: str, target: str, *paraphrases: str) -> Fact:
@@ -42,3 +42,16 @@ def test_the_demo_has_fifty_answers_for_each_of_six_relations(demo_facts: list[F
     assert sorted(map(len, groups.values())) == [300] * 6
     assert {len(answers) for answers in other_answers(demo_facts[:60], demo_facts)} == {49}
     assert all(len({fact.id.rsplit("-", 1)[1] for fact in group}) == 1 for group in groups.values())
+
+
+def test_a_fact_is_put_in_the_words_of_others_but_never_in_its_paraphrases(demo_facts: list[Fact]) -> None:
+    found = rephrased(demo_facts[:12], demo_facts, 20, seed=0)
+    for fact in demo_facts[:12]:
+        others = found[fact.id]
+        assert len(others) == 6, "ten templates less its own and three paraphrases"
+        assert not {fact.prompt, *fact.paraphrases} & {other.prompt for other in others}
+        assert all(other.prompt[: other.subject_end].endswith(str(fact.subject)) for other in others)
+        assert {other.target for other in others} == {fact.target}
+    assert rephrased(demo_facts[:12], demo_facts, 2, seed=0) == {name: some[:2] for name, some in found.items()}
+    assert rephrased(demo_facts[:12], demo_facts, 6, seed=1) != found
+    assert rephrased(demo_facts[:1], demo_facts, 0, seed=0) == {}

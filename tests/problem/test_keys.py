@@ -27,6 +27,25 @@ def test_the_bare_prompt_weighs_as_much_as_all_others(any_lm: EditableLM, facts:
         assert torch.allclose(found[:, i], 0.5 * bare + 0.25 * first + 0.25 * second, atol=1e-5)
 
 
+def test_a_fact_in_other_words_counts_like_one_after_a_context(lm: EditableLM, facts: list[Fact]) -> None:
+    ada, bruno = facts[:2]
+    otherwise = ada.within(("In the morning,", " stood behind the"))
+    found = lookup_keys(lm, [ada, bruno], 1, ("", "It was late."), {ada.id: [otherwise]})
+    bare, late, other = (
+        at_lookup(lm, *put).input
+        for put in (
+            (ada, lm.projections[1]),
+            (ada, lm.projections[1], "It was late."),
+            (otherwise, lm.projections[1]),
+        )
+    )
+    assert torch.allclose(found[:, 0], 0.5 * bare + 0.25 * late + 0.25 * other, atol=1e-5)
+    assert torch.allclose(found[:, 1], lookup_keys(lm, [bruno], 1, ("", "It was late."))[:, 0], atol=1e-6)
+    alone = lookup_keys(lm, [ada, bruno], 1, ("",), {ada.id: [otherwise]})
+    assert torch.allclose(alone[:, 0], 0.5 * bare + 0.5 * other, atol=1e-5)
+    assert torch.allclose(alone[:, 1], at_lookup(lm, bruno, lm.projections[1]).input, atol=1e-5)
+
+
 def test_without_other_contexts_the_bare_prompt_is_all(lm: EditableLM, facts: list[Fact]) -> None:
     found = lookup_keys(lm, facts, 1, ("",))
     for i, fact in enumerate(facts):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -49,12 +49,14 @@ def one_at_a_time(
     options: LatentOptions,
     strangers: Sequence[str] = (),
     sibling: Fact | None = None,
+    rephrased: Sequence[Fact] = (),
 ) -> tuple[Tensor, Tensor]:
     """The published procedure for one fact with one vector, full forward passes and no batching: start and optimum.
 
     With strangers the loss is that of references, in place of the answer's.
     """
-    prompts = [tokenize_fact(lm.tokenizer, fact, context=context, answer=answer) for context in CONTEXTS]
+    put = [(context, fact) for context in CONTEXTS] + [("", other) for other in rephrased]
+    prompts = [tokenize_fact(lm.tokenizer, other, context=context, answer=answer) for context, other in put]
     essence = tokenize(lm.tokenizer, f"{fact.subject} is a", lookup_end=len(fact.subject or ""))
     (record,) = lm.record(collate([prompts[0]], lm.tokenizer), [site])
     start = record.output[0, prompts[0].lookup]
@@ -72,13 +74,15 @@ def one_at_a_time(
             logits: Tensor = lm.model(input_ids=torch.tensor([ids])).logits
         return logits[0].log_softmax(-1)
 
-    def said_of(name: str, context: str) -> Tensor:
-        prompt = f"{context} {fact.prompt}".strip().replace(str(fact.subject), name)
+    def said_of(name: str, context: str, asked: Fact) -> Tensor:
+        prompt = f"{context} {asked.prompt}".strip().replace(str(fact.subject), name)
         logits: Tensor = lm.model(input_ids=torch.tensor([tokenize(lm.tokenizer, prompt).ids])).logits
         return logits[0, -1].softmax(-1)
 
     references = [
-        torch.stack([said_of(name, context) for name in strangers]).mean(0) for context in CONTEXTS if strangers
+        torch.stack([said_of(name, context, asked) for name in strangers]).mean(0)
+        for context, asked in put
+        if strangers
     ]
     truth = prompts[0].ids[prompts[0].answer]
 
@@ -161,6 +165,29 @@ def test_batched_references_are_those_of_one_fact_at_a_time(
         assert not torch.allclose(found.optimum[:, i], found.start[:, i], atol=1e-3)
         assert torch.allclose(found.start[:, i], start.double(), atol=1e-5)
         assert torch.allclose(found.optimum[:, i], optimum.double(), atol=1e-4)
+
+
+@pytest.mark.parametrize("target", ["word", "reference"])
+def test_a_fact_in_other_words_counts_like_one_after_a_context(
+    lm: EditableLM, facts: list[Fact], target: Literal["word", "reference"]
+) -> None:
+    some, options = facts[:2], replace(FREE, steps=6, tolerance=0.0)
+    other_words = {
+        some[1].id: [some[1].within(("In the morning,", " stood behind the")), some[1].within(("", " plays the"))]
+    }
+    others = Others(strangers=[STRANGERS] * 2, rephrased=other_words)
+    found = neutral_targets(lm, some, 1, CONTEXTS, TargetOptions("mill", latents=options, target=target), others)
+    for i, fact in enumerate(some):
+        words = {"word": "mill", "reference": fact.target}[target]
+        strangers = STRANGERS if target == "reference" else ()
+        again = other_words.get(fact.id, ())
+        _, optimum = one_at_a_time(lm, fact, words, lm.layers[1], options, strangers, rephrased=again)
+        assert torch.allclose(found.optimum[:, i], optimum.double(), atol=1e-4)
+    alone = neutral_targets(
+        lm, some, 1, CONTEXTS, TargetOptions("mill", latents=options, target=target), replace(others, rephrased={})
+    )
+    assert torch.allclose(alone.optimum[:, 0], found.optimum[:, 0], atol=1e-5)
+    assert not torch.allclose(alone.optimum[:, 1], found.optimum[:, 1], atol=1e-3)
 
 
 def test_what_else_is_said_of_a_subject_is_kept(lm: EditableLM, facts: list[Fact]) -> None:

@@ -96,8 +96,12 @@ class Fact:
         """
         if self.subject is None:
             raise InputError("subject", None, f"fact {self.id!r} needs one to be asked of others: add the subject.")
-        before, after = self.template
-        return replace(self, prompt=before + subject + after, subject=subject, subject_end=len(before + subject))
+        return replace(self, subject=subject).within(self.template)
+
+    def within(self, template: tuple[str, str]) -> "Fact":
+        """The fact with the prompt that puts its subject between two texts."""
+        before, after = template[0] + (self.subject or ""), template[1]
+        return replace(self, prompt=before + after, subject_end=len(before))
 
     @property
     def lookup_end(self) -> int:

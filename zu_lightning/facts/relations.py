@@ -1,6 +1,8 @@
 """Which facts say the same of different subjects, and what else could be said."""
 
+import random
 from collections.abc import Sequence
+from itertools import islice
 
 from zu_lightning.facts.fact import Fact
 
@@ -48,6 +50,31 @@ def other_answers(facts: Sequence[Fact], known: Sequence[Fact]) -> list[tuple[st
     return [
         tuple(sorted({*(fact.answers or (other.target for other in group[fact.id]))} - {fact.target})) for fact in facts
     ]
+
+
+def rephrased(facts: Sequence[Fact], known: Sequence[Fact], number: int, seed: int) -> dict[str, tuple[Fact, ...]]:
+    """For each fact's id the same in other words: in the prompts of other facts of its relation.
+
+    A fact's own paraphrases, by which generalization is measured, are never among them.
+
+    Args:
+        facts: Facts, each of them also in ``known``; those without a subject are left out.
+        known: All facts of the data set.
+        number: Maximum number for each fact.
+        seed: Seed of the draw.
+    """
+    if not number:
+        return {}
+    group = {fact.id: others for others in by_relation(known).values() for fact in others}
+    found = {}
+    for fact in facts:
+        if fact.subject is None:
+            continue
+        prompts = {other.template: None for other in group[fact.id] if other.subject}
+        drawn = random.Random(f"{seed}-{fact.id}").sample(list(prompts), len(prompts))
+        candidates = (fact.within(template) for template in drawn if template != fact.template)
+        found[fact.id] = tuple(islice((one for one in candidates if one.prompt not in fact.paraphrases), number))
+    return found
 
 
 def by_relation(known: Sequence[Fact]) -> dict[str, list[Fact]]:

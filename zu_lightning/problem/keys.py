@@ -1,6 +1,6 @@
 """Keys and hidden states at the lookup tokens of facts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,35 +11,47 @@ from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.suffix import after_shared_prefix
 from zu_lightning.lm.tokens import collate, tokenize_fact
+from zu_lightning.problem.phrasings import Phrasings
 
 BATCH_TOKENS = 2048
 """Maximum number of tokens per batch, padding included, contexts not."""
 
 
-def lookup_keys(lm: EditableLM, facts: Sequence[Fact], layer: int, contexts: Sequence[str]) -> Tensor:
-    """Keys of the facts at one layer, averaged over contexts; the first context weighs half.
+def lookup_keys(
+    lm: EditableLM,
+    facts: Sequence[Fact],
+    layer: int,
+    contexts: Sequence[str],
+    rephrased: Mapping[str, Sequence[Fact]] | None = None,
+) -> Tensor:
+    """Keys of the facts at one layer, averaged over the ways to put them; the bare prompt weighs half.
 
     Args:
         lm: The model, with the edits below ``layer`` already applied.
         facts: n facts.
         layer: Index of the layer.
         contexts: Texts to put before the prompt, the first one empty.
+        rephrased: For a fact's id, the fact in other words, which count like contexts.
 
     Returns:
         K, d_in x n, float64.
     """
+    phrasings = Phrasings(contexts, rephrased or {})
     prompts = [tokenize_fact(lm.tokenizer, fact) for fact in facts]
-    rest = 0.5 / max(1, len(contexts) - 1)
-    shares = torch.tensor([1.0 if len(contexts) == 1 else 0.5] + [rest] * (len(contexts) - 1), dtype=torch.float64)
+    ways = max((len(phrasings.of(fact)) for fact in facts), default=1)
     keys = torch.zeros(len(facts), lm.weight(layer).shape[1], dtype=torch.float64, device=lm.device)
-    for indices in own_share(batches(prompts, max(1, BATCH_TOKENS // len(contexts)))):
-        texts = [tokenize_fact(lm.tokenizer, facts[i], context=context) for context in contexts for i in indices]
+    for indices in own_share(batches(prompts, max(1, BATCH_TOKENS // ways))):
+        put = phrasings.rows([facts[i] for i in indices])
+        texts = [tokenize_fact(lm.tokenizer, one.fact, context=one.context) for one in put]
         batch = collate(texts, lm.tokenizer).to(lm.device)
-        context = torch.arange(len(contexts), device=lm.device).repeat_interleave(len(indices))
-        suffix = after_shared_prefix(lm, batch, context)
+        number, fact = torch.tensor([(one.number, one.index) for one in put], device=lm.device).T
+        suffix = after_shared_prefix(lm, batch, number)
         (record,) = suffix.record(lm, [lm.projections[layer]])
         at_lookup = record.input[range(len(texts)), batch.lookup - suffix.start].double()
-        keys[indices] = torch.einsum("c,cfk->fk", shares.to(lm.device), at_lookup.view(len(contexts), len(indices), -1))
+        rest = fact.bincount()[fact] - 1
+        share = torch.where(number == 0, torch.where(rest == 0, 1.0, 0.5), 0.5 / rest).double()
+        found = torch.zeros(len(indices), keys.shape[1], dtype=torch.float64, device=lm.device)
+        keys[indices] = found.index_add(0, fact, share[:, None] * at_lookup)
     return summed(keys)[0].mT
 
 

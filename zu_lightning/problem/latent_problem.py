@@ -22,6 +22,7 @@ from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import TokenBatch, collate, tokenize_fact
 from zu_lightning.metrics.functional import AnswerScores, answer_scores
 from zu_lightning.problem.latent_rows import Kept, Rows
+from zu_lightning.problem.phrasings import Phrasings
 
 KLPosition = Literal["last", "lookup"]
 """Which token of "{subject} is a" the KL term reads: its last one, or its lookup token."""
@@ -37,6 +38,9 @@ class LatentOptions:
 
     contexts: int = 6
     """Number of texts before a prompt over which vectors and keys are averaged, the empty one included; 6 at most."""
+    templates: int = 0
+    """Number of prompts of other facts of the same relation over which vectors and keys are averaged, too; a fact's own
+    paraphrases, by which generalization is measured, are never among them."""
     steps: int = 25
     """Number of evaluations of the loss; Adam moves between them."""
     learning_rate: float = 0.1
@@ -80,7 +84,7 @@ class Goal:
 
     Attributes:
         answers: Answer to each prompt, N; empty texts if the next token should be distributed as the references say.
-        references: Log-probabilities of the next token, contexts x N x vocabulary; ``None`` for words.
+        references: Log-probabilities of the next token, phrasings x N x vocabulary; ``None`` for words.
         truth: First token of each true answer, N; only with references.
     """
 
@@ -92,14 +96,14 @@ class Goal:
 class LatentProblem:
     """Which vector at the output of ``site`` makes the model give an answer? Solved for many facts at once.
 
-    Facts do not influence each other. Rows of a batch: every fact after every context, contexts outermost, then the
+    Facts do not influence each other. Rows of a batch: every fact in every way, ways outermost, then the
     prompts to keep of each fact.
 
     Args:
         lm: The model.
         site: The layer, or its projection, at whose output a vector is added.
         layer: Index of that layer.
-        contexts: Texts to put before prompts, the first one empty.
+        phrasings: How the facts are put.
         options: How to optimize.
         siblings: For a fact's id, other facts about its subject whose answers should stay.
     """
@@ -109,11 +113,11 @@ class LatentProblem:
         lm: EditableLM,
         site: nn.Module,
         layer: int,
-        contexts: Sequence[str],
+        phrasings: Phrasings,
         options: LatentOptions,
         siblings: Mapping[str, Sequence[Fact]] | None = None,
     ) -> None:
-        self.lm, self.site, self.layer, self.contexts, self.options = lm, site, layer, contexts, options
+        self.lm, self.site, self.layer, self.phrasings, self.options = lm, site, layer, phrasings, options
         self.siblings = siblings or {}
         # The residual stream adds what the projection writes, unless that is normalized first.
         self.inside_layer = site is lm.projections[layer] and lm.normalizes_mlp_output
@@ -181,7 +185,7 @@ class LatentProblem:
         """With nothing added: the rows, what is at the site at the lookup tokens (N x D), and log-probabilities."""
         lm, n = self.lm, len(facts)
         kept = [Kept(i, *prompt) for i, fact in enumerate(facts) for prompt in self._to_keep(fact)]
-        rows = Rows.of(lm, facts, answers, self.contexts, kept)
+        rows = Rows.of(lm, facts, answers, self.phrasings, kept)
         begun, places, lookup = rows.suffix, rows.places, rows.batch.lookup
         modules = [lm.layers[self.layer], self.site]
         (at_layer, at_site), logits, cached = begun.seen(lm, modules, places.rows, places.positions)
@@ -223,7 +227,7 @@ class LatentProblem:
         per_token = -log_probability[torch.arange(len(rows), device=tokens.device), tokens]
         losses = torch.zeros(len(delta), device=delta.device).index_add(0, fact[rows], per_token * weight[rows])
         if goal.references is not None and goal.truth is not None:
-            references, truth = goal.references[chosen.context[ends], fact[ends]], goal.truth[fact[ends]]
+            references, truth = goal.references[chosen.phrasing[ends], fact[ends]], goal.truth[fact[ends]]
             said = log_probability[len(tokens) : kept]
             away = _from_references(said, references, truth, self.options.hinge_weight)
             losses = losses.index_add(0, fact[ends], weight[ends] * away)

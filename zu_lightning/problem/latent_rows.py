@@ -11,6 +11,7 @@ from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.suffix import Suffix, after_shared_prefix
 from zu_lightning.lm.tokens import TokenBatch, collate, tokenize_fact
+from zu_lightning.problem.phrasings import Phrasings
 
 
 @dataclass(frozen=True)
@@ -58,23 +59,18 @@ class Rows:
     suffix: Suffix
     fact: Tensor
     """R, index of each row's fact."""
-    context: Tensor
-    """R, index of each row's context; those to keep have none of these."""
+    phrasing: Tensor
+    """R, in which way each row puts its fact; those to keep in none of them."""
     weight: Tensor
     """R, of each row's term in the loss."""
     read: Tensor
     """R, where a prompt to keep is read, in tokens from the start of the text."""
-    contexts: int
-    """Number of contexts."""
+    phrasings: int
+    """Number of these ways."""
 
     @classmethod
     def of(
-        cls,
-        lm: EditableLM,
-        facts: Sequence[Fact],
-        answers: Sequence[str],
-        contexts: Sequence[str],
-        kept: Sequence[Kept],
+        cls, lm: EditableLM, facts: Sequence[Fact], answers: Sequence[str], phrasings: Phrasings, kept: Sequence[Kept]
     ) -> "Rows":
         """The whole texts of n facts, from where those with the same context differ.
 
@@ -82,31 +78,27 @@ class Rows:
             lm: The model.
             facts: n facts.
             answers: What to put after each prompt, n; empty texts for nothing.
-            contexts: Texts to put before prompts.
+            phrasings: How the facts are put.
             kept: Prompts to keep.
         """
-        n, tokenizer = len(facts), lm.tokenizer
-        texts = [
-            tokenize_fact(tokenizer, fact, context=context, answer=answer)
-            for context in contexts
-            for fact, answer in zip(facts, answers, strict=True)
-        ]
-        context = [i // n for i in range(len(texts))] + [len(contexts)] * len(kept)
-        fact = [i % n for i in range(len(texts))] + [one.fact for one in kept]
-        at_lookup = [False] * len(texts) + [one.at_lookup for one in kept]
+        put, tokenizer = phrasings.rows(facts), lm.tokenizer
+        texts = [tokenize_fact(tokenizer, one.fact, context=one.context, answer=answers[one.index]) for one in put]
+        count = 1 + max(one.number for one in put)
+        number = torch.tensor([one.number for one in put] + [count] * len(kept), device=lm.device)
+        fact = torch.tensor([one.index for one in put] + [one.fact for one in kept], device=lm.device)
+        at_lookup = torch.tensor([False] * len(texts) + [one.at_lookup for one in kept], device=lm.device)
         batch = collate([*texts, *(tokenize_fact(tokenizer, one.prompt) for one in kept)], tokenizer).to(lm.device)
-        # Mean over an answer's tokens, then over contexts.
-        weight = 1.0 / (batch.lengths - batch.answer).clamp(min=1).float() / len(contexts)
+        # Mean over an answer's tokens, then over the ways in which its fact is put.
+        weight = 1.0 / (batch.lengths - batch.answer).clamp(min=1).float() / fact[: len(texts)].bincount()[fact]
         weight[len(texts) :] = weight.new_tensor([one.weight for one in kept])
-        of_context = torch.tensor(context, device=lm.device)
         return cls(
             batch=batch,
-            suffix=after_shared_prefix(lm, batch, of_context),
-            fact=torch.tensor(fact, device=lm.device),
-            context=of_context,
+            suffix=after_shared_prefix(lm, batch, number),
+            fact=fact,
+            phrasing=number,
             weight=weight,
-            read=torch.where(torch.tensor(at_lookup, device=lm.device), batch.lookup, batch.lengths - 1),
-            contexts=len(contexts),
+            read=torch.where(at_lookup, batch.lookup, batch.lengths - 1),
+            phrasings=count,
         )
 
     def select(self, chosen: Tensor) -> "Rows":
@@ -117,7 +109,7 @@ class Rows:
             batch=self.batch.select(rows),
             suffix=self.suffix.select(rows),
             fact=self.fact[rows],
-            context=self.context[rows],
+            phrasing=self.phrasing[rows],
             weight=self.weight[rows],
             read=self.read[rows],
         )
@@ -125,7 +117,7 @@ class Rows:
     @cached_property
     def keep(self) -> Tensor:
         """R, which prompts are to keep."""
-        return self.context == self.contexts
+        return self.phrasing == self.phrasings
 
     @cached_property
     def places(self) -> "Places":

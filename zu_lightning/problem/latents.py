@@ -18,6 +18,7 @@ from zu_lightning.lm.batching import even_batches, halving
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import tokenize_fact
 from zu_lightning.problem.latent_problem import Goal, LatentOptions, LatentProblem
+from zu_lightning.problem.phrasings import Phrasings
 from zu_lightning.problem.references import References, first_tokens
 from zu_lightning.timing import Monitor
 
@@ -78,10 +79,12 @@ class Others:
     Attributes:
         strangers: For each fact the subjects of whom references are made; empty if there are none.
         siblings: For a fact's id, other facts about its subject whose answers should stay.
+        rephrased: For a fact's id, the fact in other words, which count like contexts.
     """
 
     strangers: Sequence[tuple[str, ...]] = ()
     siblings: Mapping[str, Sequence[Fact]] = field(default_factory=dict)
+    rephrased: Mapping[str, Sequence[Fact]] = field(default_factory=dict)
 
 
 def neutral_targets(
@@ -108,10 +111,11 @@ def neutral_targets(
         The targets, float64.
     """
     others = others or Others()
-    problem = LatentProblem(lm, lm.layers[layer], layer, contexts, options.latents, others.siblings)
+    phrasings = Phrasings(contexts, others.rephrased)
+    problem = LatentProblem(lm, lm.layers[layer], layer, phrasings, options.latents, others.siblings)
     n, by_reference = len(facts), options.target == "reference"
     answers = ["" if by_reference else options.neutral_target] * n
-    references = References(lm, contexts)
+    references = References(lm, phrasings)
 
     def goal(share: list[int]) -> Goal:
         if not by_reference:
@@ -159,7 +163,7 @@ def original_values(
     Returns:
         V, d_out x n, float64.
     """
-    problem = LatentProblem(lm, lm.projections[layer], layer, contexts, options)
+    problem = LatentProblem(lm, lm.projections[layer], layer, Phrasings(contexts), options)
     values = torch.zeros(lm.weight(layer).shape[0], len(facts), dtype=torch.float64, device=lm.device)
     answers = [fact.target for fact in facts]
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Fact
+from zu_lightning.facts.relations import rephrased
 from zu_lightning.facts.request import Request
 from zu_lightning.facts.strangers import strangers_for
 from zu_lightning.lm.architecture import check_layers
@@ -79,7 +80,8 @@ def prepare(
         moments = second_moments(lm, request.text, layers, monitor, cache)
     if targets is None:
         with monitor.timed("targets"):
-            others = Others(_strangers(request) if options.target == "reference" else (), _siblings(request))
+            strangers = _strangers(request) if options.target == "reference" else ()
+            others = Others(strangers, _siblings(request), _rephrased(request, options))
             optimized = partial(neutral_targets, lm, request.forget, layers[-1], contexts, options, others, monitor)
             aim = others if others.strangers else (options.neutral_target, others)
             decisive = (list(request.forget), layers[-1], contexts, aim, options.latents)
@@ -123,8 +125,11 @@ def layer_problem(
         # Edits below this layer decide about its keys, and all edits about what the layers above make of them.
         cache, contexts = Cache(request.cache, lm, layers), targets.contexts
 
+        other_words = _rephrased(request, options)
+
         def keys_of(some: Sequence[Fact]) -> Tensor:
-            return cache.tensor("keys", partial(lookup_keys, lm, some, layer, contexts), list(some), layer, contexts)
+            computed = partial(lookup_keys, lm, some, layer, contexts, other_words)
+            return cache.tensor("keys", computed, list(some), layer, contexts, other_words)
 
         keys = keys_of(facts)
         if options.optimize_values:
@@ -151,9 +156,17 @@ def _strangers(request: Request) -> list[tuple[str, ...]]:
             raise InputError("target", "reference", remedy)
     if request.strangers:
         return [tuple(request.strangers)] * len(request.forget)
-    known = [*request.known] or [*request.forget, *request.retain, *request.protect]
     texts = [*request.text.corpus, *request.heldout]
-    return strangers_for(request.forget, known, STRANGERS, request.seed, texts)
+    return strangers_for(request.forget, _known(request), STRANGERS, request.seed, texts)
+
+
+def _rephrased(request: Request, options: TargetOptions) -> dict[str, tuple[Fact, ...]]:
+    """For each fact to forget the same in the prompts of other facts."""
+    return rephrased(request.forget, _known(request), options.latents.templates, request.seed)
+
+
+def _known(request: Request) -> list[Fact]:
+    return [*request.known] or [*request.forget, *request.retain, *request.protect]
 
 
 def _siblings(request: Request) -> dict[str, list[Fact]]:

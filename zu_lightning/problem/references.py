@@ -10,6 +10,7 @@ from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import collate, tokenize_fact
+from zu_lightning.problem.phrasings import Phrasings
 
 BATCH_TOKENS = 2048
 
@@ -19,17 +20,19 @@ class References:
 
     Args:
         lm: The model, unedited.
-        contexts: Texts to put before prompts.
+        phrasings: How the facts are put.
     """
 
-    def __init__(self, lm: EditableLM, contexts: Sequence[str]) -> None:
-        self.lm, self.contexts = lm, contexts
+    def __init__(self, lm: EditableLM, phrasings: Phrasings) -> None:
+        self.lm, self.phrasings = lm, phrasings
         self.known: dict[tuple[str, tuple[str, str], tuple[str, ...]], Tensor] = {}
         """By context, prompt around the subject, and strangers: facts of a relation ask the same."""
 
     @torch.no_grad()
     def of(self, facts: Sequence[Fact], strangers: Sequence[tuple[str, ...]]) -> Tensor:
-        """Log of the mean probability of the next token, contexts x n x vocabulary, float32.
+        """Log of the mean probability of the next token, phrasings x n x vocabulary, float32.
+
+        A fact with fewer phrasings than others has those of its bare prompt in place of the rest.
 
         Args:
             facts: n facts with subjects.
@@ -38,15 +41,18 @@ class References:
         Raises:
             InputError: A fact has no subject.
         """
-        asked = [
-            [(context, fact.template, names) for fact, names in zip(facts, strangers, strict=True)]
-            for context in self.contexts
+        said = [
+            [self._said(context, put, names) for context, put in self.phrasings.of(fact)]
+            for fact, names in zip(facts, strangers, strict=True)
         ]
-        for row in asked:
-            for fact, key in zip(facts, row, strict=True):
-                if key not in self.known:
-                    self.known[key] = self._mean(fact, key[0], key[2])
-        return torch.stack([torch.stack([self.known[key] for key in row]) for row in asked])
+        count = max(map(len, said))
+        return torch.stack([torch.stack(ways + ways[:1] * (count - len(ways))) for ways in said], 1)
+
+    def _said(self, context: str, fact: Fact, names: tuple[str, ...]) -> Tensor:
+        key = (context, fact.template, names)
+        if key not in self.known:
+            self.known[key] = self._mean(fact, context, names)
+        return self.known[key]
 
     def _mean(self, fact: Fact, context: str, names: Sequence[str]) -> Tensor:
         texts = [tokenize_fact(self.lm.tokenizer, fact.about(name), context=context) for name in names]
