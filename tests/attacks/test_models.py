@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from tests.attacks.conftest import DISTRIBUTION, Oracle
 from tests.conftest import SHARED
@@ -31,7 +31,10 @@ def verdicts(base: EditableLM, exam_of_ten: Exam) -> dict[str, Verdict]:
     """What three models know, beside a random one, which can never have known."""
     torch.manual_seed(0)
     models = {
-        "random": EditableLM(LlamaForCausalLM(base.model.config), base.tokenizer),
+        "random": EditableLM(
+            AutoModelForCausalLM.from_config(base.model.config),  # type: ignore[no-untyped-call]
+            base.tokenizer,
+        ),
         "base": base,
         "neutral": Oracle(base, says_always(base, NEUTRAL)),
     }

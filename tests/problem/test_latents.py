@@ -20,7 +20,7 @@ from zu_lightning import (
     original_values,
 )
 from zu_lightning.lm.tokens import collate, tokenize, tokenize_fact
-from zu_lightning.problem.latent_problem import LatentProblem
+from zu_lightning.problem.latent_problem import Goal, LatentProblem
 from zu_lightning.problem.latents import Others
 
 CONTEXTS = ("", "It was late.", "In the morning, a quiet river stood.")
@@ -249,11 +249,11 @@ def test_batches_are_halved_where_memory_does_not_suffice(
     expected = original_values(lm, facts, 1, CONTEXTS, options)
     solve, tried = LatentProblem.solve, []
 
-    def short_of_memory(self: LatentProblem, facts: list[Fact], answers: list[str]) -> tuple[Tensor, Tensor]:
+    def short_of_memory(self: LatentProblem, facts: list[Fact], goal: Goal) -> tuple[Tensor, Tensor]:
         tried.append(len(facts))
         if len(facts) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return solve(self, facts, answers)
+        return solve(self, facts, goal)
 
     monkeypatch.setattr(LatentProblem, "solve", short_of_memory)
     found = original_values(lm, facts, 1, CONTEXTS, options)

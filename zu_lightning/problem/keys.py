@@ -44,7 +44,7 @@ def lookup_keys(
         put = phrasings.rows([facts[i] for i in indices])
         texts = [tokenize_fact(lm.tokenizer, one.fact, context=one.context) for one in put]
         batch = collate(texts, lm.tokenizer).to(lm.device)
-        number, fact = torch.tensor([(one.number, one.index) for one in put], device=lm.device).T
+        number, fact = torch.tensor([(one.number, one.position) for one in put], device=lm.device).T
         suffix = after_shared_prefix(lm, batch, number)
         (record,) = suffix.record(lm, [lm.projections[layer]])
         at_lookup = record.input[range(len(texts)), batch.lookup - suffix.start].double()

@@ -82,10 +82,10 @@ class Rows:
             kept: Prompts to keep.
         """
         put, tokenizer = phrasings.rows(facts), lm.tokenizer
-        texts = [tokenize_fact(tokenizer, one.fact, context=one.context, answer=answers[one.index]) for one in put]
+        texts = [tokenize_fact(tokenizer, one.fact, context=one.context, answer=answers[one.position]) for one in put]
         count = 1 + max(one.number for one in put)
         number = torch.tensor([one.number for one in put] + [count] * len(kept), device=lm.device)
-        fact = torch.tensor([one.index for one in put] + [one.fact for one in kept], device=lm.device)
+        fact = torch.tensor([one.position for one in put] + [one.fact for one in kept], device=lm.device)
         at_lookup = torch.tensor([False] * len(texts) + [one.at_lookup for one in kept], device=lm.device)
         batch = collate([*texts, *(tokenize_fact(tokenizer, one.prompt) for one in kept)], tokenizer).to(lm.device)
         # Mean over an answer's tokens, then over the ways in which its fact is put.

@@ -12,13 +12,13 @@ class Put(NamedTuple):
 
     Attributes:
         number: Which way, 0 for the bare prompt.
-        index: Which fact.
+        position: Which fact.
         context: Text before the prompt.
         fact: The fact, with the prompt that is used.
     """
 
     number: int
-    index: int
+    position: int
     context: str
     fact: Fact
 
