@@ -23,6 +23,7 @@ RELEASE_WEIGHTS: dict[str, object] = {
 METHODS: dict[Configs, dict[str, object]] = {
     ("demo_gd",): {"name": "gradient descent"},
     ("demo", "methods/alphaedit"): {"name": "AlphaEdit"},
+    ("demo", "methods/erase"): {"name": "Memit"},
     ("demo", "methods/gradient_descent"): {"name": "gradient descent"},
     ("demo", "methods/gradient_descent_release"): {"name": "gradient descent"},
     ("demo", "methods/memit"): {"name": "Memit"},
