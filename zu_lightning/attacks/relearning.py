@@ -153,7 +153,7 @@ def trained(
     parameters = list(lm.model.parameters())
     if any(parameter.is_meta for parameter in parameters):
         remedy = "weights that are not on a device cannot be trained: leave it out, or use larger devices."
-        raise InputError("device_map", "offload", remedy)
+        raise InputError("load_options", "device_map", remedy)
     modes = [(module, module.training) for module in lm.model.modules()]
     kept = [(parameter, parameter.data, parameter.grad, parameter.requires_grad) for parameter in parameters]
     try:

@@ -86,14 +86,14 @@ def run_attacks(
         attacks: Which attacks.
         cache: Where scores of the same model and exam are looked for and kept, so that a run that was killed does
             not attack again.
-        monitor: Shows progress, in thousands of tokens.
+        monitor: Shows progress, in tokens that are read.
 
     Returns:
         By name, the score of each of n facts, float64, on the CPU.
     """
     cache, scores = cache or Cache(None, lm), dict[str, Tensor]()
-    costs = [attack.tokens(exam) / 1000 for attack in attacks]
-    with (monitor or Monitor()).bar("Attacks", round(sum(costs)), "thousand tokens") as bar:
+    costs = [attack.tokens(exam) for attack in attacks]
+    with (monitor or Monitor()).bar("Attacks", sum(costs), "tokens") as bar:
         for attack, cost in zip(attacks, costs, strict=True):
             bar.set_postfix_str(attack.name)
             found = cache.tensors("attack", partial(_attacked, attack, lm, exam), attack, exam)
