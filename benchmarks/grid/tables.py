@@ -59,7 +59,7 @@ Row = dict[str, Cell]
 
 
 def write_tidy(runs: Sequence[Run], path: Path) -> None:
-    """One row for each run, finished or not: which it is, how it failed, every score, and seconds.
+    """One row for each run, finished or not: which it is, how it failed, every score, also of attacks, and seconds.
 
     Args:
         runs: All runs.
@@ -73,6 +73,8 @@ def write_tidy(runs: Sequence[Run], path: Path) -> None:
         if results:
             row |= {f"{score}_before": value for score, value in results.before.items()}
             row |= dict(results.after) | {f"seconds_{phase}": value for phase, value in results.seconds.items()}
+            row |= {f"attack_{name}_before": found["base"] for name, found in results.attacks.items()}
+            row |= {f"attack_{name}": found["edited"] for name, found in results.attacks.items()}
             row["peak_memory_gib"] = results.peak_memory_gib
         rows.append(row)
     columns = list(dict.fromkeys(column for row in rows for column in row))

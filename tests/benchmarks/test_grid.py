@@ -57,6 +57,7 @@ def finish(run: Run, after: dict[str, float]) -> None:
     Results(
         before=scores(100.0), after=after, facts=2, seconds={"solve": 0.5}, peak_memory_gib=1.0, model="m",
         method={"name": run.method}, targets=None, layers={}, forgotten=["a"],
+        attacks={"rank": {"base": 1.0, "edited": 0.25}},
     ).write(folder)  # fmt: skip
     run.finish()
 
@@ -257,6 +258,7 @@ def test_every_run_is_a_row_also_a_failed_one(done: tuple[Grid, list[Run]], tmp_
         rows = list(csv.DictReader(file))
     assert [row["state"] for row in rows] == ["finished", "finished", "finished", "it broke"]
     assert (rows[0]["efficacy_before"], rows[0]["efficacy"], rows[0]["seconds_solve"]) == ("100.0", "10.0", "0.5")
+    assert (rows[0]["attack_rank_before"], rows[0]["attack_rank"]) == ("1.0", "0.25")
     assert rows[3]["efficacy"] == ""
     assert pyarrow.parquet.read_table(tmp_path / "runs.parquet").column("efficacy").to_pylist() == [10, 90, 20, None]
 
