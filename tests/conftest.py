@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
@@ -32,6 +33,10 @@ from transformers import (
 import train
 from zu_lightning import EditableLM, Fact, LayerProblem, LowRankUpdate, read_facts
 from zu_lightning.lm.tokens import TokenBatch, collate, tokenize
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes; those that tests start are meant, too
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "data" / "demo"
