@@ -35,8 +35,6 @@ def test_strangers_of_the_demo_are_in_no_fact(demo_facts: list[Fact]) -> None:
 
 
 def test_a_relation_with_few_subjects_borrows_those_of_others() -> None:
-    records = [
-        {"prompt": "{} is in", "subject": f"{i} {i}", "target": "A", "relation": str(i % 7)} for i in range(14)
-    ]
+    records = [{"prompt": "{} is in", "subject": f"{i} {i}", "target": "A", "relation": str(i % 7)} for i in range(14)]
     facts = [Fact.from_record(record, "test", str(i)) for i, record in enumerate(records)]
     assert len(strangers_for(facts[:1], facts, 5, seed=0)[0]) == 5
