@@ -60,7 +60,7 @@ def test_unicode_line_separators_are_text(tmp_path: Path) -> None:
         ("a.jsonl", b"[" * 100_000, "it is nested too deeply"),
         ("a.jsonl", b'{"prompt": "\xff\xfe"}', "a.jsonl': it is not in UTF-8"),
         ("a.jsonl.gz", b"not an archive", "a.jsonl.gz': it cannot be read"),
-        ("a.json.gz", gzip.compress(json.dumps(RECORDS).encode())[:-20], "a.json.gz': it cannot be read"),
+        ("a.json.gz", gzip.compress(json.dumps(RECORDS).encode(), mtime=0)[:-20], "a.json.gz': it cannot be read"),
         ("a.csv", b"prompt,target\na,b,c\n", "a.csv, record 1: row is"),
         ("a.csv", b"prompt,target\na,b\na\n", "a.csv, record 2: row is"),
         ("a.csv", b'prompt,target\n"a,b\n', "a.csv: CSV is"),
