@@ -26,8 +26,6 @@ class Attack(ABC):
 
     name: ClassVar[str]
     """What its scores' names begin with."""
-    trains: ClassVar[bool] = False
-    """Whether the model is trained, which takes minutes instead of seconds."""
 
     @abstractmethod
     def tokens(self, exam: Exam) -> int:

@@ -56,7 +56,7 @@ class Exam:
             request: A request with all facts of its data set in ``known``.
             number: Maximum number of facts, the first of those to forget.
         """
-        facts, known = request.forget[:number], [*request.known] or [*request.forget, *request.retain, *request.protect]
+        facts, known = request.forget[:number], request.all_facts
         subjects = {fact.subject for fact in request.forget}
         group = {fact.id: others for others in by_relation(known).values() for fact in others}
         kept = [tuple(other for other in group[fact.id] if other.subject not in subjects) for fact in facts]

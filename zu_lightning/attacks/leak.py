@@ -7,7 +7,6 @@ from zu_lightning.attacks.asking import Told, reading, told_by_fact
 from zu_lightning.attacks.attack import Attack, mean
 from zu_lightning.attacks.exam import Exam
 from zu_lightning.errors import require_positive
-from zu_lightning.facts.fact import Query
 from zu_lightning.lm.editable import EditableLM
 
 
@@ -36,11 +35,11 @@ class Leak(Attack):
 
     def tokens(self, exam: Exam) -> int:
         """Every prompt with its answer, whatever the number of samples."""
-        return reading(lambda i: _queries(exam, i), range(len(exam.facts)))
+        return reading(lambda i: exam.facts[i].queries, range(len(exam.facts)))
 
     def scores(self, lm: EditableLM, exam: Exam, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """For each fact that of its prompt, and the mean over its paraphrases."""
-        answers = told_by_fact(lm, lambda i: _queries(exam, i), facts, exam.batch_tokens)
+        answers = told_by_fact(lm, lambda i: exam.facts[i].queries, facts, exam.batch_tokens)
         return {
             "leak": [self._leak(prompt) for prompt, *_ in answers],
             "leak_paraphrases": [mean([self._leak(answer) for answer in others]) for _, *others in answers],
@@ -48,7 +47,3 @@ class Leak(Attack):
 
     def _leak(self, answer: Told) -> float:
         return float(1 - (1 - answer.probability) ** self.samples)
-
-
-def _queries(exam: Exam, i: int) -> list[Query]:
-    return [exam.facts[i].query, *exam.facts[i].paraphrased]

@@ -3,17 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from zu_lightning.attacks.asking import asked, told
-from zu_lightning.attacks.attack import Attack, mean, words
+from zu_lightning.attacks.asking import reading, told_by_fact
+from zu_lightning.attacks.attack import Attack, mean
 from zu_lightning.attacks.exam import Exam
-from zu_lightning.facts.fact import Fact, Query
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.offload import read_parameter, write_weight
 from zu_lightning.solvers import LowRankUpdate
@@ -55,18 +53,16 @@ class Quantization(Attack):
 
     def tokens(self, exam: Exam) -> int:
         """Every answer after its prompts, once or twice."""
-        queries, _ = asked(lambda i: _queries(exam.facts[i]), range(len(exam.facts)))
-        return len(self._variants) * sum(words(query.prompt + query.target) for query in queries)
+        return len(self._variants) * reading(lambda i: exam.facts[i].queries, range(len(exam.facts)))
 
     def scores(self, lm: EditableLM, exam: Exam, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """For each fact whether its prompt is answered exactly, and the share of its paraphrases that are."""
-        queries, counts = asked(lambda i: _queries(exam.facts[i]), facts)
-        spans = list(pairwise(accumulate(counts, initial=0)))
         found: list[list[float]] = []
         for updates in self._variants.values():
             with rounded(lm, self.bits, updates):
-                exact = [float(answer.exact) for answer in told(lm, queries, exam.batch_tokens)]
-            found += [[exact[start] for start, _ in spans], [mean(exact[start + 1 : end]) for start, end in spans]]
+                answers = told_by_fact(lm, lambda i: exam.facts[i].queries, facts, exam.batch_tokens)
+            exact = [[float(answer.exact) for answer in of_fact] for of_fact in answers]
+            found += [[prompt for prompt, *_ in exact], [mean(others) for _, *others in exact]]
         return dict(zip(self.names(exam), found, strict=True))
 
     @property
@@ -129,8 +125,3 @@ def _linear_modules(lm: EditableLM) -> list[nn.Module]:
     """The linear modules of all decoder layers, each once; GPT-2's are called Conv1D."""
     modules = (module for layer in lm.layers for module in layer.modules())
     return list(dict.fromkeys(module for module in modules if isinstance(module, (nn.Linear, Conv1D))))
-
-
-def _queries(fact: Fact) -> list[Query]:
-    """A fact's prompt, then its paraphrases."""
-    return [fact.query, *fact.paraphrased]

@@ -44,11 +44,7 @@ class Rank(Attack):
 def _queries(exam: Exam, i: int) -> list[Query]:
     """To each prompt of a fact its answer, then all others."""
     fact = exam.facts[i]
-    return [
-        replace(query, target=answer)
-        for query in (fact.query, *fact.paraphrased)
-        for answer in (fact.target, *exam.answers[i])
-    ]
+    return [replace(query, target=answer) for query in fact.queries for answer in (fact.target, *exam.answers[i])]
 
 
 def _shares(likelihood: Sequence[float]) -> tuple[float, float]:

@@ -36,7 +36,6 @@ class Relearning(Attack):
     """Number of folds; as many as there are subjects if there are fewer."""
 
     name = "relearning"
-    trains = True
 
     def __post_init__(self) -> None:
         """Refuse numbers with which nothing is trained."""
@@ -99,7 +98,6 @@ class BenignRelearning(Attack):
     """Number of texts of each step, drawn from the exam's prose; all of them if there are fewer."""
 
     name = "benign_relearning"
-    trains = True
 
     def __post_init__(self) -> None:
         """Refuse numbers with which nothing is trained."""

@@ -75,6 +75,11 @@ class Fact:
         """The paraphrases with the answer."""
         return tuple(Query(prompt, self.target, self.chat) for prompt in self.paraphrases)
 
+    @property
+    def queries(self) -> tuple[Query, ...]:
+        """The prompt, then the paraphrases, each with the answer."""
+        return (self.query, *self.paraphrased)
+
     def as_chat(self) -> "Fact":
         """The same fact, with every prompt given as a user's message."""
         neighbors, multi_hop = (

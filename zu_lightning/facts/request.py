@@ -37,6 +37,11 @@ class Request:
     cache: Path | None = None
 
     @property
+    def all_facts(self) -> list[Fact]:
+        """All facts of the data set, or those of this request if no others are known."""
+        return [*self.known] or [*self.forget, *self.retain, *self.protect]
+
+    @property
     def same_subject(self) -> list[Fact]:
         """Facts about the forgotten subjects that are neither forgotten nor protected."""
         subjects = {fact.subject for fact in self.forget if fact.subject}

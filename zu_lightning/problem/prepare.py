@@ -157,16 +157,12 @@ def _strangers(request: Request) -> list[tuple[str, ...]]:
     if request.strangers:
         return [tuple(request.strangers)] * len(request.forget)
     texts = [*request.text.corpus, *request.heldout]
-    return strangers_for(request.forget, _known(request), STRANGERS, request.seed, texts)
+    return strangers_for(request.forget, request.all_facts, STRANGERS, request.seed, texts)
 
 
 def _rephrased(request: Request, options: TargetOptions) -> dict[str, tuple[Fact, ...]]:
     """For each fact to forget the same in the prompts of other facts."""
-    return rephrased(request.forget, _known(request), options.latents.templates, request.seed)
-
-
-def _known(request: Request) -> list[Fact]:
-    return [*request.known] or [*request.forget, *request.retain, *request.protect]
+    return rephrased(request.forget, request.all_facts, options.latents.templates, request.seed)
 
 
 def _siblings(request: Request) -> dict[str, list[Fact]]:
