@@ -1,10 +1,9 @@
 """References: what the model says of strangers, whom it knows nothing about."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
 
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.batching import batches
@@ -13,6 +12,11 @@ from zu_lightning.lm.tokens import collate, tokenize_fact
 from zu_lightning.problem.phrasings import Phrasings
 
 BATCH_TOKENS = 2048
+
+Way = tuple[str, Fact, tuple[str, ...]]
+"""A context, a fact with its prompt, and the strangers to put in its subject's place."""
+Key = tuple[str, tuple[str, str], tuple[str, ...]]
+"""The same with the prompt around the subject alone: facts of a relation ask the same."""
 
 
 class References:
@@ -25,8 +29,7 @@ class References:
 
     def __init__(self, lm: EditableLM, phrasings: Phrasings) -> None:
         self.lm, self.phrasings = lm, phrasings
-        self.known: dict[tuple[str, tuple[str, str], tuple[str, ...]], Tensor] = {}
-        """By context, prompt around the subject, and strangers: facts of a relation ask the same."""
+        self.known: dict[Key, Tensor] = {}
 
     @torch.no_grad()
     def of(self, facts: Sequence[Fact], strangers: Sequence[tuple[str, ...]]) -> Tensor:
@@ -41,28 +44,38 @@ class References:
         Raises:
             InputError: A fact has no subject.
         """
-        said = [
-            [self._said(context, put, names) for context, put in self.phrasings.of(fact)]
+        asked = [
+            [(context, put, names) for context, put in self.phrasings.of(fact)]
             for fact, names in zip(facts, strangers, strict=True)
         ]
+        self._ask({_key(*way): way for ways in asked for way in ways})
+        said = [[self.known[_key(*way)] for way in ways] for ways in asked]
         count = max(map(len, said))
         return torch.stack([torch.stack(ways + ways[:1] * (count - len(ways))) for ways in said], 1)
 
-    def _said(self, context: str, fact: Fact, names: tuple[str, ...]) -> Tensor:
-        key = (context, fact.template, names)
-        if key not in self.known:
-            self.known[key] = self._mean(fact, context, names)
-        return self.known[key]
-
-    def _mean(self, fact: Fact, context: str, names: Sequence[str]) -> Tensor:
-        texts = [tokenize_fact(self.lm.tokenizer, fact.about(name), context=context) for name in names]
-        total: Tensor | float = 0.0
+    def _ask(self, ways: Mapping[Key, Way]) -> None:
+        """Find out what is not known yet, all of it in the same batches."""
+        new = [key for key in ways if key not in self.known]
+        if not new:
+            return
+        put = [(i, way[0], way[1].about(name)) for i, way in enumerate(ways[key] for key in new) for name in way[2]]
+        texts = [tokenize_fact(self.lm.tokenizer, fact, context=context) for _, context, fact in put]
+        owner = torch.tensor([i for i, _, _ in put], device=self.lm.device)
+        total: Tensor | None = None
         for indices in batches(texts, BATCH_TOKENS):
             batch = collate([texts[i] for i in indices], self.lm.tokenizer).to(self.lm.device)
             rows = torch.arange(len(indices), device=self.lm.device)
-            total = total + log_softmax(self.lm.logits(batch, rows, batch.lengths - 1), -1).exp().sum(0)
-        assert isinstance(total, Tensor)
-        return (total / len(names)).clamp(min=1e-30).log()
+            probability = self.lm.logits(batch, rows, batch.lengths - 1).softmax(-1)
+            if total is None:
+                total = probability.new_zeros(len(new), probability.shape[1])
+            total.index_add_(0, owner[indices], probability)
+        assert total is not None
+        means = total / owner.bincount()[:, None]
+        self.known |= zip(new, means.clamp(min=1e-30).log(), strict=True)
+
+
+def _key(context: str, fact: Fact, names: tuple[str, ...]) -> Key:
+    return context, fact.template, names
 
 
 def first_tokens(lm: EditableLM, facts: Sequence[Fact]) -> Tensor:
