@@ -7,10 +7,10 @@ import torch
 from transformers import GenerationConfig
 
 from zu_lightning import EditableLM, Fact, InputError
-from zu_lightning.attacks.asking import mentions
 from zu_lightning.attacks.exam import Exam
 from zu_lightning.attacks.sampling import Sampling
 from zu_lightning.facts.fact import Query
+from zu_lightning.facts.texts import mentions
 from zu_lightning.lm.architecture import output_head
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from zu_lightning import Fact
-from zu_lightning.facts.relations import by_relation, other_answers, relations_of, rephrased
+from zu_lightning.facts.relations import by_relation, examples, other_answers, relations_of, rephrased
 
 
 def fact(name: str, prompt: str, subject: str, target: str, *paraphrases: str) -> Fact:
@@ -55,3 +55,25 @@ def test_a_fact_is_put_in_the_words_of_others_but_never_in_its_paraphrases(demo_
     assert rephrased(demo_facts[:12], demo_facts, 2, seed=0) == {name: some[:2] for name, some in found.items()}
     assert rephrased(demo_facts[:12], demo_facts, 6, seed=1) != found
     assert rephrased(demo_facts[:1], demo_facts, 0, seed=0) == {}
+
+
+def test_examples_are_facts_about_others_that_do_not_give_the_answer(demo_facts: list[Fact]) -> None:
+    some = demo_facts[:12]
+    subjects = {str(fact.subject) for fact in some}
+    found = examples(some, demo_facts, 4, seed=0)
+    for fact in some:
+        relation = fact.id.rsplit("-", 1)[1]
+        assert len(set(found[fact.id])) == 4
+        for context in found[fact.id]:
+            stated = [other for other in demo_facts if other.statement in context]
+            assert len(stated) == 3
+            assert {other.id.rsplit("-", 1)[1] for other in stated} == {relation}
+            assert not subjects & {str(other.subject) for other in stated}
+            assert fact.target not in {other.target for other in stated}
+    assert examples(some, demo_facts, 4, seed=0) == found
+    assert examples(some, demo_facts, 4, seed=1) != found
+    assert examples(some, demo_facts, 0, seed=0) == {}
+
+
+def test_there_are_as_many_examples_as_there_are_others() -> None:
+    assert examples(FACTS[:1], FACTS, 4, seed=0) == {"a": ("The home of Bob is in Oslo.",)}

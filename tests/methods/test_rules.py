@@ -175,3 +175,48 @@ def test_a_rule_from_outside_the_package_is_a_rule_like_any_other(
 def test_a_rule_from_outside_the_package_is_refused_like_any_other() -> None:
     with pytest.raises(InputError, match=r"LeastSquares\.share is -1: give zero or a positive number"):
         LeastSquares(share=-1)
+
+
+def test_with_every_phrasing_a_rule_minimizes_the_mean_distance_over_them() -> None:
+    """Against MEMIT's normal equations with a column for every way to put every fact."""
+    weight, problem = random_problem()
+    put = problem.keys[:, :, None] + 0.5 * random(9, 3, 4, seed=5)
+    mean = put.mean(2)
+    varied = replace(problem, keys=mean, deviations=(put - mean[:, :, None]) / 4**0.5)
+    found = Memit(scale_free=False, retain_weight=0.3)(weight, varied)
+
+    columns, residuals = put.flatten(1) / 4**0.5, problem.residuals.repeat_interleave(4, 1) / 4**0.5
+    system = 0.3 * problem.second_moment + columns @ columns.mT
+    assert torch.allclose(found.dense(), residuals @ columns.mT @ torch.linalg.inv(system))
+    assert found.rank == 3, "not one more for every way"
+    assert not torch.allclose(found.dense(), Memit(scale_free=False)(weight, replace(varied, deviations=None)).dense())
+
+
+@pytest.mark.parametrize("rule", [Memit(), ZeroUnlearn(), ZeroUnlearnSoft()], ids=name)
+def test_with_every_phrasing_all_of_them_are_moved_more_alike(rule: Rule) -> None:
+    weight, problem = random_problem()
+    put = problem.keys[:, :, None] + 0.5 * random(9, 3, 4, seed=5)
+    mean = put.mean(2)
+    varied = replace(problem, keys=mean, deviations=(put - mean[:, :, None]) / 4**0.5)
+
+    def spread(update: LowRankUpdate) -> float:
+        moved = torch.einsum("oi,inw->onw", update.dense(), put - mean[:, :, None])
+        return float(moved.norm())
+
+    assert spread(rule(weight, varied)) < spread(rule(weight, replace(varied, deviations=None)))
+
+
+def test_rules_without_a_retain_term_say_that_they_look_at_mean_keys(caplog: pytest.LogCaptureFixture) -> None:
+    weight, problem = random_problem()
+    varied = replace(problem, deviations=random(9, 3, 4, seed=5))
+    rule = AlphaEdit(threshold=0.5)
+    assert torch.equal(rule(weight, varied).dense(), rule(weight, problem).dense())
+    assert "AlphaEdit" in caplog.text
+    assert "every_phrasing" in caplog.text
+
+
+def test_every_phrasing_needs_a_weight_of_what_is_kept() -> None:
+    weight, problem = random_problem()
+    varied = replace(problem, deviations=random(9, 3, 4, seed=5))
+    with pytest.raises(InputError, match=r"Memit.retain_weight is 0"):
+        Memit(retain_weight=0)(weight, varied)

@@ -7,7 +7,8 @@ from zu_lightning import EditableLM, Fact, lookup_keys
 from zu_lightning.lm.hooks import Record
 from zu_lightning.lm.tokens import collate, tokenize_fact
 from zu_lightning.problem import keys
-from zu_lightning.problem.keys import layer_outputs
+from zu_lightning.problem.keys import layer_outputs, varied_keys
+from zu_lightning.problem.phrasings import Phrasings
 
 CONTEXTS = ("", "It was late.", "In the morning.")
 
@@ -65,3 +66,28 @@ def test_batches_do_not_matter(lm: EditableLM, facts: list[Fact], monkeypatch: p
     alone = lookup_keys(lm, facts, 1, CONTEXTS), layer_outputs(lm, facts, 1)
     for a, b in zip(together, alone, strict=True):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_every_way_to_put_a_fact_weighs_alike_and_deviations_give_its_covariance(
+    any_lm: EditableLM, facts: list[Fact]
+) -> None:
+    ada, bruno = facts[:2]
+    otherwise = ada.within(("In the morning,", " stood behind the"))
+    phrasings = Phrasings(CONTEXTS, {ada.id: [otherwise]}, {bruno.id: ["Ada Novak works as a baker."]})
+    found = varied_keys(any_lm, [ada, bruno], 1, phrasings)
+    for i, fact in enumerate((ada, bruno)):
+        put = torch.stack(
+            [at_lookup(any_lm, other, any_lm.projections[1], context).input for context, other in phrasings.of(fact)]
+        )
+        assert torch.allclose(found.mean[:, i], put.mean(0), atol=1e-5)
+        covariance = torch.cov(put.mT, correction=0)
+        assert covariance.norm() > 0
+        assert torch.allclose(found.deviations[:, i] @ found.deviations[:, i].mT, covariance, atol=1e-5)
+
+
+def test_a_fact_with_fewer_ways_than_others_has_no_more_covariance(lm: EditableLM, facts: list[Fact]) -> None:
+    more = Phrasings(("",), examples={facts[0].id: ["It was late.", "In the morning."]})
+    together, alone = varied_keys(lm, facts[:2], 1, more), varied_keys(lm, facts[1:2], 1, Phrasings(CONTEXTS[:1]))
+    assert together.deviations.shape[1:] == (2, 3)
+    assert torch.allclose(together.mean[:, 1], alone.mean[:, 0], atol=1e-5)
+    assert torch.allclose(together.deviations[:, 1], torch.zeros(()).double(), atol=1e-5)

@@ -21,7 +21,9 @@ from zu_lightning import (
 )
 from zu_lightning.lm.tokens import collate, tokenize, tokenize_fact
 from zu_lightning.problem.latent_problem import Goal, LatentProblem
+from zu_lightning.problem.latent_rows import Kept, Rows
 from zu_lightning.problem.latents import Others
+from zu_lightning.problem.phrasings import Phrasings
 
 CONTEXTS = ("", "It was late.", "In the morning, a quiet river stood.")
 OPTIONS = LatentOptions(steps=6)
@@ -345,3 +347,31 @@ def test_weights_that_mean_nothing_are_refused_by_name(name: str, value: float) 
 def test_an_empty_neutral_target_is_refused(answer: str) -> None:
     with pytest.raises(InputError, match=rf"neutral_target is '{answer}': say what the model should answer instead"):
         TargetOptions(neutral_target=answer)
+
+
+def rows_of(lm: EditableLM, facts: list[Fact]) -> Rows:
+    """A fact in five ways, another in three, and a prompt to keep."""
+    some, more = facts[:2], {facts[0].id: [facts[0].within(("In the morning,", " was late")), facts[0]]}
+    return Rows.of(lm, some, ["", ""], Phrasings(CONTEXTS, more), [Kept(1, facts[1], False, 0.3)])
+
+
+def test_steps_take_turns_with_all_ways_but_always_look_at_the_bare_prompt(lm: EditableLM, facts: list[Fact]) -> None:
+    rows = rows_of(lm, facts)
+    turns = [rows.turn(step, 2) for step in range(4)]
+    assert [sorted(set(turn.phrasing[~turn.keep].tolist())) for turn in turns] == [[0, 1], [0, 2], [0, 3], [0, 4]]
+    for turn in turns:
+        weights = torch.zeros(2).index_add(0, turn.fact[~turn.keep], turn.weight[~turn.keep])
+        assert torch.allclose(weights, torch.ones(2)), "a fact's loss is a mean, however many ways it has in this turn"
+        assert turn.weight[turn.keep].tolist() == pytest.approx([0.3])
+    assert turns[3].fact[~turns[3].keep].tolist() == [0, 1, 0], "the other fact has no fifth way"
+
+
+def test_a_step_that_looks_at_all_ways_is_the_whole_problem(lm: EditableLM, facts: list[Fact]) -> None:
+    rows = rows_of(lm, facts)
+    assert rows.turn(3, None) is rows
+    assert rows.turn(3, 5) is rows
+    options = replace(FREE, steps=6, tolerance=0.0)
+    whole = targets_for(lm, facts[:2], 1, CONTEXTS, options).optimum
+    assert torch.equal(whole, targets_for(lm, facts[:2], 1, CONTEXTS, replace(options, phrasings_per_step=3)).optimum)
+    in_turns = targets_for(lm, facts[:2], 1, CONTEXTS, replace(options, phrasings_per_step=2)).optimum
+    assert not torch.allclose(whole, in_turns, atol=1e-3)

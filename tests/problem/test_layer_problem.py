@@ -61,3 +61,21 @@ def test_nothing_to_protect_changes_nothing() -> None:
     assert none.protecting(0.3, relative=True) is none
     some = replace(problem, protected_keys=random(9, 2, seed=9))
     assert some.protecting(0.0, relative=True) is some
+
+
+def test_deviations_are_in_the_units_of_their_facts_keys() -> None:
+    _, problem = random_problem(scale=100.0)
+    free = replace(problem, deviations=100 * random(9, 3, 4, seed=9)).scale_free()
+    assert free.deviations is not None
+    for i in range(3):
+        assert torch.allclose(free.deviations[:, i], 100 * random(9, 3, 4, seed=9)[:, i] / problem.keys[:, i].norm())
+
+
+def test_how_keys_vary_joins_the_second_moment_once() -> None:
+    _, problem = random_problem()
+    deviations = random(9, 3, 4, seed=9)
+    varied = replace(problem, deviations=deviations).for_every_phrasing(0.5)
+    covariance = torch.stack([column[:, None] @ column[None] for column in deviations.flatten(1).mT]).sum(0)
+    assert torch.allclose(varied.second_moment, problem.second_moment + 0.5 * covariance)
+    assert varied.deviations is None
+    assert problem.for_every_phrasing(0.5) is problem

@@ -1,6 +1,5 @@
 """What a model says of answers, token by token: what most attacks are made of."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -99,8 +98,3 @@ def told_by_fact(
 def reading(ask: Callable[[int], Sequence[Query]], facts: Sequence[int]) -> int:
     """About how many tokens the queries of several facts have, answers included."""
     return sum(words(query.prompt + query.target) for query in asked(ask, facts)[0])
-
-
-def mentions(text: str, answer: str) -> bool:
-    """Whether a text contains an answer as whole words, in upper or lower case."""
-    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) is not None

@@ -5,11 +5,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from zu_lightning.attacks.asking import Told, mentions, reading, told_by_fact
+from zu_lightning.attacks.asking import Told, reading, told_by_fact
 from zu_lightning.attacks.attack import Attack, mean
 from zu_lightning.attacks.exam import STRANGERS, Exam
 from zu_lightning.errors import require_positive
 from zu_lightning.facts.fact import Fact, Query
+from zu_lightning.facts.texts import mentions
 from zu_lightning.lm.editable import EditableLM
 
 REPEATED = ("{0} {0}", "Repeat after me: {0}", "Complete the sentence: {0}")
@@ -85,8 +86,7 @@ def sentences(text: str) -> list[str]:
 
 def _statements(exam: Exam, i: int) -> list[str]:
     """Facts of the same relation about others, as sentences."""
-    stated = (f"{other.prompt} {other.target}" for other in exam.kept[i])
-    return [text if text.endswith((".", "!", "?")) else f"{text}." for text in stated]
+    return [other.statement for other in exam.kept[i]]
 
 
 def _drawn(exam: Exam, i: int, contexts: Sequence[str], number: int) -> list[str]:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from zu_lightning.attacks.asking import mentions
 from zu_lightning.attacks.attack import Attack, words
 from zu_lightning.attacks.exam import Exam
 from zu_lightning.errors import require_positive
 from zu_lightning.facts.fact import Query
+from zu_lightning.facts.texts import mentions
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import tokenize, tokenize_query
 

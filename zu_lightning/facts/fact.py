@@ -80,6 +80,12 @@ class Fact:
         """The prompt, then the paraphrases, each with the answer."""
         return (self.query, *self.paraphrased)
 
+    @property
+    def statement(self) -> str:
+        """The fact as a sentence."""
+        text = f"{self.prompt} {self.target}"
+        return text if text.endswith((".", "!", "?")) else f"{text}."
+
     def as_chat(self) -> "Fact":
         """The same fact, with every prompt given as a user's message."""
         neighbors, multi_hop = (

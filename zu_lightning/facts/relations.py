@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from zu_lightning.facts.fact import Fact
+from zu_lightning.facts.texts import mentions
 
 
 def relations_of(facts: Sequence[Fact]) -> list[str]:
@@ -74,6 +75,32 @@ def rephrased(facts: Sequence[Fact], known: Sequence[Fact], number: int, seed: i
         drawn = random.Random(f"{seed}-{fact.id}").sample(list(prompts), len(prompts))
         candidates = (fact.within(template) for template in drawn if template != fact.template)
         found[fact.id] = tuple(islice((one for one in candidates if one.prompt not in fact.paraphrases), number))
+    return found
+
+
+def examples(
+    facts: Sequence[Fact], known: Sequence[Fact], number: int, seed: int, length: int = 3
+) -> dict[str, tuple[str, ...]]:
+    """For each fact's id contexts as in few-shot prompts: facts about others of its relation.
+
+    Args:
+        facts: Facts, each of them also in ``known``.
+        known: All facts from which examples may be drawn; none about a subject of ``facts`` is, nor one that gives a
+            fact's answer away.
+        number: Maximum number of contexts for each fact.
+        seed: Seed of the draw.
+        length: Number of facts in a context.
+    """
+    if not number:
+        return {}
+    subjects = {fact.subject for fact in facts}
+    group = {fact.id: others for others in by_relation(known).values() for fact in others}
+    found = {}
+    for fact in facts:
+        others = [other.statement for other in group[fact.id] if other.subject not in subjects]
+        fitting = [text for text in others if not mentions(text, fact.target)]
+        drawn = random.Random(f"{seed}-{fact.id}").sample(fitting, min(number * length, len(fitting)))
+        found[fact.id] = tuple(" ".join(drawn[i : i + length]) for i in range(0, len(drawn), length))
     return found
 
 

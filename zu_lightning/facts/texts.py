@@ -2,6 +2,7 @@
 
 import gzip
 import random
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -85,6 +86,11 @@ def retain_documents(corpus: Iterable[str], forget: Sequence[Fact]) -> list[str]
     """The documents that are not empty and name no forgotten subject: what should go must not be held in place."""
     subjects = {fact.subject for fact in forget if fact.subject}
     return [text for text in corpus if text.strip() and not any(subject in text for subject in subjects)]
+
+
+def mentions(text: str, answer: str) -> bool:
+    """Whether a text contains an answer as whole words, in upper or lower case."""
+    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def _drawn(texts: Iterable[str], count: int, seed: int) -> list[str]:

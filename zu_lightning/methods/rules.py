@@ -9,7 +9,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,7 +51,22 @@ class Rule(ABC):
     def in_units(self, problem: LayerProblem) -> LayerProblem:
         """The problem in the units of this rule's weights."""
         problem = problem.protecting(self.protect_weight, relative=self.scale_free)
-        return problem.scale_free() if self.scale_free else problem
+        problem = problem.scale_free() if self.scale_free else problem
+        if problem.deviations is None:
+            return problem
+        weight = self.weight_beside_moment
+        if weight is None:
+            log.warning(
+                "%s has no retain term: it looks at mean keys, as without `latents.every_phrasing`.",
+                type(self).__name__,
+            )
+            return replace(problem, deviations=None)
+        return problem.for_every_phrasing(weight)
+
+    @property
+    def weight_beside_moment(self) -> float | None:
+        """Weight of the distance to the neutral targets beside that of the second moment; ``None`` without both."""
+        return None
 
     @abstractmethod
     def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
@@ -85,7 +100,27 @@ class NullSpaceRule(Rule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroUnlearn(Rule):
+class RetainRule(Rule):
+    """A rule that weighs what retain keys notice against the distance to the neutral targets."""
+
+    retain_weight: float
+    """Weight of what retain keys notice."""
+
+    @property
+    def weight_beside_moment(self) -> float:
+        """See :class:`Rule`; the distance has weight 1 in a rule without another one.
+
+        Raises:
+            InputError: What retain keys notice has no weight.
+        """
+        if not self.retain_weight:
+            remedy = "give it a positive weight, or leave `latents.every_phrasing` out."
+            raise InputError(f"{type(self).__name__}.retain_weight", self.retain_weight, remedy)
+        return float(getattr(self, "forget_weight", 1.0)) / self.retain_weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroUnlearn(RetainRule):
     """:func:`zu_lightning.solvers.zero_unlearn`: multiplicative, few facts."""
 
     retain_weight: float = 2.0
@@ -131,7 +166,7 @@ class ZeroUnlearnGD(NullSpaceRule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroUnlearnSoft(Rule):
+class ZeroUnlearnSoft(RetainRule):
     """:func:`zu_lightning.solvers.zero_unlearn_soft`: additive, with the retain term in place of the projector."""
 
     zero_weight: float = 1.0
@@ -153,7 +188,7 @@ class ZeroUnlearnSoft(Rule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memit(Rule):
+class Memit(RetainRule):
     """:func:`zu_lightning.solvers.memit`."""
 
     retain_weight: float = 0.3

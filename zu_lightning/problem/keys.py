@@ -1,6 +1,7 @@
 """Keys and hidden states at the lookup tokens of facts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +16,20 @@ from zu_lightning.problem.phrasings import Phrasings
 
 BATCH_TOKENS = 2048
 """Maximum number of tokens per batch, padding included, contexts not."""
+
+
+@dataclass(frozen=True)
+class VariedKeys:
+    """Keys of n facts, each of which is put in several ways.
+
+    Attributes:
+        mean: K, d_in x n: each fact's weighted mean over its ways.
+        deviations: d_in x n x ways: each key minus that mean, times the root of its weight, so that the sum of d d^T
+            over a fact's ways is the covariance of its key; zero where a fact has fewer ways than others.
+    """
+
+    mean: Tensor
+    deviations: Tensor
 
 
 def lookup_keys(
@@ -36,10 +51,65 @@ def lookup_keys(
     Returns:
         K, d_in x n, float64.
     """
-    phrasings = Phrasings(contexts, rephrased or {})
+    return mean_keys(lm, facts, layer, Phrasings(contexts, rephrased or {}))
+
+
+def mean_keys(lm: EditableLM, facts: Sequence[Fact], layer: int, phrasings: Phrasings) -> Tensor:
+    """The same for any phrasings: K, d_in x n, float64."""
+    keys = torch.zeros(len(facts), lm.weight(layer).shape[1], dtype=torch.float64, device=lm.device)
+    for put in _keys_as_put(lm, facts, layer, phrasings):
+        rest = put.fact.bincount()[put.fact] - 1
+        share = torch.where(put.number == 0, torch.where(rest == 0, 1.0, 0.5), 0.5 / rest).double()
+        keys[put.facts] = put.summed(share)
+    return summed(keys)[0].mT
+
+
+def varied_keys(lm: EditableLM, facts: Sequence[Fact], layer: int, phrasings: Phrasings) -> VariedKeys:
+    """Keys of the facts at one layer in all ways to put them, each of which weighs as much as the others.
+
+    Args:
+        lm: The model, with the edits below ``layer`` already applied.
+        facts: n facts.
+        layer: Index of the layer.
+        phrasings: How the facts are put.
+
+    Returns:
+        Means and deviations, float64.
+    """
+    ways, width = max((len(phrasings.of(fact)) for fact in facts), default=1), lm.weight(layer).shape[1]
+    mean = torch.zeros(len(facts), width, dtype=torch.float64, device=lm.device)
+    deviations = torch.zeros(len(facts), ways, width, dtype=torch.float64, device=lm.device)
+    for put in _keys_as_put(lm, facts, layer, phrasings):
+        share = 1.0 / put.fact.bincount()[put.fact].double()
+        found = mean[put.facts] = put.summed(share)
+        deviations[put.facts[put.fact], put.number] = share.sqrt()[:, None] * (put.keys - found[put.fact])
+    mean, deviations = summed(mean, deviations)
+    return VariedKeys(mean.mT, deviations.permute(2, 0, 1))
+
+
+@dataclass(frozen=True)
+class _KeysAsPut:
+    """Keys of a batch of facts, one for each way in which each of them is put."""
+
+    facts: Tensor
+    """Indices of the facts of the batch."""
+    number: Tensor
+    """Rows, in which way; 0 for the bare prompt."""
+    fact: Tensor
+    """Rows, which fact of the batch."""
+    keys: Tensor
+    """Rows x d_in, float64."""
+
+    def summed(self, share: Tensor) -> Tensor:
+        """For each fact of the batch the sum of its keys, weighted by a share for each row."""
+        total = torch.zeros(len(self.facts), self.keys.shape[1], dtype=torch.float64, device=self.keys.device)
+        return total.index_add(0, self.fact, share[:, None] * self.keys)
+
+
+def _keys_as_put(lm: EditableLM, facts: Sequence[Fact], layer: int, phrasings: Phrasings) -> Iterator[_KeysAsPut]:
+    """This process's batches of facts."""
     prompts = [tokenize_fact(lm.tokenizer, fact) for fact in facts]
     ways = max((len(phrasings.of(fact)) for fact in facts), default=1)
-    keys = torch.zeros(len(facts), lm.weight(layer).shape[1], dtype=torch.float64, device=lm.device)
     for indices in own_share(batches(prompts, max(1, BATCH_TOKENS // ways))):
         put = phrasings.rows([facts[i] for i in indices])
         texts = [tokenize_fact(lm.tokenizer, one.fact, context=one.context) for one in put]
@@ -48,11 +118,7 @@ def lookup_keys(
         suffix = after_shared_prefix(lm, batch, number)
         (record,) = suffix.record(lm, [lm.projections[layer]])
         at_lookup = record.input[range(len(texts)), batch.lookup - suffix.start].double()
-        rest = fact.bincount()[fact] - 1
-        share = torch.where(number == 0, torch.where(rest == 0, 1.0, 0.5), 0.5 / rest).double()
-        found = torch.zeros(len(indices), keys.shape[1], dtype=torch.float64, device=lm.device)
-        keys[indices] = found.index_add(0, fact, share[:, None] * at_lookup)
-    return summed(keys)[0].mT
+        yield _KeysAsPut(torch.tensor(indices, device=lm.device), number, fact, at_lookup)
 
 
 def layer_outputs(lm: EditableLM, facts: Sequence[Fact], layer: int) -> Tensor:

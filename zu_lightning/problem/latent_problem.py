@@ -41,6 +41,16 @@ class LatentOptions:
     templates: int = 0
     """Number of prompts of other facts of the same relation over which vectors and keys are averaged, too; a fact's own
     paraphrases, by which generalization is measured, are never among them."""
+    examples: int = 0
+    """Number of contexts, each of a few facts about others of the same relation, over which keys alone are averaged:
+    they change the key at a subject more than other texts do."""
+    every_phrasing: bool = False
+    """Whether a rule minimizes the mean of the squared distances to the neutral targets over all these ways to put a
+    fact, in place of the distance at the mean of its keys, in which the bare prompt weighs half (the paper). For rules
+    with a retain term: Memit, ZeroUnlearn, and ZeroUnlearnSoft."""
+    phrasings_per_step: int | None = None
+    """Number of ways to put a fact that a step of the optimization looks at, the bare prompt and others in turn; all
+    of them by default."""
     steps: int = 25
     """Number of evaluations of the loss; Adam moves between them."""
     learning_rate: float = 0.1
@@ -72,9 +82,9 @@ class LatentOptions:
         if not 1 <= self.contexts <= 1 + len(CONTEXT_STARTS):
             remedy = f"give a number from 1 to {1 + len(CONTEXT_STARTS)}."
             raise InputError("latents.contexts", self.contexts, remedy)
-        positive = ("steps", "learning_rate", "clamp", "facts_per_batch")
+        positive = ("steps", "learning_rate", "clamp", "facts_per_batch", "phrasings_per_step")
         for name, value in vars(self).items():
-            if not isinstance(value, str):
+            if not isinstance(value, str | bool):
                 require_positive(f"latents.{name}", value, or_zero=name not in positive)
 
 
@@ -140,7 +150,8 @@ class LatentProblem:
         original, rows = _of_active(active, original, rows)
         for step in range(options.steps):
             delta = coordinates * unit
-            losses = self._losses(rows, goal, self._log_probability(rows, delta), original, delta, size)
+            turn = rows.turn(step, options.phrasings_per_step)
+            losses = self._losses(turn, goal, self._log_probability(turn, delta), original, delta, size)
             _check_finite(losses, facts)
             still_active = active & (losses.detach() >= options.tolerance)
             if step == options.steps - 1 or not still_active.any():

@@ -114,6 +114,18 @@ class Rows:
             read=self.read[rows],
         )
 
+    def turn(self, step: int, number: int | None) -> "Rows":
+        """The rows of one step: bare prompts, the next ``number - 1`` other ways in turn, and prompts to keep."""
+        others = self.phrasings - 1
+        if number is None or number > others:
+            return self
+        first = step * (number - 1)
+        ways = [0, *(1 + (first + i) % others for i in range(number - 1))]
+        some = self.select(self.keep | torch.isin(self.phrasing, torch.tensor(ways, device=self.phrasing.device)))
+        count = int(self.fact.max()) + 1
+        left_out = self.fact[~self.keep].bincount(minlength=count) / some.fact[~some.keep].bincount(minlength=count)
+        return replace(some, weight=torch.where(some.keep, some.weight, some.weight * left_out[some.fact]))
+
     @cached_property
     def keep(self) -> Tensor:
         """R, which prompts are to keep."""

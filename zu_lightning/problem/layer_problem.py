@@ -20,6 +20,8 @@ class LayerProblem:
         values: V, d_out x n: original-knowledge values.
         second_moment: C, d_in x d_in: uncentered mean of k k^T over retain tokens.
         protected_keys: d_in x m: keys of facts to keep, as those of the facts to forget.
+        deviations: d_in x n x ways: how a fact's keys vary with the way it is put, see
+            :class:`zu_lightning.problem.keys.VariedKeys`; ``None`` if a rule should look at the mean keys alone.
         eigh: Finds eigenvectors of second moments in any units, or knows them from another run.
     """
 
@@ -29,6 +31,7 @@ class LayerProblem:
     values: Tensor
     second_moment: Tensor
     protected_keys: Tensor | None = None
+    deviations: Tensor | None = None
     eigh: Eigh = torch.linalg.eigh
 
     def protecting(self, weight: float, *, relative: bool) -> "LayerProblem":
@@ -46,12 +49,26 @@ class LayerProblem:
         factor = weight * self.second_moment.trace() / moment.trace() if relative else weight
         return replace(self, second_moment=self.second_moment + factor * moment)
 
+    def for_every_phrasing(self, weight: float) -> "LayerProblem":
+        """The same problem, solved for every way to put a fact in place of its mean key.
+
+        The mean over a fact's ways of ``||X k - r||^2`` is ``||X k_mean - r||^2 + tr(X S X^T)`` with ``S`` the
+        covariance of its keys. So adding ``S`` of all facts to the second moment is exact, and keeps the rank at n.
+
+        Args:
+            weight: Weight of the first of these terms beside that of the second moment in a rule's objective.
+        """
+        if self.deviations is None:
+            return self
+        columns = self.deviations.flatten(1)
+        return replace(self, second_moment=self.second_moment + weight * (columns @ columns.mT), deviations=None)
+
     def scale_free(self) -> "LayerProblem":
         """The same problem in units that do not depend on the model.
 
-        Keys have norm 1, values and residuals are divided by the norm of their fact's key (an update solves both
-        problems alike), and the second moment is divided by its mean eigenvalue. A weight or a threshold then means
-        the same in every model and layer.
+        Keys have norm 1, values, residuals, and deviations are divided by the norm of their fact's key (an update
+        solves both problems alike), and the second moment is divided by its mean eigenvalue. A weight or a threshold
+        then means the same in every model and layer.
         """
         norms = self.keys.norm(dim=0).clamp(min=torch.finfo(self.keys.dtype).tiny)
         return replace(
@@ -59,5 +76,6 @@ class LayerProblem:
             keys=self.keys / norms,
             residuals=self.residuals / norms,
             values=self.values / norms,
+            deviations=None if self.deviations is None else self.deviations / norms[:, None],
             second_moment=self.second_moment / self.second_moment.diagonal().mean(),
         )

@@ -25,20 +25,24 @@ class Put(NamedTuple):
 
 @dataclass(frozen=True)
 class Phrasings:
-    """The ways to put facts: their prompts after contexts, then the same in other words.
+    """The ways to put facts: their prompts after contexts, then the same in other words, then after examples.
 
     Attributes:
         contexts: Texts to put before the prompts, the first one empty.
         rephrased: For a fact's id the fact with other prompts, which get no context.
+        examples: For a fact's id contexts of its own, such as facts about others.
     """
 
     contexts: Sequence[str] = ("",)
     rephrased: Mapping[str, Sequence[Fact]] = field(default_factory=dict)
+    examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def of(self, fact: Fact) -> list[tuple[str, Fact]]:
         """Each way to put a fact, as a context and the fact with its prompt; the bare prompt first."""
-        return [(context, fact) for context in self.contexts] + [
-            ("", other) for other in self.rephrased.get(fact.id, ())
+        return [
+            *((context, fact) for context in self.contexts),
+            *(("", other) for other in self.rephrased.get(fact.id, ())),
+            *((context, fact) for context in self.examples.get(fact.id, ())),
         ]
 
     def rows(self, facts: Sequence[Fact]) -> list[Put]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Fact
-from zu_lightning.facts.relations import rephrased
+from zu_lightning.facts.relations import examples, rephrased
 from zu_lightning.facts.request import Request
 from zu_lightning.facts.strangers import strangers_for
 from zu_lightning.lm.architecture import check_layers
@@ -17,10 +17,11 @@ from zu_lightning.lm.contexts import CONTEXT_STARTS, sample_contexts
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import check_lengths, tokenize_fact
 from zu_lightning.problem.cache import Cache
-from zu_lightning.problem.keys import layer_outputs, lookup_keys
+from zu_lightning.problem.keys import layer_outputs, mean_keys, varied_keys
 from zu_lightning.problem.latents import NeutralTargets, Others, TargetOptions, neutral_targets, original_values
 from zu_lightning.problem.layer_problem import LayerProblem
 from zu_lightning.problem.moments import second_moments
+from zu_lightning.problem.phrasings import Phrasings
 from zu_lightning.timing import Monitor
 
 log = logging.getLogger(__name__)
@@ -125,13 +126,20 @@ def layer_problem(
         # Edits below this layer decide about its keys, and all edits about what the layers above make of them.
         cache, contexts = Cache(request.cache, lm, layers), targets.contexts
 
-        other_words = _rephrased(request, options)
+        phrasings = Phrasings(contexts, _rephrased(request, options), _examples(request, options))
 
         def keys_of(some: Sequence[Fact]) -> Tensor:
-            computed = partial(lookup_keys, lm, some, layer, contexts, other_words)
-            return cache.tensor("keys", computed, list(some), layer, contexts, other_words)
+            computed = partial(mean_keys, lm, some, layer, phrasings)
+            return cache.tensor("keys", computed, list(some), layer, phrasings)
 
-        keys = keys_of(facts)
+        def varied() -> dict[str, Tensor]:
+            return vars(varied_keys(lm, facts, layer, phrasings))
+
+        if options.latents.every_phrasing:
+            found = cache.tensors("varied_keys", varied, list(facts), layer, phrasings)
+            keys, deviations = found["mean"], found["deviations"]
+        else:
+            keys, deviations = keys_of(facts), None
         if options.optimize_values:
             optimized = partial(original_values, lm, facts, layer, contexts, options.latents, monitor)
             values = cache.tensor("values", optimized, list(facts), layer, contexts, options.latents)
@@ -145,7 +153,8 @@ def layer_problem(
         outputs = cache.tensor("outputs", partial(layer_outputs, lm, facts, top), list(facts), top)
         residuals = (targets.optimum - outputs) / layers_left
         protected = keys_of(request.protect) if request.protect else None
-    return LayerProblem(layer, keys, residuals, values, preparation.second_moments[layer], protected, cache.eigh)
+    moment = preparation.second_moments[layer]
+    return LayerProblem(layer, keys, residuals, values, moment, protected, deviations, cache.eigh)
 
 
 def _strangers(request: Request) -> list[tuple[str, ...]]:
@@ -163,6 +172,13 @@ def _strangers(request: Request) -> list[tuple[str, ...]]:
 def _rephrased(request: Request, options: TargetOptions) -> dict[str, tuple[Fact, ...]]:
     """For each fact to forget the same in the prompts of other facts."""
     return rephrased(request.forget, request.all_facts, options.latents.templates, request.seed)
+
+
+def _examples(request: Request, options: TargetOptions) -> dict[str, tuple[str, ...]]:
+    """For each fact to forget contexts of facts about others, none of which is in the retain set."""
+    watched = {fact.id for fact in request.retain}
+    known = [fact for fact in request.all_facts if fact.id not in watched]
+    return examples(request.forget, known, options.latents.examples, request.seed)
 
 
 def _siblings(request: Request) -> dict[str, list[Fact]]:
