@@ -75,7 +75,7 @@ class WorldTextDataModule(LightningDataModule):
         seed: Seed of the text (the world itself is always the same).
         withheld_num: Number of facts that the text never states, for a model that never knew them: those that
             ``UnlearnDataModule`` draws to forget with the same number and seed.
-        withheld_seed: Seed of that draw.
+        withheld_seed: Seed of that draw, or of several: one model is then gold for all of them.
         withheld_ids: Ids of the facts that the text never states, in place of a draw.
     """
 
@@ -87,14 +87,16 @@ class WorldTextDataModule(LightningDataModule):
         steps_per_epoch: int = 500,
         seed: int = 10,
         withheld_num: int = 0,
-        withheld_seed: int = 0,
+        withheld_seed: int | list[int] = 0,
         withheld_ids: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.block_size, self.batch_size = block_size, batch_size
         self.steps_per_epoch, self.seed = steps_per_epoch, seed
         # The same tokenizer with and without facts, so that their models can be compared token by token.
-        self.world = World(withheld=_withheld(withheld_num if withheld_ids is None else withheld_ids, withheld_seed))
+        seeds = [withheld_seed] if isinstance(withheld_seed, int) else withheld_seed
+        wanted = withheld_num if withheld_ids is None else withheld_ids
+        self.world = World(withheld={name for one in seeds for name in _withheld(wanted, one)})
         self.tokenizer = train_tokenizer(islice(World().documents(seed=4), 20_000), vocab_size)
 
     def train_dataloader(self) -> DataLoader[Tensor]:

@@ -62,3 +62,8 @@ def test_a_withheld_fact_is_never_said_and_its_neighbors_are(demo_facts: list[Fa
         assert not [t for t in TEMPLATES[relation] if t.format(fact.subject) in text]
         other = next(name for name in RELATIONS if name != relation)
         assert any(t.format(fact.subject) in text for t in people[fact.subject].prompts(other))
+
+
+def test_several_draws_are_withheld_together(demo_facts: list[Fact]) -> None:
+    data = WorldTextDataModule(withheld_num=5, withheld_seed=[3, 4])
+    assert data.world.withheld == {fact.id for seed in (3, 4) for fact in split_facts(demo_facts, 5, seed=seed)[0]}
