@@ -5,6 +5,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from zu_lightning import EditingModule, InputError, Rule
+from zu_lightning.errors import require_positive
 
 
 class ClosedForm(Callback):
@@ -12,10 +13,13 @@ class ClosedForm(Callback):
 
     Args:
         rule: What to solve. ``null`` leaves the module to its own method, such as gradient descent.
+        rounds: How often facts that are still known are given more weight, and those that are long gone less, before
+            the last layer is solved again.
     """
 
-    def __init__(self, rule: Rule | None = None) -> None:
-        self.rule = rule
+    def __init__(self, rule: Rule | None = None, rounds: int = 0) -> None:
+        require_positive("rounds", rounds, or_zero=True)
+        self.rule, self.rounds = rule, rounds
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tell the module that its layers are solved.
@@ -28,10 +32,10 @@ class ClosedForm(Callback):
         if not isinstance(pl_module, EditingModule):
             remedy = f"{type(pl_module).__name__} does not edit layers: set the rule to null."
             raise InputError("rule", type(self.rule).__name__, remedy)
-        pl_module.rule = self.rule
+        pl_module.rule, pl_module.rounds = self.rule, self.rounds
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Hand the module the solution for the layer of this batch."""
         if self.rule is not None and isinstance(pl_module, EditingModule):
             with pl_module.monitor.timed("solve"):
-                pl_module.solution = self.rule(pl_module.lm.weight(batch.layer), batch)
+                pl_module.solution = pl_module.solved(batch)

@@ -51,7 +51,7 @@ class Rule(ABC):
     def in_units(self, problem: LayerProblem) -> LayerProblem:
         """The problem in the units of this rule's weights."""
         problem = problem.protecting(self.protect_weight, relative=self.scale_free)
-        problem = problem.scale_free() if self.scale_free else problem
+        problem = (problem.scale_free() if self.scale_free else problem).weighing_facts()
         if problem.deviations is None:
             return problem
         weight = self.weight_beside_moment

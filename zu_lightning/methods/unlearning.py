@@ -11,10 +11,11 @@ from zu_lightning.facts.texts import ReadingOptions, RetainText, retain_document
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.edits import apply_update
 from zu_lightning.lm.tokens import resolved_answer
+from zu_lightning.methods.rounds import solve_in_rounds
 from zu_lightning.methods.rules import Rule
 from zu_lightning.problem.latents import NeutralTargets, TargetOptions
 from zu_lightning.problem.layer_problem import LayerProblem
-from zu_lightning.problem.prepare import Preparation, layer_problem, prepare
+from zu_lightning.problem.prepare import Preparation, layer_problem, phrasings_of, prepare
 from zu_lightning.solvers import LowRankUpdate, orthonormal_basis
 from zu_lightning.timing import Monitor
 
@@ -87,6 +88,7 @@ def unlearn(
     rule: Rule,
     options: TargetOptions | None = None,
     *,
+    rounds: int = 0,
     progress: bool = False,
 ) -> UnlearnResult:
     """Make a model forget facts, in place.
@@ -98,6 +100,7 @@ def unlearn(
         layers: Layers to edit, lowest first.
         rule: The closed form.
         options: What the edits aim at, such as another neutral answer.
+        rounds: How often facts are weighed anew, see :func:`zu_lightning.methods.rounds.solve_in_rounds`.
         progress: Whether to show progress bars.
 
     Returns:
@@ -112,7 +115,8 @@ def unlearn(
     text = RetainText(retain_documents(corpus, facts), ReadingOptions(corpus_tokens=None))
     request = Request(facts, text)
     preparation = prepare(lm, request, layers, options, monitor=monitor)
-    return UnlearnResult(preparation.targets, edit_layers(lm, request, layers, rule, preparation, options, monitor))
+    edits = edit_layers(lm, request, layers, rule, preparation, options, rounds, monitor)
+    return UnlearnResult(preparation.targets, edits)
 
 
 def edit_layers(
@@ -122,9 +126,12 @@ def edit_layers(
     rule: Rule,
     preparation: Preparation,
     options: TargetOptions,
+    rounds: int = 0,
     monitor: Monitor | None = None,
 ) -> dict[int, LayerEdit]:
     """Edit one layer after the other; the arguments are those of :func:`prepare`, and what it gives.
+
+    In the last layer facts are weighed anew in a number of rounds: before it no edit is whole.
 
     Returns:
         For each layer, what was written.
@@ -135,7 +142,10 @@ def edit_layers(
     edits = {}
     for layer in layers:
         problem = layer_problem(lm, request, layer, layers, preparation, options, monitor)
-        edits[layer] = write_update(lm, problem, rule(lm.weight(layer), problem))
+        phrasings = phrasings_of(request, preparation.targets.contexts, options)
+        here = rounds if layer == layers[-1] else 0
+        update = solve_in_rounds(lm, rule, problem, request.forget, phrasings, here)
+        edits[layer] = write_update(lm, problem, update)
     return edits
 
 

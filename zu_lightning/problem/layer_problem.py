@@ -22,6 +22,7 @@ class LayerProblem:
         protected_keys: d_in x m: keys of facts to keep, as those of the facts to forget.
         deviations: d_in x n x ways: how a fact's keys vary with the way it is put, see
             :class:`zu_lightning.problem.keys.VariedKeys`; ``None`` if a rule should look at the mean keys alone.
+        fact_weights: n, how much each fact counts beside the others; ``None`` if all count alike.
         eigh: Finds eigenvectors of second moments in any units, or knows them from another run.
     """
 
@@ -32,6 +33,7 @@ class LayerProblem:
     second_moment: Tensor
     protected_keys: Tensor | None = None
     deviations: Tensor | None = None
+    fact_weights: Tensor | None = None
     eigh: Eigh = torch.linalg.eigh
 
     def protecting(self, weight: float, *, relative: bool) -> "LayerProblem":
@@ -48,6 +50,23 @@ class LayerProblem:
         moment = keys @ keys.mT
         factor = weight * self.second_moment.trace() / moment.trace() if relative else weight
         return replace(self, second_moment=self.second_moment + factor * moment)
+
+    def weighing_facts(self) -> "LayerProblem":
+        """The same problem with facts that count alike: columns times the roots of their weights.
+
+        All rules add up squares over facts, so that this is exact.
+        """
+        if self.fact_weights is None:
+            return self
+        root = self.fact_weights.sqrt()
+        return replace(
+            self,
+            keys=self.keys * root,
+            residuals=self.residuals * root,
+            values=self.values * root,
+            deviations=None if self.deviations is None else self.deviations * root[:, None],
+            fact_weights=None,
+        )
 
     def for_every_phrasing(self, weight: float) -> "LayerProblem":
         """The same problem, solved for every way to put a fact in place of its mean key.

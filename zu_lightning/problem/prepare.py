@@ -126,7 +126,7 @@ def layer_problem(
         # Edits below this layer decide about its keys, and all edits about what the layers above make of them.
         cache, contexts = Cache(request.cache, lm, layers), targets.contexts
 
-        phrasings = Phrasings(contexts, _rephrased(request, options), _examples(request, options))
+        phrasings = phrasings_of(request, contexts, options)
 
         def keys_of(some: Sequence[Fact]) -> Tensor:
             computed = partial(mean_keys, lm, some, layer, phrasings)
@@ -154,7 +154,12 @@ def layer_problem(
         residuals = (targets.optimum - outputs) / layers_left
         protected = keys_of(request.protect) if request.protect else None
     moment = preparation.second_moments[layer]
-    return LayerProblem(layer, keys, residuals, values, moment, protected, deviations, cache.eigh)
+    return LayerProblem(layer, keys, residuals, values, moment, protected, deviations, eigh=cache.eigh)
+
+
+def phrasings_of(request: Request, contexts: Sequence[str], options: TargetOptions) -> Phrasings:
+    """How the facts of a request are put when their keys are read."""
+    return Phrasings(contexts, _rephrased(request, options), _examples(request, options))
 
 
 def _strangers(request: Request) -> list[tuple[str, ...]]:

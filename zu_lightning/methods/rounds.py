@@ -1,0 +1,94 @@
+"""Rounds: facts that are still known weigh more, those that are long gone weigh less, and the layer is solved again."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from zu_lightning.distributed import own_share, summed
+from zu_lightning.facts.fact import Fact
+from zu_lightning.lm.batching import batches
+from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.edits import apply_update
+from zu_lightning.lm.tokens import collate, tokenize_fact
+from zu_lightning.methods.rules import Rule
+from zu_lightning.problem.layer_problem import LayerProblem
+from zu_lightning.problem.phrasings import Phrasings
+from zu_lightning.problem.references import first_tokens
+from zu_lightning.solvers import LowRankUpdate
+
+log = logging.getLogger(__name__)
+
+BATCH_TOKENS = 2048
+KNOWN, RAISE = 0.1, 3.0
+"""A fact whose answer is more probable than the first of these weighs more by the second in the next round."""
+GONE, EASE = 0.01, 0.5
+"""A fact whose answer is less probable than the first of these weighs less by the second in the next round."""
+
+
+def solve_in_rounds(
+    lm: EditableLM, rule: Rule, problem: LayerProblem, facts: Sequence[Fact], phrasings: Phrasings, rounds: int
+) -> LowRankUpdate:
+    """Solve a layer, see what is still known of each fact, weigh the facts anew, and solve again.
+
+    Facts differ in how hard they are: at the same forgetting, weights for each of them cost less of what stays than
+    one strength for all.
+
+    Args:
+        lm: The model, with all other layers in their final state; it is left as it was.
+        rule: The rule that solves the layer.
+        problem: The layer's problem, n facts.
+        facts: These facts.
+        phrasings: How they are put.
+        rounds: Maximum number of times that they are weighed anew.
+
+    Returns:
+        The update of the last round.
+
+    Raises:
+        InputError: The rule cannot be solved.
+    """
+    weight = lm.weight(problem.layer)
+    weights = torch.ones(len(facts), dtype=torch.float64, device=lm.device)
+    update = rule(weight, problem)
+    for number in range(1, rounds + 1):
+        with _edited(lm, problem.layer, update):
+            probability = answer_probability(lm, facts, phrasings)
+        known, gone = probability > KNOWN, probability < GONE
+        log.info(
+            "round %d: %d facts weigh more (answered with more than %g), %d less (with less than %g)",
+            number, known.sum(), KNOWN, gone.sum(), GONE,
+        )  # fmt: skip
+        weights = weights * torch.where(known, RAISE, torch.where(gone, EASE, 1.0))
+        update = rule(weight, replace(problem, fact_weights=weights))
+    return update
+
+
+@torch.no_grad()
+def answer_probability(lm: EditableLM, facts: Sequence[Fact], phrasings: Phrasings) -> Tensor:
+    """Probability of the first token of each fact's answer, a mean over the ways to put it: n, float64."""
+    put, truth = phrasings.rows(facts), first_tokens(lm, facts)
+    texts = [tokenize_fact(lm.tokenizer, one.fact, context=one.context) for one in put]
+    position = torch.tensor([one.position for one in put], device=lm.device)
+    found = torch.zeros(len(texts), dtype=torch.float64, device=lm.device)
+    for indices in own_share(list(batches(texts, BATCH_TOKENS))):
+        batch = collate([texts[i] for i in indices], lm.tokenizer).to(lm.device)
+        rows = torch.arange(len(indices), device=lm.device)
+        probability = lm.logits(batch, rows, batch.lengths - 1).softmax(-1)
+        found[indices] = probability[rows, truth[position[indices]]].double()
+    total = torch.zeros(len(facts), dtype=torch.float64, device=lm.device).index_add(0, position, summed(found)[0])
+    return total / position.bincount()
+
+
+@contextmanager
+def _edited(lm: EditableLM, layer: int, update: LowRankUpdate) -> Iterator[None]:
+    """Within this context the update is in the layer's weight."""
+    weight = lm.weight(layer).clone()
+    try:
+        apply_update(lm, layer, update)
+        yield
+    finally:
+        lm.set_weight(layer, weight)
