@@ -21,7 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from benchmarks.grid.execution import run_here, run_on_cluster, slots
 from benchmarks.grid.figures import draw_frontier
 from benchmarks.grid.plan import Grid, Run
-from benchmarks.grid.tables import latex, markdown, table, write_tidy
+from benchmarks.grid.tables import attack_table, latex, markdown, table, write_tidy
 from benchmarks.grid.tuning import Choice, balances, chosen_strengths
 from zu_lightning import InputError, replacing
 
@@ -115,6 +115,10 @@ def write_all(grid: Grid, tuning: Sequence[Run], runs: Sequence[Run], chosen: Ch
     tables = {f"{model}, {data}": table(grid, runs, model, data) for model, data in pairs}
     _write(grid.folder / "tables.md", "\n\n".join(f"## {n}\n\n{markdown(lines)}" for n, lines in tables.items()))
     _write(grid.folder / "tables.tex", "\n\n".join(f"% {n}\n{latex(lines)}" for n, lines in tables.items()))
+    attacked = {f"{model}, {data}": attack_table(grid, runs, model, data) for model, data in pairs}
+    if any(attacked.values()):
+        found = (f"## {name}\n\n{markdown(lines)}" for name, lines in attacked.items() if lines)
+        _write(grid.folder / "attacks.md", "\n\n".join(found))
     if tuning and importlib.util.find_spec("matplotlib"):
         for model, data in pairs:
             draw_frontier(grid, tuning, model, data, grid.folder / f"frontier-{model}-{data}.png".replace(" ", "-"))

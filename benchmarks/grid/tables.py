@@ -24,7 +24,23 @@ EXACT = "exact match"
 FORGETS = 0.5
 """A method forgets if its efficacy by exact match is at most this share of that before. The best of those that forget,
 and do not destroy the model, is in bold."""
-BASE = "Base"
+BASE, GOLD = "Base", "Gold"
+GAP = "mean_gap"
+ATTACKS = {
+    "rank_first": "First",
+    "rank_first_paraphrases": "First, paraphrases",
+    "rank": "Rank",
+    "leak": "Leak",
+    "prompting_few_shot": "Few-shot",
+    "prompting_prefix": "Prefix",
+    "lens": "Lens",
+    "sampling": "Samples",
+    "quantization_nf4_merged": "4 bits",
+    "relearning_30x0.0001": "Relearning, 30",
+    "relearning_100x0.0003": "Relearning, 100",
+    GAP: "Mean gap",
+}
+"""Columns of a table of attacks, with their heads."""
 PUBLISHED = Path(__file__).with_name("published.csv")
 """Tables 1, 2, and F.1 to F.4 of arXiv 2605.18879."""
 
@@ -75,6 +91,8 @@ def write_tidy(runs: Sequence[Run], path: Path) -> None:
             row |= dict(results.after) | {f"seconds_{phase}": value for phase, value in results.seconds.items()}
             row |= {f"attack_{name}_before": found["base"] for name, found in results.attacks.items()}
             row |= {f"attack_{name}": found["edited"] for name, found in results.attacks.items()}
+            row |= {f"attack_{name}_gold": found["gold"] for name, found in results.attacks.items() if "gold" in found}
+            row |= results.comparisons
             row["peak_memory_gib"] = results.peak_memory_gib
         rows.append(row)
     columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -152,6 +170,28 @@ def table(grid: Grid, runs: Sequence[Run], model: str, data: str) -> list[list[s
             cells = [theirs[score].text(score) if score in theirs else "" for score in scores]
             lines.append([f"{method} (published)", *cells])
     return lines
+
+
+def attack_table(grid: Grid, runs: Sequence[Run], model: str, data: str) -> list[list[str]]:
+    """What attacks found on a model and a data set, in percent: a line of heads, then base, gold, and each method.
+
+    Without attacks there are no lines.
+    """
+    found: dict[str, dict[int, dict[str, float]]] = {BASE: {}, GOLD: {}}  # base and gold are those of the draw
+    for run in runs:
+        if (run.model, run.data) == (model, data) and (results := run.results) and results.attacks:
+            for name, kind in ((BASE, "base"), (GOLD, "gold"), (run.method, "edited")):
+                scores = {score: 100 * of[kind] for score, of in results.attacks.items() if kind in of}
+                found.setdefault(name, {})[run.seed] = scores
+            if GAP in results.comparisons:
+                found[run.method][run.seed][GAP] = 100 * results.comparisons[GAP]
+    rows = {name: _row([*of_seeds.values()], {score: score for score in ATTACKS}) for name, of_seeds in found.items()}
+    scores = [score for score in ATTACKS if any(score in row for row in rows.values())]
+    lines = [["Method", *(ATTACKS[score] for score in scores)]]
+    for name in (BASE, GOLD, *grid.methods):
+        if row := rows.get(name):
+            lines.append([name, *(row[score].text(score) if score in row else "" for score in scores)])
+    return lines if len(lines) > 1 else []
 
 
 def _share_of_seeds(runs: Sequence[Run], model: str, data: str, method: str) -> str:

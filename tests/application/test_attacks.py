@@ -29,7 +29,9 @@ def test_every_attack_is_reported_for_three_models(attacked: Path) -> None:
         assert scores["gap"] == pytest.approx(scores["edited"] - scores["gold"], abs=1e-9)
         assert scores["low"] <= scores["gap"] <= scores["high"]
     assert results.attacks["rank_first"]["base"] == results.attacks["rank_first"]["gold"] == 1
-    assert results.comparisons.keys() == {"forget_quality", "privleak"}
+    assert results.comparisons.keys() == {
+        "mean_gap", "mean_gap_low", "mean_gap_high", "forget_quality", "privleak",
+    }  # fmt: skip
     assert results.verdict is not None
     assert "9 attacks" in results.verdict
     assert "rank_first_paraphrases" in results.table()

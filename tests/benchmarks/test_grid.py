@@ -17,7 +17,7 @@ from benchmarks.grid import execution
 from benchmarks.grid.execution import Slot, error_in, execute, run_here, run_on_cluster, slots
 from benchmarks.grid.figures import draw_frontier, frontier
 from benchmarks.grid.plan import Grid, Part, Run
-from benchmarks.grid.tables import Cell, best, latex, markdown, published_rows, rows_of, table, write_tidy
+from benchmarks.grid.tables import Cell, attack_table, best, latex, markdown, published_rows, rows_of, table, write_tidy
 from benchmarks.grid.tuning import balance, balances, chosen_strengths
 from tests.conftest import ROOT, SHORT_RUN
 from zu_lightning import InputError, Results
@@ -57,7 +57,8 @@ def finish(run: Run, after: dict[str, float]) -> None:
     Results(
         before=scores(100.0), after=after, facts=2, seconds={"solve": 0.5}, peak_memory_gib=1.0, model="m",
         method={"name": run.method}, targets=None, layers={}, forgotten=["a"],
-        attacks={"rank": {"base": 1.0, "edited": 0.25}},
+        attacks={"rank": {"base": 1.0, "edited": after["efficacy"] / 100, "gold": 0.125}},
+        comparisons={"mean_gap": 0.25},
     ).write(folder)  # fmt: skip
     run.finish()
 
@@ -258,9 +259,26 @@ def test_every_run_is_a_row_also_a_failed_one(done: tuple[Grid, list[Run]], tmp_
         rows = list(csv.DictReader(file))
     assert [row["state"] for row in rows] == ["finished", "finished", "finished", "it broke"]
     assert (rows[0]["efficacy_before"], rows[0]["efficacy"], rows[0]["seconds_solve"]) == ("100.0", "10.0", "0.5")
-    assert (rows[0]["attack_rank_before"], rows[0]["attack_rank"]) == ("1.0", "0.25")
+    assert (rows[0]["attack_rank_before"], rows[0]["attack_rank"], rows[0]["attack_rank_gold"]) == (
+        "1.0",
+        "0.1",
+        "0.125",
+    )
+    assert rows[0]["mean_gap"] == "0.25"
     assert rows[3]["efficacy"] == ""
     assert pyarrow.parquet.read_table(tmp_path / "runs.parquet").column("efficacy").to_pylist() == [10, 90, 20, None]
+
+
+def test_attacks_have_a_table_with_base_and_gold(done: tuple[Grid, list[Run]]) -> None:
+    grid, runs = done
+    assert attack_table(grid, runs, "demo", "2 facts") == [
+        ["Method", "Rank", "Mean gap"],
+        ["Base", "100.00 ± 0.00", ""],
+        ["Gold", "12.50 ± 0.00", ""],
+        ["MEMIT", "15.00 ± 7.07", "25.00 ± 0.00"],
+        ["ROME", "90.00", "25.00"],
+    ]
+    assert attack_table(grid, [], "demo", "2 facts") == []
 
 
 def test_published_figures_stand_beside_ours_where_the_model_is_the_papers(tmp_path: Path) -> None:

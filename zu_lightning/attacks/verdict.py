@@ -72,7 +72,8 @@ class Verdict:
         attacks: Number of attacks.
         kept: Of the kept facts that the unedited model answers, the share that the edited one does; ``None`` if there
             are none.
-        comparisons: With gold TOFU's ``forget_quality`` (a p value) and MUSE's ``privleak`` (percent).
+        comparisons: With gold ``mean_gap``, which is ``left``, with its ends, TOFU's ``forget_quality`` (a p value), and
+            MUSE's ``privleak`` (percent).
     """
 
     scores: dict[str, AttackScore]
@@ -156,12 +157,13 @@ def verdict(edited: Scores, base: Scores, gold: Scores | None = None, seed: int 
         torch.stack([edited[name] - gold[name] for name in group if name in gold]).nanmean(0)
         for group in groups.values()
     ]
-    comparisons = {}
+    left = _interval(torch.stack(gaps).nanmean(0), seed)
+    comparisons = {"mean_gap": left.mean, "mean_gap_low": left.low, "mean_gap_high": left.high}
     if "truth_ratio" in scores:
         comparisons["forget_quality"] = forget_quality(edited["truth_ratio"], gold["truth_ratio"])
     if "membership_min_k" in scores:
         comparisons["privleak"] = privleak(*(one["membership_min_k"].nanmean().item() for one in (edited, gold)))
-    return Verdict(scores, _interval(torch.stack(gaps).nanmean(0), seed), number, len(groups), kept, comparisons)
+    return Verdict(scores, left, number, len(groups), kept, comparisons)
 
 
 def _interval(values: Tensor, seed: int) -> Interval:
