@@ -186,11 +186,11 @@ def attack_table(grid: Grid, runs: Sequence[Run], model: str, data: str) -> list
             if GAP in results.comparisons:
                 found[run.method][run.seed][GAP] = 100 * results.comparisons[GAP]
     rows = {name: _row([*of_seeds.values()], {score: score for score in ATTACKS}) for name, of_seeds in found.items()}
-    scores = [score for score in ATTACKS if any(score in row for row in rows.values())]
-    lines = [["Method", *(ATTACKS[score] for score in scores)]]
+    columns = [score for score in ATTACKS if any(score in row for row in rows.values())]
+    lines = [["Method", *(ATTACKS[score] for score in columns)]]
     for name in (BASE, GOLD, *grid.methods):
         if row := rows.get(name):
-            lines.append([name, *(row[score].text(score) if score in row else "" for score in scores)])
+            lines.append([name, *(row[score].text(score) if score in row else "" for score in columns)])
     return lines if len(lines) > 1 else []
 
 

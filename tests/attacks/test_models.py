@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.attacks.conftest import DISTRIBUTION, Oracle
-from tests.conftest import SHARED
+from tests.conftest import DEMO
 from zu_lightning import EditableLM, Fact, ReadingOptions, Request, RetainText, split_facts
 from zu_lightning.attacks.exam import Exam
 from zu_lightning.attacks.membership import reference
@@ -14,8 +14,6 @@ from zu_lightning.attacks.suite import attacks_of, run_attacks
 from zu_lightning.attacks.verdict import Verdict, verdict
 
 NEUTRAL = "unknown"
-GOLD = SHARED / "models" / "demo-gold"
-needs_gold = pytest.mark.skipif(not GOLD.is_dir(), reason="the gold model beside the checkout is not there")
 
 
 @pytest.fixture(scope="module")
@@ -28,19 +26,20 @@ def exam_of_ten(demo_facts: list[Fact]) -> Exam:
 
 @pytest.fixture(scope="module")
 def verdicts(base: EditableLM, exam_of_ten: Exam) -> dict[str, Verdict]:
-    """What three models know, beside a random one, which can never have known."""
+    """What four models know, beside the gold that ships: it never knew the facts that the README's command forgets."""
     torch.manual_seed(0)
     models = {
+        "base": base,
+        "gold": EditableLM.from_pretrained(DEMO / "gold"),
+        "neutral": Oracle(base, says_always(base, NEUTRAL)),
         "random": EditableLM(
             AutoModelForCausalLM.from_config(base.model.config),  # type: ignore[no-untyped-call]
             base.tokenizer,
         ),
-        "base": base,
-        "neutral": Oracle(base, says_always(base, NEUTRAL)),
     }
-    own = reference(models["random"], exam_of_ten)
-    found = {name: run_attacks(lm, exam_of_ten, attacks_of("quick", 3, {}, own)) for name, lm in models.items()}
-    return {name: verdict(scores, found["base"], found["random"]) for name, scores in found.items()}
+    attacks = attacks_of("quick", 3, {}, reference(models["gold"], exam_of_ten))
+    found = {name: run_attacks(lm, exam_of_ten, attacks) for name, lm in models.items()}
+    return {name: verdict(scores, found["base"], found["gold"]) for name, scores in found.items()}
 
 
 def says_always(lm: EditableLM, answer: str) -> DISTRIBUTION:
@@ -65,18 +64,14 @@ def test_the_unedited_model_knows_everything(verdicts: dict[str, Verdict]) -> No
     assert base.left.mean > 0.4
 
 
-@needs_gold
-def test_gold_knows_nothing_and_is_not_harmed(base: EditableLM, exam_of_ten: Exam) -> None:
-    gold = EditableLM.from_pretrained(GOLD)
-    attacks = attacks_of("quick", 3, {}, reference(gold, exam_of_ten))
-    found = run_attacks(gold, exam_of_ten, attacks)
-    compared = verdict(found, run_attacks(base, exam_of_ten, attacks), found)
-    assert compared.sentence.startswith("Erased")
-    assert compared.kept is not None
-    assert compared.kept > 0.95
-    assert compared.scores["rank_first"].edited <= 0.1
-    assert compared.scores["leak"].edited < 0.1
-    assert 0.3 < compared.scores["rank"].edited < 0.7
+def test_gold_knows_nothing_and_is_not_harmed(verdicts: dict[str, Verdict]) -> None:
+    gold = verdicts["gold"]
+    assert gold.sentence.startswith("Erased")
+    assert gold.kept is not None
+    assert gold.kept > 0.95
+    assert gold.scores["rank_first"].edited <= 0.1
+    assert gold.scores["leak"].edited < 0.1
+    assert 0.2 < gold.scores["rank"].edited < 0.8
 
 
 def test_a_random_model_knows_nothing_and_is_harmed(verdicts: dict[str, Verdict]) -> None:

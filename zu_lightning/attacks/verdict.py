@@ -72,8 +72,8 @@ class Verdict:
         attacks: Number of attacks.
         kept: Of the kept facts that the unedited model answers, the share that the edited one does; ``None`` if there
             are none.
-        comparisons: With gold ``mean_gap``, which is ``left``, with its ends, TOFU's ``forget_quality`` (a p value), and
-            MUSE's ``privleak`` (percent).
+        comparisons: With gold ``mean_gap``, which is ``left``, and its ends, TOFU's ``forget_quality`` (a p value),
+            and MUSE's ``privleak`` (percent).
     """
 
     scores: dict[str, AttackScore]
