@@ -1,15 +1,23 @@
 """Attacks before and after a fit, and on a model that never knew."""
 
+import logging
+
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from zu_lightning import EditableLM, UnlearnModule
 from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.leak import Leak
 from zu_lightning.attacks.membership import reference
 from zu_lightning.attacks.suite import Suite, attacks_of, run_attacks
 from zu_lightning.errors import require_positive
 from zu_lightning.lm.loading import check_model
 from zu_lightning.problem.cache import Cache
+
+log = logging.getLogger(__name__)
+
+KNOWS = 0.5
+"""Share of the facts in 20 samples of a model, above which it cannot be gold."""
 
 
 class Attacks(Callback):
@@ -20,7 +28,7 @@ class Attacks(Callback):
             ``none``.
         facts: Maximum number of facts to attack: the first of those to forget.
         gold: Hub id or directory of a model that was trained in the same way but never knew the facts. Without one
-            there is no verdict.
+            there is no verdict. One that knows the facts, or has another tokenizer, is left out with a warning.
     """
 
     def __init__(self, suite: Suite = "quick", gold: str | None = None, facts: int = 100) -> None:
@@ -29,11 +37,14 @@ class Attacks(Callback):
         self.exam: Exam | None = None
         self.reference: tuple[tuple[float, ...], ...] | None = None
         """What gold says of statements about the facts and about strangers."""
+        self.compares = gold is not None
+        """Whether there is a gold model that can be one."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the gold model before anything is computed."""
         self.exam = self.reference = None
-        if self.suite != "none" and self.gold is not None:
+        self.compares = self.suite != "none" and self.gold is not None
+        if self.compares and self.gold is not None:
             check_model(self.gold)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -51,16 +62,33 @@ class Attacks(Callback):
         found = module.run.attacks
         with module.monitor.timed("attacks"):
             self.exam = self.exam or Exam.of(module.request, self.facts)
-            if self.gold is not None and self.reference is None:
-                gold = EditableLM.from_pretrained(self.gold, dtype=module.dtype_name).to(module.lm.device)
-                self.reference = reference(gold, self.exam)
-                if "gold" not in found:
-                    found["gold"] = self._scores(module, gold, self.exam)
+            if self.compares and self.gold is not None and self.reference is None:
+                self._attack_gold(module, self.gold, self.exam)
             if name not in found:
                 found[name] = self._scores(module, module.lm, self.exam)
+
+    def _attack_gold(self, module: UnlearnModule, path: str, exam: Exam) -> None:
+        """Attack gold, unless nothing can be compared with it."""
+        gold = EditableLM.from_pretrained(path, dtype=module.dtype_name).to(module.lm.device)
+        unfit = _unfit(gold, module.lm, exam)
+        if unfit:
+            log.warning("attacks.gold %s %s: it is left out. Name a model that never knew them.", path, unfit)
+            self.compares = False
+            return
+        self.reference = reference(gold, exam)
+        if "gold" not in module.run.attacks:
+            module.run.attacks["gold"] = self._scores(module, gold, exam)
 
     def _scores(self, module: UnlearnModule, lm: EditableLM, exam: Exam) -> dict[str, Tensor]:
         # Nothing was added to gold and to the unedited model, but their scores have the same names.
         updates = {} if lm is not module.lm or not module.run.after else module.updates() or None
         attacks = attacks_of(self.suite, len(lm.layers), updates, self.reference)
         return run_attacks(lm, exam, attacks, Cache(module.request.cache, lm, module.layers), module.monitor)
+
+
+def _unfit(gold: EditableLM, lm: EditableLM, exam: Exam) -> str:
+    """Why a model cannot be gold for another one and these facts; empty if it can."""
+    if gold.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
+        return "has another tokenizer than the model that forgets the facts"
+    leak = Leak()(gold, exam)["leak"].mean().item()
+    return f"knows the facts to forget (20 samples give {100 * leak:.0f}% away)" if leak > KNOWS else ""

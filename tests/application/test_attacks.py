@@ -12,13 +12,14 @@ from tests.conftest import DEMO, SHORT_RUN, run
 from zu_lightning import InputError, Results
 from zu_lightning.attacks.rank import Rank
 
+ATTACKED = ("--attacks.suite=quick", f"--attacks.gold={DEMO}/gold", *SHORT_RUN)
 QUICK = ("rank", "leak", "prompting", "memorization", "extraction", "truth_ratio", "membership", "lens", "probe")
 
 
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short run with the quick suite, in which the unedited demo model plays gold."""
-    return run(tmp_path_factory.mktemp("attacked"), "--attacks.suite=quick", f"--attacks.gold={DEMO}/model", *SHORT_RUN)
+    """A short run with the quick suite, beside the gold that ships."""
+    return run(tmp_path_factory.mktemp("attacked"), *ATTACKED)
 
 
 def test_every_attack_is_reported_for_three_models(attacked: Path) -> None:
@@ -28,7 +29,8 @@ def test_every_attack_is_reported_for_three_models(attacked: Path) -> None:
         assert list(scores) == ["base", "edited", "gold", "gap", "low", "high"]
         assert scores["gap"] == pytest.approx(scores["edited"] - scores["gold"], abs=1e-9)
         assert scores["low"] <= scores["gap"] <= scores["high"]
-    assert results.attacks["rank_first"]["base"] == results.attacks["rank_first"]["gold"] == 1
+    assert results.attacks["rank_first"]["base"] == 1
+    assert results.attacks["rank_first"]["gold"] == 0
     assert results.comparisons.keys() == {
         "mean_gap", "mean_gap_low", "mean_gap_high", "forget_quality", "privleak",
     }  # fmt: skip
@@ -48,12 +50,13 @@ def test_tensorboard_shows_the_attacks(attacked: Path) -> None:
 def test_what_was_attacked_is_not_attacked_again(attacked: Path) -> None:
     root = attacked.parent.parent
     with patch.object(Rank, "scores", side_effect=AssertionError("attacked again")):
-        again = run(root, "--attacks.suite=quick", f"--attacks.gold={DEMO}/model", *SHORT_RUN)
+        again = run(root, *ATTACKED)
     assert Results.read(again).attacks == Results.read(attacked).attacks
 
 
 def test_without_gold_there_is_no_verdict_but_a_hint(tmp_path: Path) -> None:
-    results = Results.read(run(tmp_path, "--attacks.suite=quick", "--attacks.facts=1", *SHORT_RUN))
+    options = ("--attacks.suite=quick", "--attacks.gold=null", "--attacks.facts=1")
+    results = Results.read(run(tmp_path, *options, *SHORT_RUN))
     assert set(results.attacks["rank"]) == {"base", "edited"}
     assert "attacks.gold" in str(results.verdict)
     assert "on 1 facts" in str(results.verdict)
@@ -67,6 +70,13 @@ def test_without_a_suite_nothing_is_attacked(two_layers_run: Path) -> None:
     assert json.loads((two_layers_run / "metrics.json").read_text())["attacks"] == {}
 
 
+def test_a_gold_that_knows_the_facts_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    gold = f"--attacks.gold={DEMO}/model"
+    results = Results.read(run(tmp_path, "--attacks.suite=quick", gold, "--attacks.facts=1", *SHORT_RUN))
+    assert set(results.attacks["rank"]) == {"base", "edited"}
+    assert "knows the facts to forget (20 samples give 100% away)" in caplog.text
+
+
 def test_a_gold_that_is_not_there_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
     with pytest.raises((InputError, SystemExit)):
         run(tmp_path, "--attacks.suite=quick", "--attacks.gold=nowhere", *SHORT_RUN)
@@ -75,10 +85,10 @@ def test_a_gold_that_is_not_there_is_refused_before_anything_is_computed(tmp_pat
 
 def test_a_target_of_strangers_leaves_less_of_the_truth_than_a_word(tmp_path: Path) -> None:
     few = ("--data.forget_num=3", "--data.retain_num=3", "--data.reading.corpus_documents=600")
-    options = (*few, "--data.reading.heldout_documents=3", "--attacks.suite=quick")
+    options = (*few, "--data.reading.heldout_documents=3", "--attacks.suite=quick", "--attacks.gold=null")
     word, reference = (
         Results.read(run(tmp_path, *options, *more, configs=configs))
-        for more, configs in (((), ("demo",)), (("--data.protect_num=20",), ("demo", "methods/erase")))
+        for more, configs in (((), ("demo", "methods/memit")), (("--data.protect_num=20",), ("demo", "methods/erase")))
     )
     assert reference.attacks["rank"]["edited"] < word.attacks["rank"]["edited"]
     assert reference.after["efficacy"] == 0
