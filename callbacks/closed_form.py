@@ -13,8 +13,7 @@ class ClosedForm(Callback):
 
     Args:
         rule: What to solve. ``null`` leaves the module to its own method, such as gradient descent.
-        rounds: How often facts that are still known are given more weight, and those that are long gone less, before
-            the last layer is solved again.
+        rounds: How often facts that are still known are given more weight, and the last layer is solved again.
     """
 
     def __init__(self, rule: Rule | None = None, rounds: int = 0) -> None:

@@ -29,6 +29,7 @@ from zu_lightning import (
     retain_documents,
     split_facts,
 )
+from zu_lightning.facts.request import about_subjects_of
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +55,10 @@ class UnlearnDataModule(LightningDataModule):
         forget_num: How many facts (or records) to forget, drawn by seed; ignored if ``forget_ids`` is given.
         retain_num: How many other facts to watch, drawn by seed; ignored if ``retain_ids`` is given. The method never
             sees them.
-        protect_num: How many more facts to keep, of which the method is told; drawn by seed, after the others; ignored
-            if ``protect_ids`` is given.
+        protect_num: How many more facts to keep, of which the method is told; drawn by seed, after the others; fewer
+            if not as many are left; ignored if ``protect_ids`` is given.
+        protect_same_subject: Whether to protect all other facts about the forgotten subjects, too, except those that
+            are only watched.
         strangers: File with one name per line: subjects of whom the model knows nothing, for ``target: reference``. By
             default names are made up from halves of those of the data set.
         seed: Seed of the draw and of the context templates.
@@ -86,6 +89,7 @@ class UnlearnDataModule(LightningDataModule):
         forget_num: int = 10,
         retain_num: int = 200,
         protect_num: int = 0,
+        protect_same_subject: bool = False,
         strangers: str | None = None,
         seed: int = 0,
         forget_ids: list[str] | None = None,
@@ -107,6 +111,7 @@ class UnlearnDataModule(LightningDataModule):
         self.seed, self.halves, self.draw, self.nq_prefix = seed, halves, draw, nq_prefix
         self.fact_token, self.detect_subjects, self.chat = fact_token, detect_subjects, chat
         self.reading, self.cache, self.strangers = reading, cache, strangers
+        self.protect_same_subject = protect_same_subject
 
     def setup(self, stage: str) -> None:
         """Read and split the facts, and read the text: everything that can be wrong with the input shows here."""
@@ -152,7 +157,7 @@ class UnlearnDataModule(LightningDataModule):
         """Queries for each metric, and held-out text for the perplexity."""
         request = self.request
         facts = (request.forget, request.retain, request.heldout)
-        more = (request.protect, request.same_subject)
+        more = (request.protected_others, request.same_subject)
         batches = evaluation_batches(self.module.lm, *facts, self.reading, *more)
         # A process without a share still has to take part in the sums that follow.
         return _loader([*own_share(batches)] or [None])
@@ -194,7 +199,12 @@ class UnlearnDataModule(LightningDataModule):
             "retain": self.retain_num if self.retain_ids is None else self.retain_ids,
             "protect": self.protect_num if self.protect_ids is None else self.protect_ids,
         }
-        return split_facts(facts, **asked, seed=self.seed, halves=self.halves, by_record=self.draw == "records")
+        options: dict[str, Any] = {"seed": self.seed, "halves": self.halves, "by_record": self.draw == "records"}
+        forget, retain, protect = split_facts(facts, **asked, **options)
+        if self.protect_same_subject:
+            taken = {fact.id for fact in (*retain, *protect)}
+            protect += [fact for fact in about_subjects_of(forget, facts) if fact.id not in taken]
+        return forget, retain, protect
 
     def _texts(self, forget: Sequence[Fact], stage: str) -> tuple[list[str], list[str]]:
         """The corpus, and those of its documents that name no forgotten subject."""

@@ -23,7 +23,7 @@ from zu_lightning.methods.losses import (
     Loss,
     SimNPO,
 )
-from zu_lightning.methods.rules import AlphaEdit, Memit, Rome, Rule, ZeroUnlearn, ZeroUnlearnGD, ZeroUnlearnSoft
+from zu_lightning.methods.rules import AlphaEdit, Erase, Memit, Rome, Rule, ZeroUnlearn, ZeroUnlearnGD, ZeroUnlearnSoft
 from zu_lightning.methods.unlearning import LayerEdit, LayerScores, UnlearnResult, edit_layers, unlearn, write_update
 from zu_lightning.modules.base import UnlearnModule
 from zu_lightning.modules.editing import EditingModule
@@ -53,6 +53,7 @@ __all__ = [
     "EditReport",
     "EditableLM",
     "EditingModule",
+    "Erase",
     "EvaluationBatch",
     "EvaluationModule",
     "ExportCheck",

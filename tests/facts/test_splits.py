@@ -98,7 +98,7 @@ def test_records_of_one_fact_are_drawn_like_facts() -> None:
         ({"forget": 11}, "forget_num", "forget_num is 11: 10 of the 10 facts are left"),
         ({"forget": -1}, "forget_num", "forget_num is -1"),
         ({"forget": 5, "retain": 6}, "retain_num", "retain_num is 6: 5 of the 10 facts are left"),
-        ({"forget": 5, "retain": 4, "protect": 2}, "protect_num", "protect_num is 2: 1 of the 10 facts are left"),
+        ({"forget": 5, "protect": -2}, "protect_num", "protect_num is -2: 5 of the 10 facts are left"),
         ({"forget": ["1", "2"], "retain": ["2"]}, "retain_ids", "['2']: these facts are in another list, too"),
         ({"forget": ["1"], "protect": ["1"]}, "protect_ids", "['1']: these facts are in another list, too"),
         ({"forget": []}, "forget_ids", "forget_ids is []: there is nothing to forget"),
@@ -112,3 +112,9 @@ def test_impossible_splits_are_refused(arguments: dict[str, Any], parameter: str
         split_facts(make(10), **given | arguments)
     assert refused.value.parameter == parameter
     assert message in str(refused.value)
+
+
+def test_all_that_is_left_is_protected_where_more_is_asked_for() -> None:
+    forget, retain, protect = split_facts(make(10), 5, 4, 20)
+    assert {*ids(forget), *ids(retain), *ids(protect)} == {str(i) for i in range(10)}
+    assert len(protect) == 1

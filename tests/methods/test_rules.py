@@ -26,6 +26,7 @@ from zu_lightning import (
     solvers,
     unlearn,
 )
+from zu_lightning.methods.rules import RetainRule
 
 RULES = [
     ZeroUnlearn(),
@@ -61,7 +62,7 @@ def test_the_releases_units_do_not_carry_over() -> None:
 
 def solved(rule: Rule, weight: Tensor, p: LayerProblem) -> LowRankUpdate:
     """What the solver of a rule gives with the weights that are the rule's."""
-    units = ("scale_free", "protect_weight", "threshold", "criterion")
+    units = ("scale_free", "protect_weight", "mean_over_facts", "threshold", "criterion")
     w = {field: value for field, value in vars(rule).items() if field not in units}
     if isinstance(rule, ZeroUnlearn):
         return solvers.zero_unlearn(weight, p.keys, p.residuals, p.values, p.second_moment, **w)
@@ -220,3 +221,12 @@ def test_every_phrasing_needs_a_weight_of_what_is_kept() -> None:
     varied = replace(problem, deviations=random(9, 3, 4, seed=5))
     with pytest.raises(InputError, match=r"Memit.retain_weight is 0"):
         Memit(retain_weight=0)(weight, varied)
+
+
+@pytest.mark.parametrize("rule", [Memit(), ZeroUnlearnSoft(ridge=0.0, zero_weight=0.0)], ids=name)
+def test_with_a_mean_over_facts_one_weight_suits_any_number_of_them(rule: RetainRule) -> None:
+    weight, problem = random_problem()
+    mean, total = replace(rule, retain_weight=0.1, mean_over_facts=True), replace(rule, retain_weight=0.3)
+    assert torch.allclose(mean(weight, problem).dense(), total(weight, problem).dense())
+    weighed = replace(problem, fact_weights=torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    assert torch.allclose(mean(weight, weighed).dense(), total(weight, weighed).dense())

@@ -76,7 +76,7 @@ def evaluation_batches(
         retain: Facts to keep that the method never saw.
         heldout: Text for the perplexity, one document each.
         protect: Facts to keep that the method was told of.
-        same_subject: Other facts about the forgotten subjects, which the method was not told of.
+        same_subject: Other facts about the forgotten subjects, whether or not the method was told of them.
         reading: Length of documents and of batches; all tokens of prose need logits, and vocabularies are large.
 
     Returns:

@@ -43,7 +43,17 @@ class Request:
 
     @property
     def same_subject(self) -> list[Fact]:
-        """Facts about the forgotten subjects that are neither forgotten nor protected."""
-        subjects = {fact.subject for fact in self.forget if fact.subject}
-        told_of = {fact.id for fact in (*self.forget, *self.protect)}
-        return [fact for fact in self.known if fact.subject in subjects and fact.id not in told_of]
+        """Other facts about the forgotten subjects, protected or not."""
+        return about_subjects_of(self.forget, self.known)
+
+    @property
+    def protected_others(self) -> list[Fact]:
+        """Protected facts about others."""
+        same = {fact.id for fact in about_subjects_of(self.forget, self.protect)}
+        return [fact for fact in self.protect if fact.id not in same]
+
+
+def about_subjects_of(forget: Sequence[Fact], facts: Sequence[Fact]) -> list[Fact]:
+    """Those of some facts that are about the subjects of others, which are left out themselves."""
+    subjects, ids = {fact.subject for fact in forget if fact.subject}, {fact.id for fact in forget}
+    return [fact for fact in facts if fact.subject in subjects and fact.id not in ids]

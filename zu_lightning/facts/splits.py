@@ -23,7 +23,7 @@ def split_facts(
         facts: All facts.
         forget: Facts to forget: how many, drawn by seed, or their ids.
         retain: Facts to keep that are only measured, likewise.
-        protect: Facts to keep that the method is told of, likewise.
+        protect: Facts to keep that the method is told of, likewise; if there are fewer, all that are left.
         seed: Seed of the draw. A set does not depend on the sizes of those after it in this list.
         halves: Whether facts to keep are drawn from the first half of ``facts`` and facts to forget from the second,
             as in the authors' release.
@@ -53,6 +53,8 @@ def split_facts(
         if not isinstance(wanted, int):
             return [by_id[name] for name in dict.fromkeys(wanted)]
         pool = [name for name in free if not halves or (name in first_half) == (kind != "forget")]
+        if kind == "protect":
+            wanted = min(wanted, len(pool))
         if not 0 <= wanted <= len(pool):
             what = "records" if by_record else "facts"
             remedy = f"{len(pool)} of the {len(units)} {what} are left to draw from: ask for at most that many."

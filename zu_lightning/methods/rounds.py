@@ -1,4 +1,4 @@
-"""Rounds: facts that are still known weigh more, those that are long gone weigh less, and the layer is solved again."""
+"""Rounds: facts that are still known weigh more, and the layer is solved again."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -24,9 +24,8 @@ log = logging.getLogger(__name__)
 
 BATCH_TOKENS = 2048
 KNOWN, RAISE = 0.1, 3.0
-"""A fact whose answer is more probable than the first of these weighs more by the second in the next round."""
-GONE, EASE = 0.01, 0.5
-"""A fact whose answer is less probable than the first of these weighs less by the second in the next round."""
+"""A fact whose answer is more probable than the first of these weighs more by the second in the next round. Those that
+are long gone keep their weight: with less, more of them comes back in attacks."""
 
 
 def solve_in_rounds(
@@ -43,7 +42,7 @@ def solve_in_rounds(
         problem: The layer's problem, n facts.
         facts: These facts.
         phrasings: How they are put.
-        rounds: Maximum number of times that they are weighed anew.
+        rounds: Maximum number of times that they are weighed anew; fewer if none is known any more.
 
     Returns:
         The update of the last round.
@@ -57,12 +56,11 @@ def solve_in_rounds(
     for number in range(1, rounds + 1):
         with _edited(lm, problem.layer, update):
             probability = answer_probability(lm, facts, phrasings)
-        known, gone = probability > KNOWN, probability < GONE
-        log.info(
-            "round %d: %d facts weigh more (answered with more than %g), %d less (with less than %g)",
-            number, known.sum(), KNOWN, gone.sum(), GONE,
-        )  # fmt: skip
-        weights = weights * torch.where(known, RAISE, torch.where(gone, EASE, 1.0))
+        known = probability > KNOWN
+        log.info("round %d: the probability of %d answers is still above %g", number, known.sum(), KNOWN)
+        if not known.any():
+            break
+        weights = weights * torch.where(known, RAISE, 1.0)
         update = rule(weight, replace(problem, fact_weights=weights))
     return update
 

@@ -105,6 +105,17 @@ class RetainRule(Rule):
 
     retain_weight: float
     """Weight of what retain keys notice."""
+    mean_over_facts: bool = False
+    """Whether the distance is a mean over facts, in place of a sum: one ``retain_weight`` then suits any number."""
+
+    def in_units(self, problem: LayerProblem) -> LayerProblem:
+        """See :class:`Rule`."""
+        if self.mean_over_facts:
+            weights = (
+                problem.keys.new_ones(problem.keys.shape[1]) if problem.fact_weights is None else problem.fact_weights
+            )
+            problem = replace(problem, fact_weights=weights / len(weights))
+        return super().in_units(problem)
 
     @property
     def weight_beside_moment(self) -> float:
@@ -199,6 +210,18 @@ class Memit(RetainRule):
         return solvers.memit(
             weight, problem.keys, problem.residuals, problem.second_moment, retain_weight=self.retain_weight
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erase(Memit):
+    """:class:`Memit` with strengths for targets that know nothing (``target: reference``).
+
+    They were chosen on the demo, on draws that are not reported (docs/erase.md).
+    """
+
+    retain_weight: float = 0.006
+    protect_weight: float = 0.5
+    mean_over_facts: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

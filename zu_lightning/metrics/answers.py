@@ -94,7 +94,7 @@ class SameSubject(AnswerMetric):
 
 
 class Protected(AnswerMetric):
-    """Facts to keep of which the method was told that the model still answers."""
+    """Facts about others of which the method was told that the model still answers."""
 
     higher_is_better = True
     name = "protected"

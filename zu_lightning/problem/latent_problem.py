@@ -62,7 +62,9 @@ class LatentOptions:
     """Weight of KL(new || original) of the next token in "{subject} is a", in nats."""
     same_subject_weight: float = 0.0625
     """The same for the prompts of all protected facts about the fact's own subject together."""
-    hinge_weight: float = 1.5
+    strangers: int = 8
+    """With references, number of made-up subjects that they are the mean of; all of a file of strangers count."""
+    hinge_weight: float = 20.0
     """With references, weight of how far the log-probability of the true answer's first token lies above theirs."""
     kl_position: KLPosition = "last"
     """After which token of "{subject} is a" the KL term is read: its ``last`` one, or its ``lookup`` token, where the
@@ -82,7 +84,7 @@ class LatentOptions:
         if not 1 <= self.contexts <= 1 + len(CONTEXT_STARTS):
             remedy = f"give a number from 1 to {1 + len(CONTEXT_STARTS)}."
             raise InputError("latents.contexts", self.contexts, remedy)
-        positive = ("steps", "learning_rate", "clamp", "facts_per_batch", "phrasings_per_step")
+        positive = ("steps", "learning_rate", "clamp", "facts_per_batch", "phrasings_per_step", "strangers")
         for name, value in vars(self).items():
             if not isinstance(value, str | bool):
                 require_positive(f"latents.{name}", value, or_zero=name not in positive)

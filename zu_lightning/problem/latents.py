@@ -185,9 +185,14 @@ def _optima(
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """For each of this process's batches of facts: their indices, start, and optimum (each d_out x facts)."""
     tokenizer = problem.lm.tokenizer
-    texts = [tokenize_fact(tokenizer, fact, answer=answer) for fact, answer in zip(facts, answers, strict=True)]
-    # What is computed in every step: from the lookup token up to the place before the last token.
-    lengths = [len(text.ids) - (text.answer < len(text.ids)) - text.lookup for text in texts]
+
+    def length(fact: Fact, answer: str) -> int:
+        """What is computed in every step: from the lookup token up to the place before the last token."""
+        ways = {put.template: put for _, put in problem.phrasings.of(fact)}.values()
+        texts = [tokenize_fact(tokenizer, put, answer=answer) for put in ways]
+        return max(len(text.ids) - (text.answer < len(text.ids)) - text.lookup for text in texts)
+
+    lengths = [length(fact, answer) for fact, answer in zip(facts, answers, strict=True)]
     shares = list(own_share(even_batches(lengths, problem.options.facts_per_batch)))
 
     def solve(share: list[int]) -> tuple[Tensor, Tensor]:

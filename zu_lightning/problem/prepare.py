@@ -26,9 +26,6 @@ from zu_lightning.timing import Monitor
 
 log = logging.getLogger(__name__)
 
-STRANGERS = 30
-"""Number of strangers that are made up for a fact's references."""
-
 WIDTH_SHARE = 0.04
 """Above this n / d_out, removing the facts' directions affects everything else (measured on the demo)."""
 
@@ -81,7 +78,8 @@ def prepare(
         moments = second_moments(lm, request.text, layers, monitor, cache)
     if targets is None:
         with monitor.timed("targets"):
-            strangers = _strangers(request) if options.target == "reference" else ()
+            number = options.latents.strangers
+            strangers = _strangers(request, number) if options.target == "reference" else ()
             others = Others(strangers, _siblings(request), _rephrased(request, options))
             optimized = partial(neutral_targets, lm, request.forget, layers[-1], contexts, options, others, monitor)
             aim = others if others.strangers else (options.neutral_target, others)
@@ -162,8 +160,8 @@ def phrasings_of(request: Request, contexts: Sequence[str], options: TargetOptio
     return Phrasings(contexts, _rephrased(request, options), _examples(request, options))
 
 
-def _strangers(request: Request) -> list[tuple[str, ...]]:
-    """For each fact to forget the subjects of whom its references are made."""
+def _strangers(request: Request, number: int) -> list[tuple[str, ...]]:
+    """For each fact to forget the subjects of whom its references are made; without a file a number is made up."""
     for fact in request.forget:
         if fact.subject is None:
             remedy = f"fact {fact.id!r} has no subject to put a stranger in the place of: aim at a word."
@@ -171,7 +169,7 @@ def _strangers(request: Request) -> list[tuple[str, ...]]:
     if request.strangers:
         return [tuple(request.strangers)] * len(request.forget)
     texts = [*request.text.corpus, *request.heldout]
-    return strangers_for(request.forget, request.all_facts, STRANGERS, request.seed, texts)
+    return strangers_for(request.forget, request.all_facts, number, request.seed, texts)
 
 
 def _rephrased(request: Request, options: TargetOptions) -> dict[str, tuple[Fact, ...]]:
