@@ -199,8 +199,8 @@ class UnlearnDataModule(LightningDataModule):
             "retain": self.retain_num if self.retain_ids is None else self.retain_ids,
             "protect": self.protect_num if self.protect_ids is None else self.protect_ids,
         }
-        options: dict[str, Any] = {"seed": self.seed, "halves": self.halves, "by_record": self.draw == "records"}
-        forget, retain, protect = split_facts(facts, **asked, **options)
+        by_record = self.draw == "records"
+        forget, retain, protect = split_facts(facts, **asked, seed=self.seed, halves=self.halves, by_record=by_record)
         if self.protect_same_subject:
             taken = {fact.id for fact in (*retain, *protect)}
             protect += [fact for fact in about_subjects_of(forget, facts) if fact.id not in taken]

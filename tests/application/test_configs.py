@@ -23,7 +23,7 @@ RELEASE_WEIGHTS: dict[str, object] = {
 METHODS: dict[Configs, dict[str, object]] = {
     ("demo_gd",): {"name": "gradient descent"},
     ("demo", "methods/alphaedit"): {"name": "AlphaEdit"},
-    ("demo", "methods/erase"): {"name": "Memit"},
+    ("demo", "methods/erase"): {"name": "Erase", "rounds": 1},
     ("demo", "methods/gradient_descent"): {"name": "gradient descent"},
     ("demo", "methods/gradient_descent_release"): {"name": "gradient descent"},
     ("demo", "methods/memit"): {"name": "Memit"},
@@ -32,7 +32,7 @@ METHODS: dict[Configs, dict[str, object]] = {
     ("demo", "methods/zero_unlearn"): {"name": "ZeroUnlearn", "scale_free": True},
     ("demo", "methods/zero_unlearn_gd"): {"name": "ZeroUnlearnGD"},
     ("demo", "methods/zero_unlearn_soft"): {"name": "ZeroUnlearnSoft"},
-    ("demo", "presets/profile"): {"name": "ZeroUnlearnGD"},
+    ("demo", "presets/profile"): {"name": "Erase"},
 }
 """Configurations on the demo, and the method that must run; ``test_fit.py`` runs the demo itself."""
 

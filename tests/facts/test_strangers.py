@@ -38,3 +38,11 @@ def test_a_relation_with_few_subjects_borrows_those_of_others() -> None:
     records = [{"prompt": "{} is in", "subject": f"{i} {i}", "target": "A", "relation": str(i % 7)} for i in range(14)]
     facts = [Fact.from_record(record, "test", str(i)) for i, record in enumerate(records)]
     assert len(strangers_for(facts[:1], facts, 5, seed=0)[0]) == 5
+
+
+def test_data_with_too_few_names_gets_invented_ones(caplog: pytest.LogCaptureFixture) -> None:
+    facts = [Fact.from_record({"prompt": "{} is in", "subject": "Ada Berger", "target": "Rome"}, "test", "0")]
+    (names,) = strangers_for(facts, facts, 20, seed=0)
+    assert len(set(names)) == 20
+    assert "Ada Berger" not in names
+    assert "1 names of subjects give only 0 new ones of 20: give a file of names" in caplog.text

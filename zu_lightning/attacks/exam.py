@@ -1,19 +1,15 @@
 """What attackers know and ask: one exam for the edited model, the unedited one, and one that never knew."""
 
-import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypeVar
 
-from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.relations import by_relation, other_answers
 from zu_lightning.facts.request import Request
 from zu_lightning.facts.strangers import strangers_for
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -34,7 +30,7 @@ class Exam:
         answers: For each of them the other answers of its relation, its own left out; empty if none are known.
         kept: For each of them facts of the same relation about others, which the model should still know.
         strangers: For each of them made-up subjects of the same kind, of which no model knows anything; empty if
-            the facts have no subjects, or too few to make others of.
+            some fact has no subject.
         prose: Held-out text that says nothing about the facts.
         seed: Seed of everything that attacks draw.
         batch_tokens: Maximum number of tokens per batch, padding included.
@@ -65,10 +61,7 @@ class Exam:
         strangers: list[tuple[str, ...]] = [()] * len(facts)
         if all(fact.subject for fact in facts):
             texts = chain(request.text.documents, request.text.corpus, request.heldout)
-            try:
-                strangers = strangers_for(facts, known, STRANGERS, request.seed, texts)
-            except InputError as error:
-                log.warning("attacks that compare with strangers are left out: %s", error)
+            strangers = strangers_for(facts, known, STRANGERS, request.seed, texts)
         return cls(
             facts=facts,
             answers=[_drawn(rng, answers, ANSWERS) for answers in other_answers(facts, known)],

@@ -1,5 +1,6 @@
 """Strangers: made-up subjects of which no model can know anything."""
 
+import logging
 import random
 from collections.abc import Iterable, Sequence
 
@@ -7,6 +8,13 @@ from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.relations import by_relation
 
+log = logging.getLogger(__name__)
+
+INVENTED = (
+    "Orvelin Thasker", "Maraude Quillfen", "Tobrin Vashkell", "Elzira Montquay", "Hesper Drovanik", "Calyx Brennovar",
+    "Junith Okstrand", "Perrick Alduveen", "Ysolda Kemmerath", "Davrin Soltwick", "Nerissel Farquand", "Oswin Trellaby",
+)  # fmt: skip
+"""Names that nobody has, for data with too few names to make others of."""
 ATTEMPTS = 200
 """Number of names that are tried for each one that is wanted."""
 ENOUGH = 12
@@ -53,6 +61,8 @@ def strangers_for(
 ) -> list[tuple[str, ...]]:
     """For each fact made-up subjects of the same kind: of halves of the subjects of its relation.
 
+    Data with too few names gets invented ones, with a warning.
+
     Args:
         facts: Facts with subjects.
         known: All facts of the data set.
@@ -61,7 +71,7 @@ def strangers_for(
         texts: No name that is made occurs in one of these.
 
     Raises:
-        InputError: The names do not give that many.
+        InputError: Not even the invented names give that many.
     """
     everybody = [fact.subject for fact in known if fact.subject]
     groups = by_relation(known)
@@ -71,8 +81,10 @@ def strangers_for(
         name = relation[fact.id]
         if name not in made:
             subjects = {other.subject for other in groups[name] if other.subject}
-            enough = len(subjects) >= ENOUGH
-            made[name] = tuple(
-                made_up_subjects(sorted(subjects) if enough else everybody, number, seed, [*everybody, *corpus])
-            )
+            names, texts = sorted(subjects) if len(subjects) >= ENOUGH else everybody, [*everybody, *corpus]
+            try:
+                made[name] = tuple(made_up_subjects(names, number, seed, texts))
+            except InputError as error:
+                log.warning("%s Until then strangers have invented names.", error)
+                made[name] = tuple(made_up_subjects(INVENTED, number, seed, texts))
     return [made[relation[fact.id]] for fact in facts]

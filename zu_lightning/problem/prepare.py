@@ -164,7 +164,7 @@ def _strangers(request: Request, number: int) -> list[tuple[str, ...]]:
     """For each fact to forget the subjects of whom its references are made; without a file a number is made up."""
     for fact in request.forget:
         if fact.subject is None:
-            remedy = f"fact {fact.id!r} has no subject to put a stranger in the place of: aim at a word."
+            remedy = f"fact {fact.id!r} has no subject to put a stranger in the place of: set it to `word`."
             raise InputError("target", "reference", remedy)
     if request.strangers:
         return [tuple(request.strangers)] * len(request.forget)
