@@ -103,10 +103,12 @@ BAD_INPUT = {
     "no corpus": Case(option("--data.corpus={}/nowhere.txt"), "--data.corpus is '{}/nowhere.txt': text cannot be"),
     "no other corpus": Case(corpus_about_the_forgotten, "--data.corpus is '{}/corpus.txt': every document names"),
     "no chat template": Case(option("--data.chat=true"), "--data.chat is True: the model's tokenizer has no chat"),
-    "a negative weight": Case(option("--closed_form.rule.ridge=-1"), "ZeroUnlearnGD.ridge is -1.0: give zero or"),
+    "a negative weight": Case(
+        option("--closed_form.rule.retain_weight=-1"), "Erase.retain_weight is -1.0: give zero or"
+    ),
     "no layers to edit": Case(
         option("--model=zu_lightning.PretrainModule", "--trainer.callbacks=null"),
-        "--closed_form.rule is 'ZeroUnlearnGD': PretrainModule does not edit layers: set the rule to null",
+        "--closed_form.rule is 'Erase': PretrainModule does not edit layers: set the rule to null",
     ),
     "nothing to report": Case(
         option("--model=zu_lightning.PretrainModule", "--closed_form.rule=null"), "model is 'PretrainModule': "
@@ -154,7 +156,11 @@ def test_good_input_does_begin_to_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "threshold", [["--closed_form.rule.threshold=0"], ["--closed_form.rule=null", "--model.objective.threshold=0"]]
+    "threshold",
+    [
+        ["--closed_form.rule=zu_lightning.ZeroUnlearnGD", "--closed_form.rule.threshold=0"],
+        ["--closed_form.rule=null", "--model.objective.threshold=0"],
+    ],
 )
 def test_an_empty_null_space_is_explained(threshold: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stopped:

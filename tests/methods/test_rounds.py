@@ -79,7 +79,7 @@ def test_without_rounds_it_is_the_rule(lm: EditableLM, facts: list[Fact]) -> Non
     generator = torch.Generator().manual_seed(0)
     keys, residuals, values = (torch.randn(d, 3, generator=generator).double() for d in (d_in, d_out, d_out))
     problem = LayerProblem(1, keys, residuals, values, torch.eye(d_in, dtype=torch.float64))
-    found = solve_in_rounds(lm, Memit(), problem, facts[:3], Phrasings(), 0)
+    found = solve_in_rounds(lm, Memit(), problem, facts[:3], Phrasings())
     assert torch.equal(found.dense(), Memit()(weight, problem).dense())
 
 
@@ -92,7 +92,7 @@ def test_rounds_forget_what_one_strength_leaves_and_the_model_stays_as_it_was(
     problem = layer_problem(demo_lm, request, 0, [0], prepare(demo_lm, request, [0], options), options)
     weight, left = demo_lm.weight(0).clone(), []
     for rounds in (0, 4):
-        update = solve_in_rounds(demo_lm, rule, problem, some, phrasings, rounds)
+        update = solve_in_rounds(demo_lm, replace(rule, rounds=rounds), problem, some, phrasings)
         assert torch.equal(demo_lm.weight(0), weight)
         apply_update(demo_lm, 0, update)
         left.append(answer_probability(demo_lm, some, phrasings).max().item())

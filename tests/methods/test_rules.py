@@ -62,7 +62,7 @@ def test_the_releases_units_do_not_carry_over() -> None:
 
 def solved(rule: Rule, weight: Tensor, p: LayerProblem) -> LowRankUpdate:
     """What the solver of a rule gives with the weights that are the rule's."""
-    units = ("scale_free", "protect_weight", "mean_over_facts", "threshold", "criterion")
+    units = ("scale_free", "protect_weight", "rounds", "mean_over_facts", "threshold", "criterion")
     w = {field: value for field, value in vars(rule).items() if field not in units}
     if isinstance(rule, ZeroUnlearn):
         return solvers.zero_unlearn(weight, p.keys, p.residuals, p.values, p.second_moment, **w)

@@ -29,7 +29,7 @@ are long gone keep their weight: with less, more of them comes back in attacks."
 
 
 def solve_in_rounds(
-    lm: EditableLM, rule: Rule, problem: LayerProblem, facts: Sequence[Fact], phrasings: Phrasings, rounds: int
+    lm: EditableLM, rule: Rule, problem: LayerProblem, facts: Sequence[Fact], phrasings: Phrasings
 ) -> LowRankUpdate:
     """Solve a layer, see what is still known of each fact, weigh the facts anew, and solve again.
 
@@ -38,11 +38,11 @@ def solve_in_rounds(
 
     Args:
         lm: The model, with all other layers in their final state; it is left as it was.
-        rule: The rule that solves the layer.
+        rule: The rule that solves the layer; ``rule.rounds`` is how often facts are weighed anew, fewer times if none
+            is known any more.
         problem: The layer's problem, n facts.
         facts: These facts.
         phrasings: How they are put.
-        rounds: Maximum number of times that they are weighed anew; fewer if none is known any more.
 
     Returns:
         The update of the last round.
@@ -53,7 +53,7 @@ def solve_in_rounds(
     weight = lm.weight(problem.layer)
     weights = torch.ones(len(facts), dtype=torch.float64, device=lm.device)
     update = rule(weight, problem)
-    for number in range(1, rounds + 1):
+    for number in range(1, rule.rounds + 1):
         with _edited(lm, problem.layer, update):
             probability = answer_probability(lm, facts, phrasings)
         known = probability > KNOWN

@@ -32,6 +32,9 @@ class Rule(ABC):
     protect_weight: float = 0.1
     """How much the keys of protected facts count beside those of the retain text: with ``scale_free`` the share of
     their second moment's trace, else the factor of their sum of k k^T beside the mean over tokens."""
+    rounds: int = 0
+    """How often facts that are still known afterwards get more weight, and the last layer is solved again, by
+    :func:`zu_lightning.methods.rounds.solve_in_rounds`."""
 
     def __post_init__(self) -> None:
         """Refuse weights and thresholds that mean nothing."""
@@ -222,6 +225,7 @@ class Erase(Memit):
     retain_weight: float = 0.006
     protect_weight: float = 0.5
     mean_over_facts: bool = True
+    rounds: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,7 +88,6 @@ def unlearn(
     rule: Rule,
     options: TargetOptions | None = None,
     *,
-    rounds: int = 0,
     progress: bool = False,
 ) -> UnlearnResult:
     """Make a model forget facts, in place.
@@ -100,7 +99,6 @@ def unlearn(
         layers: Layers to edit, lowest first.
         rule: The closed form.
         options: What the edits aim at, such as another neutral answer.
-        rounds: How often facts are weighed anew, see :func:`zu_lightning.methods.rounds.solve_in_rounds`.
         progress: Whether to show progress bars.
 
     Returns:
@@ -115,8 +113,7 @@ def unlearn(
     text = RetainText(retain_documents(corpus, facts), ReadingOptions(corpus_tokens=None))
     request = Request(facts, text)
     preparation = prepare(lm, request, layers, options, monitor=monitor)
-    edits = edit_layers(lm, request, layers, rule, preparation, options, rounds, monitor)
-    return UnlearnResult(preparation.targets, edits)
+    return UnlearnResult(preparation.targets, edit_layers(lm, request, layers, rule, preparation, options, monitor))
 
 
 def edit_layers(
@@ -126,12 +123,11 @@ def edit_layers(
     rule: Rule,
     preparation: Preparation,
     options: TargetOptions,
-    rounds: int = 0,
     monitor: Monitor | None = None,
 ) -> dict[int, LayerEdit]:
     """Edit one layer after the other; the arguments are those of :func:`prepare`, and what it gives.
 
-    In the last layer facts are weighed anew in a number of rounds: before it no edit is whole.
+    Facts are weighed anew in the last layer only: before it no edit is whole.
 
     Returns:
         For each layer, what was written.
@@ -143,8 +139,8 @@ def edit_layers(
     for layer in layers:
         problem = layer_problem(lm, request, layer, layers, preparation, options, monitor)
         phrasings = phrasings_of(request, preparation.targets.contexts, options)
-        here = rounds if layer == layers[-1] else 0
-        update = solve_in_rounds(lm, rule, problem, request.forget, phrasings, here)
+        here = rule if layer == layers[-1] else replace(rule, rounds=0)
+        update = solve_in_rounds(lm, here, problem, request.forget, phrasings)
         edits[layer] = write_update(lm, problem, update)
     return edits
 

@@ -14,7 +14,6 @@ from zu_lightning.errors import require_positive
 from zu_lightning.facts.request import Request
 from zu_lightning.lm.edits import apply_update
 from zu_lightning.methods.objective import LayerObjective, Parametrization, new_delta
-from zu_lightning.methods.rounds import solve_in_rounds
 from zu_lightning.methods.rules import Rule, ZeroUnlearnGD
 from zu_lightning.methods.unlearning import write_update
 from zu_lightning.modules.base import UnlearnModule
@@ -22,7 +21,7 @@ from zu_lightning.modules.state import EditKey
 from zu_lightning.problem.latent_problem import LatentOptions
 from zu_lightning.problem.latents import Target, TargetOptions
 from zu_lightning.problem.layer_problem import LayerProblem
-from zu_lightning.problem.prepare import Preparation, layer_problem, phrasings_of, prepare
+from zu_lightning.problem.prepare import Preparation, layer_problem, prepare
 from zu_lightning.solvers import LowRankUpdate
 
 log = logging.getLogger(__name__)
@@ -71,8 +70,6 @@ class EditingModule(UnlearnModule):
             require_positive(name, getattr(self, name))
         self.rule: Rule | None = None
         """The closed form, if the ``ClosedForm`` callback has set one; ``solution`` is its update of this layer."""
-        self.rounds = 0
-        """How often the facts are weighed anew when the last layer is solved."""
         self.solution: LowRankUpdate | None = None
         self.converged = False
         self.preparation: Preparation | None = None
@@ -82,9 +79,7 @@ class EditingModule(UnlearnModule):
     @property
     def method(self) -> dict[str, object]:
         """Name and weights of the rule."""
-        if self.rule is None:
-            return {"name": "gradient descent"}
-        return {"name": type(self.rule).__name__, **asdict(self.rule), "rounds": self.rounds}
+        return {"name": type(self.rule).__name__, **asdict(self.rule)} if self.rule else {"name": "gradient descent"}
 
     @property
     def is_done(self) -> bool:
@@ -100,8 +95,7 @@ class EditingModule(UnlearnModule):
         """Everything in this module that decides which weights a run ends with, by parameter."""
         descent = (self.objective, self.parametrization, self.learning_rate, self.steps, self.tolerance)
         of_descent = {"objective, or another option of gradient descent": None if self.rule else descent}
-        closed_form = {"rule": self.rule, "rounds": self.rounds}
-        return super().settings() | closed_form | vars(self.target_options) | of_descent
+        return super().settings() | {"rule": self.rule} | vars(self.target_options) | of_descent
 
     def setup(self, stage: str) -> None:
         """Begin a fit afresh, and make it as long as there are layers."""
@@ -139,14 +133,6 @@ class EditingModule(UnlearnModule):
             self.delta.begin(problem.keys, projector, self.objective.weights)
             self.optimizers().state.clear()  # type: ignore[union-attr]  # Adam's moments are another layer's
             self.optimum = self.layer_objective.terms(self.layer_objective.exact(projector)).total
-
-    def solved(self, problem: LayerProblem) -> LowRankUpdate:
-        """What the rule says of a layer; in the last one facts are weighed anew in ``rounds``."""
-        assert self.rule is not None
-        assert self.preparation is not None
-        phrasings = phrasings_of(self.request, self.preparation.targets.contexts, self.target_options)
-        rounds = self.rounds if problem.layer == self.layers[-1] else 0
-        return solve_in_rounds(self.lm, self.rule, problem, self.request.forget, phrasings, rounds)
 
     def training_step(self, batch: LayerProblem, batch_idx: int) -> Tensor:
         """The objective at the present update; with a closed form it is measured and has no gradient."""
