@@ -63,7 +63,7 @@ class Rule(ABC):
                 "%s has no retain term: it looks at mean keys, as without `latents.every_phrasing`.",
                 type(self).__name__,
             )
-            return replace(problem, deviations=None)
+            return problem.at_mean_keys()
         return problem.for_every_phrasing(weight)
 
     @property

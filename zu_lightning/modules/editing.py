@@ -123,8 +123,7 @@ class EditingModule(UnlearnModule):
         """Begin a layer with its first batch; by now the callback may have set its solution."""
         if batch_idx > 0:
             return
-        # What a closed form has solved for every phrasing is measured at the mean keys.
-        problem = self.objective.in_units(batch if self.solution is None else replace(batch, deviations=None))
+        problem = self.objective.in_units(batch.at_mean_keys() if self.solution else batch)
         self.layer_objective = LayerObjective(self.lm.weight(batch.layer), problem, self.objective.weights)
         self.optimum: Tensor | None = None
         if self.solution is None:

@@ -68,6 +68,10 @@ class LayerProblem:
             fact_weights=None,
         )
 
+    def at_mean_keys(self) -> "LayerProblem":
+        """The same problem without how keys vary with the way in which a fact is put."""
+        return replace(self, deviations=None)
+
     def for_every_phrasing(self, weight: float) -> "LayerProblem":
         """The same problem, solved for every way to put a fact in place of its mean key.
 
@@ -80,7 +84,7 @@ class LayerProblem:
         if self.deviations is None:
             return self
         columns = self.deviations.flatten(1)
-        return replace(self, second_moment=self.second_moment + weight * (columns @ columns.mT), deviations=None)
+        return replace(self.at_mean_keys(), second_moment=self.second_moment + weight * (columns @ columns.mT))
 
     def scale_free(self) -> "LayerProblem":
         """The same problem in units that do not depend on the model.
