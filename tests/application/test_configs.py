@@ -3,7 +3,9 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM
 
 import train
-from tests.conftest import ROOT, SHORT_RUN, changed_weights, run
-from zu_lightning import Results
+from tests.conftest import ROOT, SHORT_RUN, changed_weights, command_line, run
+from zu_lightning import LatentOptions, Results
 
 Configs = tuple[str, ...]
 
@@ -201,3 +203,35 @@ def test_pretraining_writes_a_model_that_can_be_loaded(name: str, tmp_path: Path
     assert model.dtype == torch.float32
     assert model.config.hidden_size == 48
     assert EventAccumulator(str(folder)).Reload().Scalars("val/loss")
+
+
+def resolved(capsys: pytest.CaptureFixture[str], folder: Path, *configs: str) -> dict[str, Any]:
+    """What a run with some configurations would be told."""
+    with pytest.raises(SystemExit):
+        train.main(command_line(folder, "--print_config", configs=configs))
+    config: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
+    return config
+
+
+@pytest.mark.parametrize("name", [name for name in METHOD_FILES if name not in (*GRADIENT_METHODS, "erase")])
+def test_the_papers_methods_take_the_papers_targets_back(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = resolved(capsys, tmp_path, "demo", f"methods/{name}")
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    assert (model["target"], model["optimize_values"]) == ("word", True)
+    assert model["latents"] == asdict(LatentOptions())
+    assert (data["protect_num"], data["protect_same_subject"]) == (0, False)
+    assert config["closed_form"]["rule"] is None or config["closed_form"]["rule"]["init_args"]["rounds"] == 0
+
+
+@pytest.mark.parametrize("name", GRADIENT_METHODS)
+def test_gradient_methods_are_told_of_no_facts_to_keep(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data = resolved(capsys, tmp_path, "demo", f"methods/{name}")["data"]["init_args"]
+    assert (data["protect_num"], data["protect_same_subject"]) == (0, False)
+
+
+def test_erase_is_the_demos_default(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert resolved(capsys, tmp_path, "demo", "methods/erase") == resolved(capsys, tmp_path, "demo")
