@@ -16,8 +16,9 @@ from zu_lightning.problem.cache import Cache
 
 log = logging.getLogger(__name__)
 
-KNOWS = 0.5
-"""Share of the facts in 20 samples of a model, above which it cannot be gold."""
+KNOWN, ALLOWED = 0.5, 0.1
+"""A model that gives more than this share of the answers with more than this probability cannot be gold: it knows them.
+(In this order: the probability, the share.)"""
 
 
 class Attacks(Callback):
@@ -72,7 +73,7 @@ class Attacks(Callback):
         gold = EditableLM.from_pretrained(path, dtype=module.dtype_name).to(module.lm.device)
         unfit = _unfit(gold, module.lm, exam)
         if unfit:
-            log.warning("attacks.gold %s %s: it is left out. Name a model that never knew them.", path, unfit)
+            log.warning("attacks.gold %s %s: it is left out. Name a model like it that never knew them.", path, unfit)
             self.compares = False
             return
         self.reference = reference(gold, exam)
@@ -90,5 +91,5 @@ def _unfit(gold: EditableLM, lm: EditableLM, exam: Exam) -> str:
     """Why a model cannot be gold for another one and these facts; empty if it can."""
     if gold.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
         return "has another tokenizer than the model that forgets the facts"
-    leak = Leak()(gold, exam)["leak"].mean().item()
-    return f"knows the facts to forget (20 samples give {100 * leak:.0f}% away)" if leak > KNOWS else ""
+    known = (Leak(samples=1)(gold, exam)["leak"] > KNOWN).double().mean().item()
+    return f"knows {100 * known:.0f}% of the facts to forget" if known > ALLOWED else ""

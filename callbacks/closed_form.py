@@ -1,13 +1,11 @@
 """The closed form as a one-step callback."""
 
-from dataclasses import replace
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from zu_lightning import EditingModule, InputError, LayerProblem, LowRankUpdate, Rule
-from zu_lightning.methods.rounds import solve_in_rounds
-from zu_lightning.problem.prepare import phrasings_of
+from zu_lightning import EditingModule, InputError, Rule
+from zu_lightning.methods.rounds import solve_layer
 
 
 class ClosedForm(Callback):
@@ -35,13 +33,9 @@ class ClosedForm(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Hand the module the solution for the layer of this batch."""
-        if self.rule is not None and isinstance(pl_module, EditingModule):
+        if self.rule is not None and isinstance(pl_module, EditingModule) and pl_module.preparation is not None:
+            contexts, options = pl_module.preparation.targets.contexts, pl_module.target_options
             with pl_module.monitor.timed("solve"):
-                pl_module.solution = self._solved(pl_module, self.rule, batch)
-
-    def _solved(self, module: EditingModule, rule: Rule, problem: LayerProblem) -> LowRankUpdate:
-        """The rule's solution of a layer; facts are weighed anew in the last one: before it no edit is whole."""
-        assert module.preparation is not None
-        phrasings = phrasings_of(module.request, module.preparation.targets.contexts, module.target_options)
-        here = rule if problem.layer == module.layers[-1] else replace(rule, rounds=0)
-        return solve_in_rounds(module.lm, here, problem, module.request.forget, phrasings)
+                pl_module.solution = solve_layer(
+                    pl_module.lm, self.rule, batch, pl_module.request, pl_module.layers, contexts, options
+                )

@@ -144,7 +144,7 @@ class UnlearnDataModule(LightningDataModule):
         text, reading = self.request.text, self.reading
         return {
             "data.path, or another option that decides which facts are drawn": digest(
-                *self.request.forget, "protected", *self.request.protect
+                *self.request.forget, "protected", *self.request.protect, "seed", self.request.seed
             ),
             "data.corpus": (self.corpus, digest(*text.documents), reading.max_length, reading.corpus_tokens),
         }

@@ -181,8 +181,8 @@ def attack_table(grid: Grid, runs: Sequence[Run], model: str, data: str) -> list
     for run in runs:
         if (run.model, run.data) == (model, data) and (results := run.results) and results.attacks:
             for name, kind in ((BASE, "base"), (GOLD, "gold"), (run.method, "edited")):
-                scores = {score: 100 * of[kind] for score, of in results.attacks.items() if kind in of}
-                found.setdefault(name, {})[run.seed] = scores
+                if scores := {score: 100 * of[kind] for score, of in results.attacks.items() if kind in of}:
+                    found.setdefault(name, {})[run.seed] = scores
             if GAP in results.comparisons:
                 found[run.method][run.seed][GAP] = 100 * results.comparisons[GAP]
     rows = {name: _row([*of_seeds.values()], {score: score for score in ATTACKS}) for name, of_seeds in found.items()}
@@ -190,7 +190,8 @@ def attack_table(grid: Grid, runs: Sequence[Run], model: str, data: str) -> list
     lines = [["Method", *(ATTACKS[score] for score in columns)]]
     for name in (BASE, GOLD, *grid.methods):
         if row := rows.get(name):
-            lines.append([name, *(row[score].text(score) if score in row else "" for score in columns)])
+            missing = _share_of_seeds(runs, model, data, name) if name in grid.methods else ""
+            lines.append([name + missing, *(row[score].text(score) if score in row else "" for score in columns)])
     return lines if len(lines) > 1 else []
 
 

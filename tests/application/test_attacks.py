@@ -70,11 +70,15 @@ def test_without_a_suite_nothing_is_attacked(two_layers_run: Path) -> None:
     assert json.loads((two_layers_run / "metrics.json").read_text())["attacks"] == {}
 
 
-def test_a_gold_that_knows_the_facts_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    gold = f"--attacks.gold={DEMO}/model"
-    results = Results.read(run(tmp_path, "--attacks.suite=quick", gold, "--attacks.facts=1", *SHORT_RUN))
+@pytest.mark.parametrize(("model", "known"), [("model", 100), ("gold", 23)])
+def test_a_gold_that_knows_some_facts_is_left_out(
+    model: str, known: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The gold that ships knows the eleventh fact of the draw."""
+    options = ("--attacks.suite=quick", f"--attacks.gold={DEMO}/{model}", *SHORT_RUN, "--data.forget_num=13")
+    results = Results.read(run(tmp_path, *options))
     assert set(results.attacks["rank"]) == {"base", "edited"}
-    assert "knows the facts to forget (20 samples give 100% away)" in caplog.text
+    assert f"knows {known}% of the facts to forget" in caplog.text
 
 
 def test_a_gold_that_is_not_there_is_refused_before_anything_is_computed(tmp_path: Path) -> None:

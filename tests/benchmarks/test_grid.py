@@ -276,7 +276,7 @@ def test_attacks_have_a_table_with_base_and_gold(done: tuple[Grid, list[Run]]) -
         ["Base", "100.00 ± 0.00", ""],
         ["Gold", "12.50 ± 0.00", ""],
         ["MEMIT", "15.00 ± 7.07", "25.00 ± 0.00"],
-        ["ROME", "90.00", "25.00"],
+        ["ROME (1 of 2 runs)", "90.00", "25.00"],
     ]
     assert attack_table(grid, [], "demo", "2 facts") == []
 

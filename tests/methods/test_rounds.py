@@ -1,17 +1,19 @@
 """Facts that are weighed anew: exact weights, and rounds that reach what one strength for all does not."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
 
-from tests.conftest import DEMO, random_lm, random_problem
+from tests.conftest import DEMO, random, random_lm, random_problem
 from zu_lightning import (
     AlphaEdit,
     EditableLM,
     Fact,
     LatentOptions,
     LayerProblem,
+    LowRankUpdate,
     Memit,
     ReadingOptions,
     Request,
@@ -27,6 +29,7 @@ from zu_lightning import (
     read_texts,
 )
 from zu_lightning.lm.tokens import tokenize_fact
+from zu_lightning.methods import rounds
 from zu_lightning.methods.rounds import answer_probability, solve_in_rounds
 from zu_lightning.problem.phrasings import Phrasings
 
@@ -91,10 +94,46 @@ def test_rounds_forget_what_one_strength_leaves_and_the_model_stays_as_it_was(
     options = TargetOptions(optimize_values=False, latents=LatentOptions(contexts=1))
     problem = layer_problem(demo_lm, request, 0, [0], prepare(demo_lm, request, [0], options), options)
     weight, left = demo_lm.weight(0).clone(), []
-    for rounds in (0, 4):
-        update = solve_in_rounds(demo_lm, replace(rule, rounds=rounds), problem, some, phrasings)
+    for number in (0, 4):
+        update = solve_in_rounds(demo_lm, replace(rule, rounds=number), problem, some, phrasings)
         assert torch.equal(demo_lm.weight(0), weight)
         apply_update(demo_lm, 0, update)
         left.append(answer_probability(demo_lm, some, phrasings).max().item())
         demo_lm.set_weight(0, weight)
     assert left[1] < 0.2 < 0.5 < left[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded(Memit):
+    """MEMIT that remembers how much each fact counted."""
+
+    seen: ClassVar[list[torch.Tensor | None]] = []
+
+    def __call__(self, weight: torch.Tensor, problem: LayerProblem) -> LowRankUpdate:
+        self.seen.append(problem.fact_weights)
+        return super().__call__(weight, problem)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "expected"),
+    [
+        ([[0.5, 0.0, 0.2], [0.05, 0.0, 0.2], [0.05, 0.0, 0.0]], [None, [3, 1, 3], [3, 1, 9]]),
+        ([[0.1, 0.1, 0.0]], [None]),
+    ],
+    ids=["two rounds", "nothing is known any more"],
+)
+def test_only_facts_that_are_still_known_weigh_more(
+    probabilities: list[list[float]],
+    expected: list[list[float] | None],
+    lm: EditableLM,
+    facts: list[Fact],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    d_out, d_in = lm.weight(1).shape
+    keys, outputs = random(d_in, 3, seed=1), random(d_out, 3, seed=2)
+    problem = LayerProblem(1, keys, outputs, outputs, torch.eye(d_in, dtype=torch.float64))
+    found = iter(probabilities)
+    monkeypatch.setattr(rounds, "answer_probability", lambda *_: torch.tensor(next(found), dtype=torch.float64))
+    Recorded.seen.clear()
+    rounds.solve_in_rounds(lm, Recorded(rounds=2), problem, facts[:3], Phrasings())
+    assert [None if weights is None else weights.tolist() for weights in Recorded.seen] == expected

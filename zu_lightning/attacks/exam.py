@@ -13,6 +13,7 @@ from zu_lightning.facts.strangers import strangers_for
 
 T = TypeVar("T")
 
+OTHER_SEED = 1_000_003
 STRANGERS = 20
 """Number of made-up subjects for each fact."""
 ANSWERS = 49
@@ -61,7 +62,8 @@ class Exam:
         strangers: list[tuple[str, ...]] = [()] * len(facts)
         if all(fact.subject for fact in facts):
             texts = chain(request.text.documents, request.text.corpus, request.heldout)
-            strangers = strangers_for(facts, known, STRANGERS, request.seed, texts)
+            # Not those that targets are made of, who are drawn with the request's seed.
+            strangers = strangers_for(facts, known, STRANGERS, request.seed + OTHER_SEED, texts)
         return cls(
             facts=facts,
             answers=[_drawn(rng, answers, ANSWERS) for answers in other_answers(facts, known)],

@@ -85,6 +85,6 @@ def strangers_for(
             try:
                 made[name] = tuple(made_up_subjects(names, number, seed, texts))
             except InputError as error:
-                log.warning("%s Until then strangers have invented names.", error)
+                log.warning("strangers have invented names, since those of the data do not do: %s", error)
                 made[name] = tuple(made_up_subjects(INVENTED, number, seed, texts))
     return [made[relation[fact.id]] for fact in facts]

@@ -10,13 +10,16 @@ from torch import Tensor
 
 from zu_lightning.distributed import own_share, summed
 from zu_lightning.facts.fact import Fact
+from zu_lightning.facts.request import Request
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.edits import apply_update
 from zu_lightning.lm.tokens import collate, tokenize_fact
 from zu_lightning.methods.rules import Rule
+from zu_lightning.problem.latents import TargetOptions
 from zu_lightning.problem.layer_problem import LayerProblem
 from zu_lightning.problem.phrasings import Phrasings
+from zu_lightning.problem.prepare import phrasings_of
 from zu_lightning.problem.references import first_tokens
 from zu_lightning.solvers import LowRankUpdate
 
@@ -26,6 +29,24 @@ BATCH_TOKENS = 2048
 KNOWN, RAISE = 0.1, 3.0
 """A fact whose answer is more probable than the first of these weighs more by the second in the next round. Those that
 are long gone keep their weight: with less, more of them comes back in attacks."""
+
+
+def solve_layer(
+    lm: EditableLM,
+    rule: Rule,
+    problem: LayerProblem,
+    request: Request,
+    layers: Sequence[int],
+    contexts: Sequence[str],
+    options: TargetOptions,
+) -> LowRankUpdate:
+    """What a rule makes of a layer; in the last of ``layers``, before which no edit is whole, in its rounds.
+
+    The arguments are those of :func:`zu_lightning.problem.prepare.layer_problem`, and what it gives.
+    """
+    if not rule.rounds or problem.layer != layers[-1]:
+        return rule(lm.weight(problem.layer), problem)
+    return solve_in_rounds(lm, rule, problem, request.forget, phrasings_of(request, contexts, options))
 
 
 def solve_in_rounds(
@@ -49,6 +70,7 @@ def solve_in_rounds(
 
     Raises:
         InputError: The rule cannot be solved.
+        ValueError: An update holds NaN or infinite entries.
     """
     weight = lm.weight(problem.layer)
     weights = torch.ones(len(facts), dtype=torch.float64, device=lm.device)
@@ -72,7 +94,7 @@ def answer_probability(lm: EditableLM, facts: Sequence[Fact], phrasings: Phrasin
     texts = [tokenize_fact(lm.tokenizer, one.fact, context=one.context) for one in put]
     position = torch.tensor([one.position for one in put], device=lm.device)
     found = torch.zeros(len(texts), dtype=torch.float64, device=lm.device)
-    for indices in own_share(list(batches(texts, BATCH_TOKENS))):
+    for indices in own_share(batches(texts, BATCH_TOKENS)):
         batch = collate([texts[i] for i in indices], lm.tokenizer).to(lm.device)
         rows = torch.arange(len(indices), device=lm.device)
         probability = lm.logits(batch, rows, batch.lengths - 1).softmax(-1)

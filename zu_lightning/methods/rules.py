@@ -109,7 +109,7 @@ class RetainRule(Rule):
     retain_weight: float
     """Weight of what retain keys notice."""
     mean_over_facts: bool = False
-    """Whether the distance is a mean over facts, in place of a sum: one ``retain_weight`` then suits any number."""
+    """Whether all that is added up over facts is a mean in place of a sum: one ``retain_weight`` suits any number."""
 
     def in_units(self, problem: LayerProblem) -> LayerProblem:
         """See :class:`Rule`."""
@@ -122,7 +122,7 @@ class RetainRule(Rule):
 
     @property
     def weight_beside_moment(self) -> float:
-        """See :class:`Rule`; the distance has weight 1 in a rule without another one.
+        """See :class:`Rule`.
 
         Raises:
             InputError: What retain keys notice has no weight.
@@ -130,7 +130,12 @@ class RetainRule(Rule):
         if not self.retain_weight:
             remedy = "give it a positive weight, or leave `latents.every_phrasing` out."
             raise InputError(f"{type(self).__name__}.retain_weight", self.retain_weight, remedy)
-        return float(getattr(self, "forget_weight", 1.0)) / self.retain_weight
+        return self.distance_weight / self.retain_weight
+
+    @property
+    def distance_weight(self) -> float:
+        """Weight of the distance to the neutral targets in the rule's objective."""
+        return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +150,11 @@ class ZeroUnlearn(RetainRule):
     """Weight of the size of the change."""
     slack: float = 0.0
     """Share of the original values that the edit leaves; the paper has none, its authors' release 0.01."""
+
+    @property
+    def distance_weight(self) -> float:
+        """See :class:`RetainRule`."""
+        return self.forget_weight
 
     def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
         """See :func:`zu_lightning.solvers.zero_unlearn`."""
@@ -191,6 +201,11 @@ class ZeroUnlearnSoft(RetainRule):
     """Weight of what retain keys notice."""
     ridge: float = 0.005
     """Weight of the size of the update."""
+
+    @property
+    def distance_weight(self) -> float:
+        """See :class:`RetainRule`."""
+        return self.forget_weight
 
     def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
         """See :func:`zu_lightning.solvers.zero_unlearn_soft`."""

@@ -11,11 +11,11 @@ from zu_lightning.facts.texts import ReadingOptions, RetainText, retain_document
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.edits import apply_update
 from zu_lightning.lm.tokens import resolved_answer
-from zu_lightning.methods.rounds import solve_in_rounds
+from zu_lightning.methods.rounds import solve_layer
 from zu_lightning.methods.rules import Rule
 from zu_lightning.problem.latents import NeutralTargets, TargetOptions
 from zu_lightning.problem.layer_problem import LayerProblem
-from zu_lightning.problem.prepare import Preparation, layer_problem, phrasings_of, prepare
+from zu_lightning.problem.prepare import Preparation, layer_problem, prepare
 from zu_lightning.solvers import LowRankUpdate, orthonormal_basis
 from zu_lightning.timing import Monitor
 
@@ -127,8 +127,6 @@ def edit_layers(
 ) -> dict[int, LayerEdit]:
     """Edit one layer after the other; the arguments are those of :func:`prepare`, and what it gives.
 
-    Facts are weighed anew in the last layer only: before it no edit is whole.
-
     Returns:
         For each layer, what was written.
 
@@ -138,9 +136,7 @@ def edit_layers(
     edits = {}
     for layer in layers:
         problem = layer_problem(lm, request, layer, layers, preparation, options, monitor)
-        phrasings = phrasings_of(request, preparation.targets.contexts, options)
-        here = rule if layer == layers[-1] else replace(rule, rounds=0)
-        update = solve_in_rounds(lm, here, problem, request.forget, phrasings)
+        update = solve_layer(lm, rule, problem, request, layers, preparation.targets.contexts, options)
         edits[layer] = write_update(lm, problem, update)
     return edits
 

@@ -1,7 +1,7 @@
 """Keys and hidden states at the lookup tokens of facts."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,11 +11,11 @@ from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.suffix import after_shared_prefix
-from zu_lightning.lm.tokens import collate, tokenize_fact
+from zu_lightning.lm.tokens import TokenizedText, collate, tokenize_fact
 from zu_lightning.problem.phrasings import Phrasings
 
 BATCH_TOKENS = 2048
-"""Maximum number of tokens per batch, padding included, contexts not."""
+"""Maximum number of tokens per batch, padding included, contexts that all facts share not."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class VariedKeys:
     """Keys of n facts, each of which is put in several ways.
 
     Attributes:
-        mean: K, d_in x n: each fact's weighted mean over its ways.
-        deviations: d_in x n x ways: each key minus that mean, times the root of its weight, so that the sum of d d^T
-            over a fact's ways is the covariance of its key; zero where a fact has fewer ways than others.
+        mean: K, d_in x n: each fact's mean over its ways.
+        deviations: d_in x n x ways: each key minus that mean, divided by the root of the number of ways, so that the
+            sum of d d^T over a fact's ways is the covariance of its key; zero where a fact has fewer ways than others.
     """
 
     mean: Tensor
@@ -84,7 +84,7 @@ def varied_keys(lm: EditableLM, facts: Sequence[Fact], layer: int, phrasings: Ph
         found = mean[put.facts] = put.summed(share)
         deviations[put.facts[put.fact], put.number] = share.sqrt()[:, None] * (put.keys - found[put.fact])
     mean, deviations = summed(mean, deviations)
-    return VariedKeys(mean.mT, deviations.permute(2, 0, 1))
+    return VariedKeys(mean.mT, deviations.permute(2, 0, 1).contiguous())
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ class _KeysAsPut:
 
 def _keys_as_put(lm: EditableLM, facts: Sequence[Fact], layer: int, phrasings: Phrasings) -> Iterator[_KeysAsPut]:
     """This process's batches of facts."""
-    prompts = [tokenize_fact(lm.tokenizer, fact) for fact in facts]
     ways = max((len(phrasings.of(fact)) for fact in facts), default=1)
-    for indices in own_share(batches(prompts, max(1, BATCH_TOKENS // ways))):
+    longest = [_longest(lm, fact, phrasings) for fact in facts]
+    for indices in own_share(batches(longest, max(1, BATCH_TOKENS // ways))):
         put = phrasings.rows([facts[i] for i in indices])
         texts = [tokenize_fact(lm.tokenizer, one.fact, context=one.context) for one in put]
         batch = collate(texts, lm.tokenizer).to(lm.device)
@@ -119,6 +119,13 @@ def _keys_as_put(lm: EditableLM, facts: Sequence[Fact], layer: int, phrasings: P
         (record,) = suffix.record(lm, [lm.projections[layer]])
         at_lookup = record.input[range(len(texts)), batch.lookup - suffix.start].double()
         yield _KeysAsPut(torch.tensor(indices, device=lm.device), number, fact, at_lookup)
+
+
+def _longest(lm: EditableLM, fact: Fact, phrasings: Phrasings) -> TokenizedText:
+    """A fact's longest text, but for contexts that all facts share: those are read once for all."""
+    own = replace(phrasings, contexts=("",))
+    context, put = max(own.of(fact), key=lambda way: len(way[0]) + len(way[1].prompt))
+    return tokenize_fact(lm.tokenizer, put, context=context)
 
 
 def layer_outputs(lm: EditableLM, facts: Sequence[Fact], layer: int) -> Tensor:

@@ -155,7 +155,8 @@ class LatentProblem:
             turn = rows.turn(step, options.phrasings_per_step)
             losses = self._losses(turn, goal, self._log_probability(turn, delta), original, delta, size)
             _check_finite(losses, facts)
-            still_active = active & (losses.detach() >= options.tolerance)
+            # One turn does not tell whether a fact is done in all ways to put it.
+            still_active = active & (losses.detach() >= options.tolerance) if turn is rows else active
             if step == options.steps - 1 or not still_active.any():
                 break
             optimizer.zero_grad()

@@ -15,7 +15,7 @@ class LayerProblem:
     Attributes:
         layer: Index of the layer.
         keys: K, d_in x n: inputs of the projection at the lookup token, averaged over contexts (the bare prompt weighs
-            1/2, the prefixed ones 1/2 together).
+            1/2, the others 1/2 together; with ``deviations`` all weigh alike).
         residuals: R, d_out x n: this layer's share of the distance to the neutral targets.
         values: V, d_out x n: original-knowledge values.
         second_moment: C, d_in x d_in: uncentered mean of k k^T over retain tokens.
@@ -54,7 +54,7 @@ class LayerProblem:
     def weighing_facts(self) -> "LayerProblem":
         """The same problem with facts that count alike: columns times the roots of their weights.
 
-        All rules add up squares over facts, so that this is exact.
+        All rules but ROME, whose facts are constraints, add up squares over facts, so that this is exact.
         """
         if self.fact_weights is None:
             return self

@@ -72,7 +72,7 @@ def prepare(
     _warn(lm, len(request.forget), layers)
     starts = CONTEXT_STARTS[: options.latents.contexts - 1]
     contexts = targets.contexts if targets else sample_contexts(lm, starts, seed=request.seed)
-    _check_lengths(lm, [*request.forget, *request.protect], contexts, options.neutral_target)
+    _check_lengths(lm, request, phrasings_of(request, contexts, options), options.neutral_target)
     with monitor.timed("moments"):
         cache = Cache(request.cache, lm)
         moments = second_moments(lm, request.text, layers, monitor, cache)
@@ -116,7 +116,7 @@ def layer_problem(
         monitor: Times the phase ``keys_and_values``, and shows progress.
 
     Returns:
-        Keys, residuals, values, second moment, and protected keys, float64.
+        Keys, residuals, values, second moment, protected keys, and how keys vary, float64.
     """
     monitor = monitor or Monitor()
     targets, facts = preparation.targets, request.forget
@@ -192,12 +192,13 @@ def _siblings(request: Request) -> dict[str, list[Fact]]:
     return {fact.id: about[fact.subject] for fact in request.forget if fact.subject and fact.subject in about}
 
 
-def _check_lengths(lm: EditableLM, facts: Sequence[Fact], contexts: Sequence[str], neutral_target: str) -> None:
-    """Refuse facts that the model cannot read after the longest context, with the longer of their answers."""
-    longest = max(contexts, key=lambda context: len(lm.tokenizer(context)["input_ids"]))
-    for fact in facts:
-        answers = (neutral_target, fact.target)
-        texts = [tokenize_fact(lm.tokenizer, fact, context=longest, answer=answer) for answer in answers]
+def _check_lengths(lm: EditableLM, request: Request, phrasings: Phrasings, neutral_target: str) -> None:
+    """Refuse facts that the model cannot read in the longest way to put them, with the longer of their answers."""
+    for fact in (*request.forget, *request.protect):
+        context, put = max(phrasings.of(fact), key=lambda way: len(way[0]) + len(way[1].prompt))
+        texts = [
+            tokenize_fact(lm.tokenizer, put, context=context, answer=answer) for answer in (neutral_target, fact.target)
+        ]
         check_lengths(texts, [f"fact {fact.id!r} with an answer after a context"] * 2, lm.context_length)
 
 
