@@ -73,7 +73,10 @@ class Attacks(Callback):
         gold = EditableLM.from_pretrained(path, dtype=module.dtype_name).to(module.lm.device)
         unfit = _unfit(gold, module.lm, exam)
         if unfit:
-            log.warning("attacks.gold %s %s: it is left out. Name a model like it that never knew them.", path, unfit)
+            log.warning(
+                "attacks.gold %s %s: it is left out, and there will be no verdict. docs/erase.md says how to train one "
+                "for other facts.", path, unfit,
+            )  # fmt: skip
             self.compares = False
             return
         self.reference = reference(gold, exam)

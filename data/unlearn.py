@@ -168,7 +168,7 @@ class UnlearnDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[list[Fact]]:
         """The facts to forget and to keep."""
-        facts = [*self.request.forget, *self.request.retain, *self.request.protect]
+        facts = [*self.request.forget, *self.request.retain]
         return _loader([facts[i : i + PREDICT_BATCH] for i in range(0, len(facts), PREDICT_BATCH)])
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -92,7 +92,10 @@ def test_a_target_of_strangers_leaves_less_of_the_truth_than_a_word(tmp_path: Pa
     options = (*few, "--data.reading.heldout_documents=3", "--attacks.suite=quick", "--attacks.gold=null")
     word, reference = (
         Results.read(run(tmp_path, *options, *more, configs=configs))
-        for more, configs in (((), ("demo", "methods/memit")), (("--data.protect_num=20",), ("demo", "methods/erase")))
+        for more, configs in (
+            ((), ("demo", "methods/memit")),
+            (("--data.protect_num=20", "--data.protect_same_subject=false"), ("demo", "methods/erase")),
+        )
     )
     assert reference.attacks["rank"]["edited"] < word.attacks["rank"]["edited"]
     assert reference.after["efficacy"] == 0

@@ -50,7 +50,7 @@ def test_a_score_that_applies_to_no_fact_is_left_out() -> None:
 def test_the_sentence_says_what_was_found() -> None:
     none, all_of_it = scores(rank=[0.0] * 10), scores(rank=[1.0] * 10)
     assert verdict(none, all_of_it, none).sentence.startswith(
-        "Erased, as far as these attacks can tell: 1 attacks on 10"
+        "Erased, as far as these attacks can tell: 1 attacks on 10 facts find on average"
     )
     masked = verdict(all_of_it, all_of_it, none).sentence
     assert masked.startswith("Masked, not erased")
@@ -89,3 +89,13 @@ def test_numbers_are_what_there_is() -> None:
     assert verdict(none, all_of_it).scores_by_name() == {"rank": {"base": 1.0, "edited": 0.0}}
     with_gold = verdict(none, all_of_it, none).scores_by_name()["rank"]
     assert with_gold == {"base": 1.0, "edited": 0.0, "gold": 0.0, "gap": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_there_is_no_verdict_on_what_was_not_known_nor_on_a_fact_or_two() -> None:
+    little, much = scores(leak=[0.02] * 10), scores(leak=[1.0] * 10)
+    assert verdict(little, little, little).sentence == (
+        "Nothing to erase: 20 samples of the unedited model give 2% of the facts away."
+    )
+    assert verdict(little, much, little).sentence.startswith("Erased")
+    one = verdict(scores(leak=[0.0]), scores(leak=[1.0]), scores(leak=[0.0])).sentence
+    assert one.startswith("Too few facts to tell: 1 attacks on 1 fact find")

@@ -45,4 +45,4 @@ def test_data_with_too_few_names_gets_invented_ones(caplog: pytest.LogCaptureFix
     (names,) = strangers_for(facts, facts, 20, seed=0)
     assert len(set(names)) == 20
     assert "Ada Berger" not in names
-    assert "1 names of subjects give only 0 new ones of 20: give a file of names" in caplog.text
+    assert "too few names (1) to make 20 strangers of" in caplog.text

@@ -19,6 +19,10 @@ FOUND = 0.05
 """A gap to gold of which even the lower end of the interval is above this counts as found."""
 ERASED = 0.1
 """Facts are erased if no attack has found anything, and the upper end of the mean gap's interval is below this."""
+UNKNOWN = 0.1
+"""Facts of which 20 samples of the unedited model give a smaller share away were not known before either."""
+FEW = 3
+"""Facts below this number are too few for a verdict."""
 HARMED = 0.9
 """A model that answers less than this share of what it answered about others is called harmed."""
 
@@ -72,6 +76,7 @@ class Verdict:
         attacks: Number of attacks.
         kept: Of the kept facts that the unedited model answers, the share that the edited one does; ``None`` if there
             are none.
+        known: Share of the facts that 20 samples of the unedited model give away.
         comparisons: With gold ``mean_gap``, which is ``left``, and its ends, TOFU's ``forget_quality`` (a p value),
             and MUSE's ``privleak`` (percent).
     """
@@ -81,6 +86,7 @@ class Verdict:
     facts: int
     attacks: int
     kept: float | None = None
+    known: float | None = None
     comparisons: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -90,16 +96,20 @@ class Verdict:
 
     @property
     def _found(self) -> str:
-        asked = f"{self.attacks} attacks on {self.facts} facts"
+        asked = f"{self.attacks} attacks on {self.facts} fact{'' if self.facts == 1 else 's'}"
         if self.left is None:
             return (
-                f"{asked}: without a model that never knew the facts (`attacks.gold`) nobody can tell what they find "
-                "from what can be guessed."
+                f"No verdict on {asked}: without a model that never knew the facts (`attacks.gold`), what they find "
+                "cannot be told apart from lucky guesses."
             )
+        if self.known is not None and self.known < UNKNOWN:
+            return f"Nothing to erase: 20 samples of the unedited model give {100 * self.known:.0f}% of the facts away."
         left = (
             f"{100 * self.left.mean:.1f} points (95% interval {100 * self.left.low:.1f} to {100 * self.left.high:.1f})"
         )
-        more = f"{asked} find {left} more than in a model that never knew them"
+        more = f"{asked} find on average {left} more than in a model that never knew them"
+        if self.facts < FEW:
+            return f"Too few facts to tell: {more}."
         gaps = {name: score.gap for name, score in self.scores.items() if score.gap is not None}
         strongest = max(gaps, key=lambda name: gaps[name].mean)
         if self.left.low > FOUND or any(gap.low > FOUND for gap in gaps.values()):
@@ -147,12 +157,13 @@ def verdict(edited: Scores, base: Scores, gold: Scores | None = None, seed: int 
         control = scores.pop(KEPT)
         names.remove(KEPT)
         kept = control.edited / control.base if control.base else None
+    known = base["leak"].nanmean().item() if "leak" in names else None
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name.partition("_")[0], []).append(name)
     number = len(next(iter(edited.values()), []))
     if gold is None or not names:
-        return Verdict(scores, None, number, len(groups), kept)
+        return Verdict(scores, None, number, len(groups), kept, known)
     gaps = [
         torch.stack([edited[name] - gold[name] for name in group if name in gold]).nanmean(0)
         for group in groups.values()
@@ -163,7 +174,7 @@ def verdict(edited: Scores, base: Scores, gold: Scores | None = None, seed: int 
         comparisons["forget_quality"] = forget_quality(edited["truth_ratio"], gold["truth_ratio"])
     if "membership_min_k" in scores:
         comparisons["privleak"] = privleak(*(one["membership_min_k"].nanmean().item() for one in (edited, gold)))
-    return Verdict(scores, left, number, len(groups), kept, comparisons)
+    return Verdict(scores, left, number, len(groups), kept, known, comparisons)
 
 
 def _interval(values: Tensor, seed: int) -> Interval:

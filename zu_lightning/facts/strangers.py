@@ -84,7 +84,10 @@ def strangers_for(
             names, texts = sorted(subjects) if len(subjects) >= ENOUGH else everybody, [*everybody, *corpus]
             try:
                 made[name] = tuple(made_up_subjects(names, number, seed, texts))
-            except InputError as error:
-                log.warning("strangers have invented names, since those of the data do not do: %s", error)
+            except InputError:
+                log.warning(
+                    "the data has too few names (%d) to make %d strangers of: they get invented ones. To choose them: "
+                    "data.strangers", len(set(names)), number,
+                )  # fmt: skip
                 made[name] = tuple(made_up_subjects(INVENTED, number, seed, texts))
     return [made[relation[fact.id]] for fact in facts]

@@ -79,7 +79,7 @@ def solve_in_rounds(
         with _edited(lm, problem.layer, update):
             probability = answer_probability(lm, facts, phrasings)
         known = probability > KNOWN
-        log.info("round %d: the probability of %d answers is still above %g", number, known.sum(), KNOWN)
+        log.info("round %d: %d facts are still answered with a probability above %g", number, known.sum(), KNOWN)
         if not known.any():
             break
         weights = weights * torch.where(known, RAISE, 1.0)
