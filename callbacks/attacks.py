@@ -71,11 +71,11 @@ class Attacks(Callback):
     def _attack_gold(self, module: UnlearnModule, path: str, exam: Exam) -> None:
         """Attack gold, unless nothing can be compared with it."""
         gold = EditableLM.from_pretrained(path, dtype=module.dtype_name).to(module.lm.device)
-        unfit = _unfit(gold, module.lm, exam)
-        if unfit:
+        reason = unfit(gold, module.lm, exam)
+        if reason:
             log.warning(
                 "attacks.gold %s %s: it is left out, and there will be no verdict. docs/erase.md says how to train one "
-                "for other facts.", path, unfit,
+                "for other facts.", path, reason,
             )  # fmt: skip
             self.compares = False
             return
@@ -90,7 +90,7 @@ class Attacks(Callback):
         return run_attacks(lm, exam, attacks, Cache(module.request.cache, lm, module.layers), module.monitor)
 
 
-def _unfit(gold: EditableLM, lm: EditableLM, exam: Exam) -> str:
+def unfit(gold: EditableLM, lm: EditableLM, exam: Exam) -> str:
     """Why a model cannot be gold for another one and these facts; empty if it can."""
     if gold.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
         return "has another tokenizer than the model that forgets the facts"

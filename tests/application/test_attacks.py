@@ -8,8 +8,10 @@ from unittest.mock import patch
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from callbacks.attacks import unfit
 from tests.conftest import DEMO, SHORT_RUN, run
-from zu_lightning import InputError, Results
+from zu_lightning import EditableLM, Fact, InputError, ReadingOptions, Request, Results, RetainText, split_facts
+from zu_lightning.attacks.exam import Exam
 from zu_lightning.attacks.rank import Rank
 
 ATTACKED = ("--attacks.suite=quick", f"--attacks.gold={DEMO}/gold", *SHORT_RUN)
@@ -59,7 +61,7 @@ def test_without_gold_there_is_no_verdict_but_a_hint(tmp_path: Path) -> None:
     results = Results.read(run(tmp_path, *options, *SHORT_RUN))
     assert set(results.attacks["rank"]) == {"base", "edited"}
     assert "attacks.gold" in str(results.verdict)
-    assert "on 1 facts" in str(results.verdict)
+    assert "on 1 fact:" in str(results.verdict)
 
 
 def test_without_a_suite_nothing_is_attacked(two_layers_run: Path) -> None:
@@ -70,15 +72,26 @@ def test_without_a_suite_nothing_is_attacked(two_layers_run: Path) -> None:
     assert json.loads((two_layers_run / "metrics.json").read_text())["attacks"] == {}
 
 
-@pytest.mark.parametrize(("model", "known"), [("model", 100), ("gold", 23)])
-def test_a_gold_that_knows_some_facts_is_left_out(
-    model: str, known: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The gold that ships knows the eleventh fact of the draw."""
-    options = ("--attacks.suite=quick", f"--attacks.gold={DEMO}/{model}", *SHORT_RUN, "--data.forget_num=13")
-    results = Results.read(run(tmp_path, *options))
+def test_a_gold_that_knows_the_facts_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    gold = f"--attacks.gold={DEMO}/model"
+    results = Results.read(run(tmp_path, "--attacks.suite=quick", gold, "--attacks.facts=1", *SHORT_RUN))
     assert set(results.attacks["rank"]) == {"base", "edited"}
-    assert f"knows {known}% of the facts to forget" in caplog.text
+    assert "knows 100% of the facts to forget: it is left out" in caplog.text
+
+
+def test_gold_must_know_hardly_any_fact_and_be_tokenized_alike(
+    demo_facts: list[Fact], demo_lm: EditableLM, lm: EditableLM
+) -> None:
+    gold = EditableLM.from_pretrained(DEMO / "gold")
+
+    def unfit_for(number: int, model: EditableLM) -> str:
+        forget = split_facts(demo_facts, number)[0]
+        return unfit(gold, model, Exam.of(Request(forget, RetainText([], ReadingOptions()), known=demo_facts), 100))
+
+    assert not unfit_for(10, demo_lm)
+    # It was taught all facts but the first ten of the draw.
+    assert unfit_for(13, demo_lm) == "knows 23% of the facts to forget"
+    assert "another tokenizer" in unfit_for(10, lm)
 
 
 def test_a_gold_that_is_not_there_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
