@@ -201,7 +201,7 @@ def test_with_every_phrasing_all_of_them_are_moved_more_alike(rule: Rule) -> Non
     varied = replace(problem, keys=mean, deviations=(put - mean[:, :, None]) / 4**0.5)
 
     def spread(update: LowRankUpdate) -> float:
-        moved = torch.einsum("oi,inw->onw", update.dense(), put - mean[:, :, None])
+        moved = torch.einsum("oi,inp->onp", update.dense(), put - mean[:, :, None])
         return float(moved.norm())
 
     assert spread(rule(weight, varied)) < spread(rule(weight, replace(varied, deviations=None)))
