@@ -16,9 +16,10 @@ from zu_lightning.problem.cache import Cache
 
 log = logging.getLogger(__name__)
 
-KNOWN, ALLOWED = 0.5, 0.1
-"""A model that gives more than this share of the answers with more than this probability cannot be gold: it knows them.
-(In this order: the probability, the share.)"""
+KNOWN = 0.5
+"""A model that gives an answer with more than this probability knows the fact."""
+ALLOWED = 0.1
+"""Share of the facts that gold may seem to know."""
 
 
 class Attacks(Callback):

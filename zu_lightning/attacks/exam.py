@@ -14,6 +14,7 @@ from zu_lightning.facts.strangers import strangers_for
 T = TypeVar("T")
 
 OTHER_SEED = 1_000_003
+"""What is added to the request's seed, with which targets draw their strangers."""
 STRANGERS = 20
 """Number of made-up subjects for each fact."""
 ANSWERS = 49
