@@ -39,15 +39,15 @@ class Attacks(Callback):
         self.exam: Exam | None = None
         self.reference: tuple[tuple[float, ...], ...] | None = None
         """What gold says of statements about the facts and about strangers."""
-        self.compares = gold is not None
-        """Whether there is a gold model that can be one."""
+        self.usable_gold = gold
+        """``gold``, until it turns out that it cannot be one."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the gold model before anything is computed."""
         self.exam = self.reference = None
-        self.compares = self.suite != "none" and self.gold is not None
-        if self.compares and self.gold is not None:
-            check_model(self.gold)
+        self.usable_gold = None if self.suite == "none" else self.gold
+        if self.usable_gold is not None:
+            check_model(self.usable_gold)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attack the unedited model, after Lightning's sanity check has measured it."""
@@ -64,8 +64,8 @@ class Attacks(Callback):
         found = module.run.attacks
         with module.monitor.timed("attacks"):
             self.exam = self.exam or Exam.of(module.request, self.facts)
-            if self.compares and self.gold is not None and self.reference is None:
-                self._attack_gold(module, self.gold, self.exam)
+            if self.usable_gold is not None and self.reference is None:
+                self._attack_gold(module, self.usable_gold, self.exam)
             if name not in found:
                 found[name] = self._scores(module, module.lm, self.exam)
 
@@ -78,7 +78,7 @@ class Attacks(Callback):
                 "attacks.gold %s %s: it is left out, and there will be no verdict. docs/erase.md says how to train one "
                 "for other facts.", path, reason,
             )  # fmt: skip
-            self.compares = False
+            self.usable_gold = None
             return
         self.reference = reference(gold, exam)
         if "gold" not in module.run.attacks:

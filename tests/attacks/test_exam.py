@@ -41,5 +41,6 @@ def test_strangers_are_nobody_that_anything_names(request_of_ten: Request, demo_
 def test_few_facts_leave_out_what_they_cannot_give(facts: list[Fact]) -> None:
     exam = Exam.of(Request(facts[:2], RetainText([], ReadingOptions())), 100)
     assert list(exam.answers) == [(), ()]
+    assert [len(names) for names in exam.strangers] == [20, 20], "invented ones, since two names give too few"
     without_subject = Exam.of(Request(facts[2:], RetainText([], ReadingOptions())), 100)
     assert list(without_subject.strangers) == [(), ()]

@@ -66,6 +66,7 @@ def test_the_unedited_model_knows_everything(verdicts: dict[str, Verdict]) -> No
 
 def test_gold_knows_nothing_and_is_not_harmed(verdicts: dict[str, Verdict]) -> None:
     gold = verdicts["gold"]
+    assert gold.sentence.startswith("Erased")
     assert gold.kept is not None
     assert gold.kept > 0.95
     assert gold.scores["rank_first"].edited <= 0.1

@@ -72,7 +72,8 @@ def prepare(
     _warn(lm, len(request.forget), layers)
     starts = CONTEXT_STARTS[: options.latents.contexts - 1]
     contexts = targets.contexts if targets else sample_contexts(lm, starts, seed=request.seed)
-    _check_lengths(lm, request, phrasings_of(request, contexts, options), options.neutral_target)
+    phrasings = phrasings_of(request, contexts, options)
+    _check_lengths(lm, request, phrasings, options.neutral_target)
     with monitor.timed("moments"):
         cache = Cache(request.cache, lm)
         moments = second_moments(lm, request.text, layers, monitor, cache)
@@ -80,7 +81,7 @@ def prepare(
         with monitor.timed("targets"):
             number = options.latents.strangers
             strangers = _strangers(request, number) if options.target == "reference" else ()
-            others = Others(strangers, _siblings(request), _rephrased(request, options))
+            others = Others(strangers, _siblings(request), phrasings.rephrased)
             optimized = partial(neutral_targets, lm, request.forget, layers[-1], contexts, options, others, monitor)
             aim = others if others.strangers else (options.neutral_target, others)
             decisive = (list(request.forget), layers[-1], contexts, aim, options.latents)
