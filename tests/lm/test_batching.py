@@ -1,9 +1,12 @@
 """Batches of similar length, and batches that shrink to what memory holds."""
 
+from collections.abc import Iterable, Sequence
+from itertools import combinations, pairwise
+
 import pytest
 import torch
 
-from zu_lightning.lm.batching import PADDED, batches, even_batches, halving
+from zu_lightning.lm.batching import PADDED, alike, batches, even_batches, halving
 from zu_lightning.lm.tokens import TokenizedText
 
 LENGTHS = [3, 17, 4, 30, 5, 5, 16, 2, 31, 9, 3, 3]
@@ -105,3 +108,25 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     with pytest.raises(RuntimeError, match="broken"):
         list(halving(broken, [[0, 1, 2, 3]], "Work"))
     assert tried == [4]
+
+
+@pytest.mark.parametrize("overhead", [0, 4, 12, 1000])
+def test_no_other_groups_of_similar_lengths_cost_less(overhead: int) -> None:
+    lengths = [3, 7, 4, 9, 3, 7, 2]
+
+    def cost(groups: Iterable[Sequence[int]]) -> int:
+        return sum(overhead + len(group) * max(lengths[i] for i in group) for group in groups)
+
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    every = [
+        [order[start:end] for start, end in pairwise([0, *cuts, len(order)])]
+        for number in range(len(order))
+        for cuts in combinations(range(1, len(order)), number)
+    ]
+    found = alike(lengths, overhead)
+    assert sorted(i for group in found for i in group) == sorted(order)
+    assert cost(found) == min(map(cost, every))
+
+
+def test_no_lengths_give_no_groups() -> None:
+    assert alike([], 5) == []

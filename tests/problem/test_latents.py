@@ -20,6 +20,7 @@ from zu_lightning import (
     original_values,
 )
 from zu_lightning.lm.tokens import collate, tokenize, tokenize_fact
+from zu_lightning.problem import latent_rows
 from zu_lightning.problem.latent_problem import Goal, LatentProblem
 from zu_lightning.problem.latent_rows import Kept, Rows
 from zu_lightning.problem.latents import Others
@@ -349,10 +350,14 @@ def test_an_empty_neutral_target_is_refused(answer: str) -> None:
         TargetOptions(neutral_target=answer)
 
 
+KEPT_WEIGHTS = (0.3, 0.2, 0.1)
+
+
 def rows_of(lm: EditableLM, facts: list[Fact]) -> Rows:
-    """A fact in five ways, another in three, and a prompt to keep."""
+    """A fact in five ways, another in three with three prompts to keep."""
     some, more = facts[:2], {facts[0].id: [facts[0].within(("In the morning,", " was late")), facts[0]]}
-    return Rows.of(lm, some, ["", ""], Phrasings(CONTEXTS, more), [Kept(1, facts[1], False, 0.3)])
+    kept = [Kept(1, i, facts[1], False, weight) for i, weight in enumerate(KEPT_WEIGHTS)]
+    return Rows.of(lm, some, ["", ""], Phrasings(CONTEXTS, more), kept)
 
 
 def test_steps_take_turns_with_all_ways_but_always_look_at_the_bare_prompt(lm: EditableLM, facts: list[Fact]) -> None:
@@ -362,14 +367,37 @@ def test_steps_take_turns_with_all_ways_but_always_look_at_the_bare_prompt(lm: E
     for turn in turns:
         weights = torch.zeros(2).index_add(0, turn.fact[~turn.keep], turn.weight[~turn.keep])
         assert torch.allclose(weights, torch.ones(2)), "a fact's loss is a mean, however many ways it has in this turn"
-        assert turn.weight[turn.keep].tolist() == pytest.approx([0.3])
     assert turns[3].fact[~turns[3].keep].tolist() == [0, 1, 0], "the other fact has no fifth way"
+
+
+def test_prompts_to_keep_take_turns_and_count_for_all_of_their_fact(lm: EditableLM, facts: list[Fact]) -> None:
+    rows = rows_of(lm, facts)
+    turns = [rows.turn(step, 2) for step in range(4)]
+    assert [turn.kept[turn.keep].tolist() for turn in turns] == [[0], [1], [2], [0]]
+    weights = [turn.weight[turn.keep].item() for turn in turns[:3]]
+    assert weights == pytest.approx([len(KEPT_WEIGHTS) * weight for weight in KEPT_WEIGHTS])
+    both = rows.turn(1, 3)
+    assert sorted(both.kept[both.keep].tolist()) == [0, 2]
+    assert both.weight[both.keep].sum().item() == pytest.approx(1.5 * (0.1 + 0.3))
+
+
+@pytest.mark.parametrize("pass_tokens", [0, 5, 10**6])
+def test_rows_in_parts_of_similar_lengths_have_the_same_vectors(
+    lm: EditableLM, facts: list[Fact], pass_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(FREE, steps=6, tolerance=0.0)
+    whole = targets_for(lm, facts, 1, CONTEXTS, options).optimum
+    monkeypatch.setattr(latent_rows, "PASS_TOKENS", pass_tokens)
+    assert torch.allclose(targets_for(lm, facts, 1, CONTEXTS, options).optimum, whole, atol=1e-4)
+    parts = len(rows_of(lm, facts).by_length())
+    assert parts == 1 if pass_tokens == 10**6 else parts > 1
 
 
 def test_a_step_that_looks_at_all_ways_is_the_whole_problem(lm: EditableLM, facts: list[Fact]) -> None:
     rows = rows_of(lm, facts)
     assert rows.turn(3, None) is rows
     assert rows.turn(3, 5) is rows
+    assert rows.turn(3, 2) is not rows
     options = replace(FREE, steps=6, tolerance=0.0)
     whole = targets_for(lm, facts[:2], 1, CONTEXTS, options).optimum
     assert torch.equal(whole, targets_for(lm, facts[:2], 1, CONTEXTS, replace(options, phrasings_per_step=3)).optimum)

@@ -41,6 +41,24 @@ def even_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
         order = order[len(alike) :]
 
 
+def alike(lengths: Sequence[int], overhead: int) -> list[list[int]]:
+    """Indices in groups of similar ``lengths``: those with the fewest tokens, padding included.
+
+    Args:
+        lengths: Lengths of texts, in tokens.
+        overhead: What a group costs besides, in tokens.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    ends = [i for i in range(1, len(order) + 1) if i == len(order) or lengths[order[i]] > lengths[order[i - 1]]]
+    cheapest: dict[int, tuple[int, list[list[int]]]] = {0: (0, [])}
+    for end in ends:
+        cheapest[end] = min(
+            (cost + overhead + lengths[order[end - 1]] * (end - start), [*groups, order[start:end]])
+            for start, (cost, groups) in cheapest.items()
+        )
+    return cheapest[len(order)][1]
+
+
 def halving(work: Callable[[list[int]], T], shares: Iterable[list[int]], name: str) -> Iterator[tuple[list[int], T]]:
     """Work on batches of indices; one for which there is not enough memory is halved, and so are all later ones.
 

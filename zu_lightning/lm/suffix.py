@@ -49,15 +49,23 @@ class Suffix:
         """S, cached tokens of each row, masked ones included."""
         return self.attention_mask.shape[1] - self.input_ids.shape[1]
 
+    @property
+    def lengths(self) -> Tensor:
+        """R, tokens of each row from where it starts."""
+        return self.attention_mask[:, self.prefix_length :].sum(1)
+
     def select(self, rows: Tensor) -> "Suffix":
-        """Some rows, by their indices."""
+        """Some rows, by their indices, without padding that none of them needs."""
+        mask, length = self.attention_mask[rows], int(self.lengths[rows].max()) if len(rows) else 0
+        before, own = mask[:, : self.prefix_length], mask[:, self.prefix_length :][:, :length]
+        columns = before.any(0).nonzero().squeeze(1)
         return Suffix(
             self.layer,
-            None if self.hidden is None else self.hidden[rows],
-            self.input_ids[rows],
+            None if self.hidden is None else self.hidden[rows, :length],
+            self.input_ids[rows, :length],
             self.start[rows],
-            self.attention_mask[rows],
-            tuple((_rows(keys, rows), _rows(values, rows)) for keys, values in self.prefix),
+            torch.cat([before[:, columns], own], 1),
+            tuple((_part(keys, rows, columns), _part(values, rows, columns)) for keys, values in self.prefix),
         )
 
     def logits(self, lm: EditableLM, rows: Tensor, positions: Tensor, *, watched: Sequence[nn.Module] = ()) -> Tensor:
@@ -177,6 +185,12 @@ def _tails(start: Tensor, end: Tensor, width: int) -> tuple[Tensor, Tensor]:
     columns = start[:, None] + torch.arange(int((end - start).max()), device=start.device)
     # The padding of shorter tails lies beyond the text, where any token will do.
     return columns.clamp(max=width - 1), columns < end[:, None]
+
+
+def _part(tensor: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Some rows and columns of keys or values (R x H x S x width), which may be on another device than the indices."""
+    part = _rows(tensor, rows)
+    return part if len(columns) == part.shape[2] else part.index_select(2, columns.to(part.device))
 
 
 def _rows(tensor: Tensor, rows: Tensor) -> Tensor:

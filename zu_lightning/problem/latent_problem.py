@@ -49,8 +49,8 @@ class LatentOptions:
     fact, in place of the distance at the mean of its keys, in which the bare prompt weighs half (the paper). For rules
     with a retain term: Memit, ZeroUnlearn, and ZeroUnlearnSoft."""
     phrasings_per_step: int | None = None
-    """Number of ways to put a fact that a step of the optimization looks at, the bare prompt and others in turn; all
-    of them by default."""
+    """Number of ways to put a fact that a step of the optimization looks at, the bare prompt and others in turn, and
+    with them as many prompts to keep as there are others; all of both by default."""
     steps: int = 25
     """Number of evaluations of the loss; Adam moves between them."""
     learning_rate: float = 0.1
@@ -75,7 +75,7 @@ class LatentOptions:
     """Largest ||delta|| / ||start||."""
     tolerance: float = 0.05
     """A fact whose loss is below this is done, in nats."""
-    facts_per_batch: int = 16
+    facts_per_batch: int = 64
     """Number of facts that are optimized at a time, and the unit in which processes share them; halved when there
     is not enough memory."""
 
@@ -136,7 +136,7 @@ class LatentProblem:
 
     def solve(self, facts: Sequence[Fact], goal: Goal) -> tuple[Tensor, Tensor]:
         """Start and optimum, N x D, by Adam on all facts at once; facts that are done leave the batch."""
-        options = self.options
+        options, n = self.options, len(facts)
         rows, start, log_probability = self._unchanged(facts, goal.answers)
         original = log_probability[len(log_probability) - int(rows.keep.sum()) :]
         size = start.square().sum(1)
@@ -144,16 +144,19 @@ class LatentProblem:
         limit = options.clamp * size.sqrt()[:, None] / unit
         coordinates = torch.zeros_like(start, requires_grad=True)
         optimizer = torch.optim.Adam([coordinates], lr=options.learning_rate)
-        losses = self._losses(rows, goal, log_probability, original, coordinates * unit, size)
+        losses = self._losses(rows, goal, log_probability, original, n) + self._decay(torch.zeros_like(start), size)
         _check_finite(losses, facts)
         active = losses.detach() >= options.tolerance
         if not active.any():  # most original values are optimal from the start
             return start, start
-        original, rows = _of_active(active, original, rows)
+        rows = rows.select(active[rows.fact])
         for step in range(options.steps):
             delta = coordinates * unit
             turn = rows.turn(step, options.phrasings_per_step)
-            losses = self._losses(turn, goal, self._log_probability(turn, delta), original, delta, size)
+            parts = turn.by_length()
+            losses = self._decay(delta, size) + sum(
+                self._losses(part, goal, self._log_probability(part, delta), original, n) for part in parts
+            )
             _check_finite(losses, facts)
             # One turn does not tell whether a fact is done in all ways to put it.
             still_active = active & (losses.detach() >= options.tolerance) if turn is rows else active
@@ -170,7 +173,7 @@ class LatentProblem:
                 coordinates[~still_active] = before[~still_active]
             if not torch.equal(active, still_active):
                 active = still_active
-                original, rows = _of_active(active, original, rows)
+                rows = rows.select(active[rows.fact])
         return start, (start + coordinates * unit).detach()
 
     @torch.no_grad()
@@ -198,7 +201,7 @@ class LatentProblem:
     def _unchanged(self, facts: Sequence[Fact], answers: Sequence[str]) -> tuple[Rows, Tensor, Tensor]:
         """With nothing added: the rows, what is at the site at the lookup tokens (N x D), and log-probabilities."""
         lm, n = self.lm, len(facts)
-        kept = [Kept(i, *prompt) for i, fact in enumerate(facts) for prompt in self._to_keep(fact)]
+        kept = [Kept(i, j, *prompt) for i, fact in enumerate(facts) for j, prompt in enumerate(self._to_keep(fact))]
         rows = Rows.of(lm, facts, answers, self.phrasings, kept)
         begun, places, lookup = rows.suffix, rows.places, rows.batch.lookup
         modules = [lm.layers[self.layer], self.site]
@@ -231,24 +234,26 @@ class LatentProblem:
         suffix = replace(chosen.suffix, hidden=moved(chosen.suffix.hidden))
         return log_softmax(suffix.logits(self.lm, places.rows, places.positions), -1)
 
-    def _losses(
-        self, chosen: Rows, goal: Goal, log_probability: Tensor, original: Tensor, delta: Tensor, size: Tensor
-    ) -> Tensor:
-        """N, loss of every fact; for facts without rows only the decay. ``size`` is ||start||^2."""
+    def _losses(self, chosen: Rows, goal: Goal, log_probability: Tensor, original: Tensor, n: int) -> Tensor:
+        """N, what some rows add to the loss of every fact."""
         fact, weight, places = chosen.fact, chosen.weight, chosen.places
-        tokens, ends, kept = places.tokens, places.ends, len(log_probability) - len(original)
+        unchanged = original[chosen.kept[chosen.keep]]
+        tokens, ends, kept = places.tokens, places.ends, len(log_probability) - len(unchanged)
         rows = places.rows[: len(tokens)]
         per_token = -log_probability[torch.arange(len(rows), device=tokens.device), tokens]
-        losses = torch.zeros(len(delta), device=delta.device).index_add(0, fact[rows], per_token * weight[rows])
+        losses = torch.zeros(n, device=tokens.device).index_add(0, fact[rows], per_token * weight[rows])
         if goal.references is not None and goal.truth is not None:
             references, truth = goal.references[chosen.phrasing[ends], fact[ends]], goal.truth[fact[ends]]
             said = log_probability[len(tokens) : kept]
             away = _from_references(said, references, truth, self.options.hinge_weight)
             losses = losses.index_add(0, fact[ends], weight[ends] * away)
-        divergence = kl_div(original, log_probability[kept:], log_target=True, reduction="none").sum(1)
-        losses = losses.index_add(0, fact[chosen.keep], weight[chosen.keep] * divergence)
+        divergence = kl_div(unchanged, log_probability[kept:], log_target=True, reduction="none").sum(1)
+        return losses.index_add(0, fact[chosen.keep], weight[chosen.keep] * divergence)
+
+    def _decay(self, delta: Tensor, size: Tensor) -> Tensor:
+        """N, what the length of ``delta`` (N x D) adds to the loss; ``size`` is ||start||^2."""
         # The norm has no gradient at zero, where every fact starts.
-        return losses + self.options.weight_decay * (delta.square().sum(1) + 1e-24).sqrt() / size
+        return self.options.weight_decay * (delta.square().sum(1) + 1e-24).sqrt() / size
 
 
 def _from_references(log_probability: Tensor, references: Tensor, truth: Tensor, hinge_weight: float) -> Tensor:
@@ -275,12 +280,6 @@ def _check_finite(losses: Tensor, facts: Sequence[Fact]) -> None:
     if not torch.isfinite(losses).all():
         names = [fact.id for fact, loss in zip(facts, losses.tolist(), strict=True) if not math.isfinite(loss)]
         raise ValueError(f"the latent optimization of facts {names} gave NaN or infinite losses: check the model.")
-
-
-def _of_active(active: Tensor, original: Tensor, rows: Rows) -> tuple[Tensor, Rows]:
-    """Original distributions and rows of the facts that are not done."""
-    stays = active[rows.fact]
-    return original[stays[rows.keep]], rows.select(stays)
 
 
 def _added(hidden: Tensor, lookup: Tensor, delta: Tensor) -> Tensor:

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from zu_lightning.facts.fact import Fact
+from zu_lightning.lm.batching import alike
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.suffix import Suffix, after_shared_prefix
 from zu_lightning.lm.tokens import TokenBatch, collate, tokenize_fact
 from zu_lightning.problem.phrasings import Phrasings
+
+PASS_TOKENS = 128
+"""Tokens that take about as long as what a pass costs besides its tokens."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,14 @@ class Kept:
 
     Attributes:
         fact: Index of the fact about whose subject it is.
+        number: Its place among the prompts to keep of this fact.
         prompt: The prompt.
         at_lookup: Whether that is read at its lookup token, in place of its last one.
         weight: Of its term in the loss.
     """
 
     fact: int
+    number: int
     prompt: Fact
     at_lookup: bool
     weight: float
@@ -60,11 +66,13 @@ class Rows:
     fact: Tensor
     """R, index of each row's fact."""
     phrasing: Tensor
-    """R, in which way each row puts its fact; those to keep in none of them."""
+    """R, in which way each row puts its fact; after these ways, which of its fact's prompts to keep a row is."""
     weight: Tensor
     """R, of each row's term in the loss."""
     read: Tensor
     """R, where a prompt to keep is read, in tokens from the start of the text."""
+    kept: Tensor
+    """R, the place of a prompt to keep among those of all facts; -1 for other rows."""
     phrasings: int
     """Number of these ways."""
 
@@ -84,7 +92,8 @@ class Rows:
         put, tokenizer = phrasings.rows(facts), lm.tokenizer
         texts = [tokenize_fact(tokenizer, one.fact, context=one.context, answer=answers[one.position]) for one in put]
         count = 1 + max(one.number for one in put)
-        number = torch.tensor([one.number for one in put] + [count] * len(kept), device=lm.device)
+        number = [one.number for one in put] + [count + one.number for one in kept]
+        phrasing = torch.tensor(number, device=lm.device)
         fact = torch.tensor([one.position for one in put] + [one.fact for one in kept], device=lm.device)
         at_lookup = torch.tensor([False] * len(texts) + [one.at_lookup for one in kept], device=lm.device)
         batch = collate([*texts, *(tokenize_fact(tokenizer, one.prompt) for one in kept)], tokenizer).to(lm.device)
@@ -93,17 +102,20 @@ class Rows:
         weight[len(texts) :] = weight.new_tensor([one.weight for one in kept])
         return cls(
             batch=batch,
-            suffix=after_shared_prefix(lm, batch, number),
+            suffix=after_shared_prefix(lm, batch, phrasing.clamp(max=count)),
             fact=fact,
-            phrasing=number,
+            phrasing=phrasing,
             weight=weight,
             read=torch.where(at_lookup, batch.lookup, batch.lengths - 1),
+            kept=torch.tensor([-1] * len(texts) + list(range(len(kept))), device=lm.device),
             phrasings=count,
         )
 
     def select(self, chosen: Tensor) -> "Rows":
         """Some rows, by a mask."""
-        rows = chosen.nonzero().squeeze(1)
+        return self if chosen.all() else self._part(chosen.nonzero().squeeze(1))
+
+    def _part(self, rows: Tensor) -> "Rows":
         return replace(
             self,
             batch=self.batch.select(rows),
@@ -112,24 +124,41 @@ class Rows:
             phrasing=self.phrasing[rows],
             weight=self.weight[rows],
             read=self.read[rows],
+            kept=self.kept[rows],
         )
 
+    def by_length(self) -> list["Rows"]:
+        """The same rows in parts of similar lengths, where that saves more padding than another pass costs."""
+        parts = alike(self.suffix.lengths.tolist(), PASS_TOKENS)
+        if len(parts) == 1:
+            return [self]
+        return [self._part(torch.tensor(sorted(part), device=self.fact.device)) for part in parts]
+
     def turn(self, step: int, number: int | None) -> "Rows":
-        """The rows of one step: bare prompts, the next ``number - 1`` other ways in turn, and prompts to keep."""
-        others = self.phrasings - 1
-        if number is None or number > others:
+        """The rows of one step: bare prompts, and in turn ``number - 1`` other ways and as many prompts to keep.
+
+        A fact's ways weigh in a turn what all of them weigh together, and so do its prompts to keep.
+        """
+        if number is None:
             return self
-        first = step * (number - 1)
-        ways = [0, *(1 + (first + i) % others for i in range(number - 1))]
-        some = self.select(self.keep | torch.isin(self.phrasing, torch.tensor(ways, device=self.phrasing.device)))
-        count = int(self.fact.max()) + 1
-        left_out = self.fact[~self.keep].bincount(minlength=count) / some.fact[~some.keep].bincount(minlength=count)
-        return replace(some, weight=torch.where(some.keep, some.weight, some.weight * left_out[some.fact]))
+        count, place = self._of_its_kind(torch.ones_like(self.keep)), self.phrasing - self.phrasings
+        ways = (self.phrasing - 1 - step * (number - 1)) % max(1, self.phrasings - 1)
+        kept = (place - step * (number - 1)) % count
+        chosen = (self.phrasing == 0) | (torch.where(self.keep, kept, ways) < number - 1)
+        if chosen.all():
+            return self
+        weight = self.weight * count / self._of_its_kind(chosen).clamp(min=1)
+        return replace(self, weight=weight).select(chosen)
+
+    def _of_its_kind(self, chosen: Tensor) -> Tensor:
+        """R, how many of the chosen rows (a mask) are about a row's fact and, like it, to keep or not."""
+        kind = 2 * self.fact + self.keep
+        return kind[chosen].bincount(minlength=int(kind.max()) + 1)[kind]
 
     @cached_property
     def keep(self) -> Tensor:
         """R, which prompts are to keep."""
-        return self.phrasing == self.phrasings
+        return self.kept >= 0
 
     @cached_property
     def places(self) -> "Places":
