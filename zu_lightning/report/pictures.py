@@ -1,0 +1,87 @@
+"""Pictures of a run: PNG and SVG files that say themselves what they show.
+
+The title and the description, by which a reader who cannot see a picture knows what is in it, are the files' own
+metadata: a report shows every picture that it finds in a folder, whoever drew it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from zu_lightning.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FOLDER = "pictures"
+"""Where in a run's folder pictures lie."""
+
+METADATA = ".//{http://creativecommons.org/ns#}Work/{http://purl.org/dc/elements/1.1/}"
+"""Where in an SVG matplotlib puts what is said about it."""
+
+STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "zu-lightning"}
+"""Letters stay letters, and the same picture is the same file."""
+
+DOTS_PER_INCH = 150
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in a run's folder.
+
+    Attributes:
+        name: The files' name without its ending.
+        title: What it shows, in a few words.
+        description: What there is to see in it, for somebody who cannot see it.
+        svg: The drawing.
+    """
+
+    name: str
+    title: str
+    description: str
+    svg: str
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches that needs no screen."""
+    from matplotlib.figure import Figure  # slow to import, and not every run draws
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_picture(figure: "Figure", folder: Path, name: str, title: str, description: str) -> Path:
+    """Write a figure as PNG and SVG.
+
+    Args:
+        figure: What to write.
+        folder: Folder of the run.
+        name: Of the files, without an ending.
+        title: What it shows, in a few words.
+        description: What there is to see in it, for somebody who cannot see it.
+
+    Returns:
+        Path of the PNG; the SVG lies beside it.
+    """
+    from matplotlib import rc_context
+
+    about = {"Title": title, "Description": description}
+    path = folder / FOLDER / f"{name}.png"
+    with rc_context(STYLE):
+        with replacing(path.with_suffix(".svg")) as temporary:
+            figure.savefig(temporary, format="svg", metadata=about | {"Date": None})
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata=about)
+    return path
+
+
+def pictures_in(folder: Path) -> list[Picture]:
+    """The pictures in a run's folder, by name."""
+    return [_read(path) for path in sorted((folder / FOLDER).glob("*.svg"))]
+
+
+def _read(path: Path) -> Picture:
+    svg = path.read_text(encoding="utf-8")
+    root = ElementTree.fromstring(svg)
+    title, description = (root.findtext(METADATA + name, path.stem) for name in ("title", "description"))
+    return Picture(path.stem, title, description, svg)
