@@ -35,6 +35,13 @@ def summed(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tensors
 
 
+def largest(tensor: Tensor) -> Tensor:
+    """The largest of each entry over all processes, in place."""
+    if process()[1] > 1:
+        distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+    return tensor
+
+
 def all_of(text: str, device: torch.device) -> list[list[int]]:
     """The characters of every process's text, by rank; the texts are equally long."""
     rank, count = process()

@@ -13,6 +13,7 @@ from tests.conftest import DEMO, SHORT_RUN, run
 from zu_lightning import EditableLM, Fact, InputError, ReadingOptions, Request, Results, RetainText, split_facts
 from zu_lightning.attacks.exam import Exam
 from zu_lightning.attacks.rank import Rank
+from zu_lightning.report.terminal import results_table
 
 ATTACKED = ("--attacks.suite=quick", f"--attacks.gold={DEMO}/gold", *SHORT_RUN)
 QUICK = ("rank", "leak", "prompting", "memorization", "extraction", "truth_ratio", "membership", "lens", "probe")
@@ -38,7 +39,7 @@ def test_every_attack_is_reported_for_three_models(attacked: Path) -> None:
     }  # fmt: skip
     assert results.verdict is not None
     assert "9 attacks" in results.verdict
-    assert "rank_first_paraphrases" in results.table()
+    assert "rank_first_paraphrases" in results_table(results)
     assert results.seconds["attacks"] > 0
 
 
@@ -68,7 +69,7 @@ def test_without_a_suite_nothing_is_attacked(two_layers_run: Path) -> None:
     results = Results.read(two_layers_run)
     assert not results.attacks
     assert results.verdict is None
-    assert "attack" not in results.table()
+    assert "attack" not in results_table(results)
     assert json.loads((two_layers_run / "metrics.json").read_text())["attacks"] == {}
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT, SHORT_RUN, command_line, latest_run, run
 from zu_lightning import Results
+from zu_lightning.report.terminal import results_table
 
 LAUNCHERS = {
     "lightning": (2, ["train.py"], ["--trainer.devices=2", "--trainer.strategy=ddp"]),
@@ -51,7 +52,7 @@ def assert_same(several: Path, one: Path) -> None:
     found, expected = (load_file(folder / "model" / "model.safetensors")[WEIGHT] for folder in (several, one))
     assert (found - expected).norm() <= 1e-5 * expected.norm()
     results, reference = Results.read(several), Results.read(one)
-    assert results.table() == reference.table()
+    assert results_table(results) == results_table(reference)
     for when in ("before", "after"):
         shown = [{name: f"{score:.3f}" for name, score in getattr(r, when).items()} for r in (results, reference)]
         assert shown[0] == shown[1]

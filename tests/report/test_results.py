@@ -1,7 +1,6 @@
 """The schema of ``metrics.json``: what is written can be read, and nothing else."""
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,22 +56,3 @@ def test_another_schema_is_refused(case: str, tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"new": 1}) if content is None else content)
     with pytest.raises(InputError, match=r"its metrics\.json follows another schema"):
         Results.read(tmp_path)
-
-
-def test_the_table_shows_the_headlines_before_and_after() -> None:
-    _, head, *rows = RESULTS.table().splitlines()
-    assert head.split() == list(RESULTS.after)
-    shown = {when: [float(value) for value in values] for when, *values in map(str.split, rows)}
-    assert shown == {"before": list(RESULTS.before.values()), "after": list(RESULTS.after.values())}
-
-
-def test_the_table_has_a_gap_where_nothing_was_measured() -> None:
-    """Without Lightning's sanity check there are no scores before."""
-    _, head, before, after = replace(RESULTS, before={}).table().splitlines()
-    assert before.split() == ["before", *("-" for _ in head.split())]
-    assert not any(math.isnan(float(value)) for value in after.split()[1:])
-
-
-def test_the_table_leaves_out_details() -> None:
-    details = replace(RESULTS, after=RESULTS.after | {"efficacy_token_accuracy": 12.0})
-    assert details.table() == RESULTS.table()

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
+from torch import Tensor
 from torchmetrics import MetricCollection
 
+from zu_lightning.evaluation.by_fact import FactScores
 from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.texts import ReadingOptions
 from zu_lightning.files import digest
@@ -24,6 +26,7 @@ from zu_lightning.metrics import (
     SameSubject,
     Specificity,
 )
+from zu_lightning.metrics.functional import answer_scores, text_nll
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,12 @@ class EvaluationBatch:
     Attributes:
         metric: Name of the metric.
         texts: Prompts with answers, or prose whose every token but the first is an "answer".
+        fact: Which fact, or which document, each text belongs to, from 0.
     """
 
     metric: str
     texts: TokenBatch
+    fact: Tensor
 
 
 def evaluation_metrics() -> MetricCollection:
@@ -87,30 +92,37 @@ def evaluation_batches(
     """
     reading = reading or ReadingOptions()
     forgotten = {(fact.subject, fact.target) for fact in forget if fact.subject}
+    first_with = {query: i for i, fact in reversed(list(enumerate(forget))) for query in fact.multi_hop}
     queries = {
-        "efficacy": [fact.query for fact in forget],
-        "generalization": [query for fact in forget for query in fact.paraphrased],
+        "efficacy": [(i, fact.query) for i, fact in enumerate(forget)],
+        "generalization": [(i, query) for i, fact in enumerate(forget) for query in fact.paraphrased],
         "specificity": [
-            query
-            for fact in forget
+            (i, query)
+            for i, fact in enumerate(forget)
             for query in fact.neighbors
             if not any(subject in query.prompt and query.target == target for subject, target in forgotten)
         ],
-        "multi_hop": list(dict.fromkeys(query for fact in forget for query in fact.multi_hop)),
-        "retain": [fact.query for fact in retain],
-        "same_subject": [fact.query for fact in same_subject],
-        "protected": [fact.query for fact in protect],
+        "multi_hop": [(i, query) for query, i in first_with.items()],
+        "retain": [(i, fact.query) for i, fact in enumerate(retain)],
+        "same_subject": [(i, fact.query) for i, fact in enumerate(same_subject)],
+        "protected": [(i, fact.query) for i, fact in enumerate(protect)],
     }
-    texts = {name: [tokenize_query(lm.tokenizer, query) for query in asked] for name, asked in queries.items()}
+    texts = {name: [tokenize_query(lm.tokenizer, query) for _, query in asked] for name, asked in queries.items()}
     for name, tokenized in texts.items():
-        names = [f"the prompt {query.prompt[:60]!r}... with its answer ({name})" for query in queries[name]]
+        names = [f"the prompt {query.prompt[:60]!r}... with its answer ({name})" for _, query in queries[name]]
         check_lengths(tokenized, names, lm.context_length)
     documents = (
         tokenize(lm.tokenizer, text, max_length=min(reading.max_length, lm.context_length)) for text in heldout
     )
     texts["perplexity"] = [replace(document, answer=1) for document in documents if len(document.ids) > 1]
+    about = {name: [i for i, _ in asked] for name, asked in queries.items()}
+    about["perplexity"] = list(range(len(texts["perplexity"])))
     found = [
-        EvaluationBatch(name, collate([tokenized[i] for i in indices], lm.tokenizer))
+        EvaluationBatch(
+            name,
+            collate([tokenized[i] for i in indices], lm.tokenizer),
+            torch.tensor([about[name][i] for i in indices]),
+        )
         for name, tokenized in texts.items()
         for indices in batches(tokenized, reading.batch_tokens)
     ]
@@ -122,22 +134,30 @@ def batches_digest(evaluation: Iterable[EvaluationBatch | None]) -> str:
     parts: list[object] = []
     for batch in evaluation:
         if batch is not None:
-            tensors = (getattr(batch.texts, field.name) for field in fields(batch.texts))
+            tensors = (batch.fact, *(getattr(batch.texts, field.name) for field in fields(batch.texts)))
             parts += [batch.metric, *(part for tensor in tensors for part in (tuple(tensor.shape), tensor.tolist()))]
     return digest(*parts)
 
 
 @torch.no_grad()
-def update_metric(lm: EditableLM, metrics: MetricCollection, batch: EvaluationBatch) -> None:
-    """Run the model on a batch and add the result to the batch's metric."""
+def update_metric(
+    lm: EditableLM, metrics: MetricCollection, batch: EvaluationBatch, by_fact: FactScores | None = None
+) -> None:
+    """Run the model on a batch and add the result to the batch's metric, and to the scores of its facts."""
     texts = batch.texts.to(lm.device)
     rows, positions, tokens = texts.answer_positions()
-    logits = lm.logits(texts, rows, positions)
+    logits, count = lm.logits(texts, rows, positions), len(texts.lengths)
     metric = metrics[batch.metric]
     if isinstance(metric, AnswerMetric):
-        metric.update(logits, tokens, rows, len(texts.lengths))
+        metric.update(logits, tokens, rows, count)
+        if by_fact is not None:
+            scores = answer_scores(logits, tokens, rows, count)
+            by_fact.add(batch.metric, batch.fact, scores.exact, scores.probability, torch.ones_like(scores.probability))
     else:
         metric.update(logits, tokens)
+        if by_fact is not None:
+            nll = text_nll(logits, tokens, rows, count)
+            by_fact.add(batch.metric, batch.fact, nll, torch.zeros_like(nll), rows.bincount(minlength=count))
 
 
 def compute_metrics(metrics: MetricCollection) -> dict[str, float]:

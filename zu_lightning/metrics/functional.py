@@ -83,3 +83,19 @@ def negative_log_likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
         tensor(0.6931, dtype=torch.float64)
     """
     return cross_entropy(logits, tokens, reduction="none").double().sum()
+
+
+def text_nll(logits: Tensor, tokens: Tensor, text: Tensor, count: int) -> Tensor:
+    """Sum of -log p over the tokens of each text, in nats, float64.
+
+    Args:
+        logits: tokens x vocabulary, at the place before each token.
+        tokens: Ids of the tokens.
+        text: Which text each token belongs to, 0 to count - 1.
+        count: Number of texts.
+
+    Returns:
+        One entry per text.
+    """
+    nll = cross_entropy(logits, tokens, reduction="none").double()
+    return nll.new_zeros(count).index_add(0, text, nll)

@@ -20,6 +20,9 @@ from zu_lightning.modules.state import RunState, as_text, check_settings
 from zu_lightning.problem.cache import Cache
 from zu_lightning.solvers import LowRankUpdate
 
+BY_FACT = "by fact, "
+"""Begins the names of a metric's scores by fact in the cache."""
+
 
 class UnlearnModule(EvaluationModule):
     """Base of all methods.
@@ -94,7 +97,7 @@ class UnlearnModule(EvaluationModule):
             return
         with self.monitor.timed("evaluation"):
             asked = batches_digest(cast("Iterable[EvaluationBatch | None]", self.trainer.val_dataloaders))
-            own = digest(asked, self.trainer.num_sanity_val_batches, list(self.metrics))
+            own = digest(asked, self.trainer.num_sanity_val_batches, list(self.metrics), BY_FACT)
             # Processes have different shares, but one file.
             self.file_before = self.cache.file("before", all_of(own, self.lm.device))
             (self.found_before,) = self.cache.find([self.file_before])
@@ -107,18 +110,21 @@ class UnlearnModule(EvaluationModule):
     def on_validation_epoch_end(self) -> None:
         """Log the scores; those of Lightning's sanity check are the scores before."""
         if self.found_before is not None:
-            self.run.before = {name: score.item() for name, score in self.found_before.items()}
+            self.run.before = {name: score.item() for name, score in self.found_before.items() if not score.dim()}
+            self.run.by_fact["before"] = {
+                name[len(BY_FACT) :]: sums.cpu() for name, sums in self.found_before.items() if sums.dim()
+            }
             self.found_before = self.file_before = None
             self.metrics.reset()
             return
-        scores = self.log_scores("val")
+        scores, by_fact = self.log_scores("val"), self.scores_by_fact()
         if not self.trainer.sanity_checking:
-            self.run.after = scores
+            self.run.after, self.run.by_fact["after"] = scores, by_fact
         elif not self.run.before:
-            self.run.before = scores
+            self.run.before, self.run.by_fact["before"] = scores, by_fact
             if self.cache is not None:
                 as_tensors = {name: torch.tensor(score, dtype=torch.float64) for name, score in scores.items()}
-                self.cache.keep(self.file_before, as_tensors)
+                self.cache.keep(self.file_before, as_tensors | {BY_FACT + name: sums for name, sums in by_fact.items()})
 
     def export(self, folder: Path) -> tuple[Path, Path | None]:
         """Write ``model/`` and, if the change is known as low-rank factors, ``adapter/`` into a folder; their paths."""

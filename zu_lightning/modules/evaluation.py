@@ -6,8 +6,10 @@ import weakref
 from typing import Any
 
 from lightning import LightningModule
+from torch import Tensor
 
 from zu_lightning.errors import InputError
+from zu_lightning.evaluation.by_fact import FactScores
 from zu_lightning.evaluation.evaluate import EvaluationBatch, compute_metrics, evaluation_metrics, update_metric
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.architecture import check_layers
@@ -54,6 +56,7 @@ class EvaluationModule(LightningModule):
         self.model_name_or_path, self.layers, self.dtype_name = model_name_or_path, layers, dtype
         self.tiny, self.load_options, self.neutral_target = tiny, load_options or {}, neutral_target
         self.metrics = evaluation_metrics()
+        self.by_fact = FactScores(map(str, self.metrics))
         self.seconds: dict[str, float] = {}
         """Seconds spent in each phase."""
 
@@ -99,11 +102,12 @@ class EvaluationModule(LightningModule):
         """Add a batch of queries or text to its metric; ``None`` if a process has no share."""
         if batch is not None:
             with self.monitor.timed("evaluation"):
-                update_metric(self.lm, self.metrics, batch)
+                update_metric(self.lm, self.metrics, batch, self.by_fact)
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the whole evaluation."""
         self.log_scores("val")
+        self.by_fact = FactScores(map(str, self.metrics))
 
     def test_step(self, batch: EvaluationBatch | None, batch_idx: int) -> None:
         """The same as validation."""
@@ -127,6 +131,12 @@ class EvaluationModule(LightningModule):
         self.log_dict({f"{prefix}/{name}": value for name, value in scores.items()})
         self.metrics.reset()
         return scores
+
+    def scores_by_fact(self) -> dict[str, Tensor]:
+        """By metric, what each fact added to an evaluation that is complete, facts x 3; forgotten with this call."""
+        found = self.by_fact.over_all_processes(self.lm.device)
+        self.by_fact = FactScores(map(str, self.metrics))
+        return found
 
 
 def _written_tiny_model(module: EvaluationModule) -> str:

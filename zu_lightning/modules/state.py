@@ -30,8 +30,12 @@ class RunState:
         edits: What was written, by request and layer, in order.
         before: Scores of the unedited model.
         after: Scores of the model as it is now.
+        by_fact: What single facts add to the scores, ``before`` and ``after``: by metric, facts x 3
+            (:mod:`zu_lightning.evaluation.by_fact`).
         completions: Sample completions, ``before`` and ``after``.
         attacks: What attacks found in the models ``base``, ``edited``, and ``gold``: scores of all facts by name.
+        started: When the run began; empty until it is noted.
+        identity: What the run began with, by which weights, data, and code are recognized.
         seconds: Seconds spent in each phase.
     """
 
@@ -39,8 +43,11 @@ class RunState:
     edits: dict[EditKey, LayerEdit] = field(default_factory=dict)
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
+    by_fact: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     completions: dict[str, list[str]] = field(default_factory=dict)
     attacks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    started: str = ""
+    identity: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def layers_left(self, request: int, layers: Sequence[int]) -> list[int]:

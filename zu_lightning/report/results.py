@@ -38,6 +38,43 @@ class TargetScores:
 
 
 @dataclass(frozen=True)
+class FactResult:
+    """What a run did to one of the facts to forget.
+
+    Attributes:
+        id: Its name.
+        prompt: Its prompt; ``None`` if the report is to hold no texts.
+        target: Its answer; ``None`` likewise.
+        before: Scores of the unedited model: ``efficacy``, ``generalization``, and others that there are queries for,
+            in percent of the fact's own queries, and ``probability``, 0..1.
+        after: The same of the edited model.
+    """
+
+    id: str
+    prompt: str | None
+    target: str | None
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """How the model goes on after a prompt.
+
+    Attributes:
+        prompt: The prompt.
+        before: What the unedited model adds; ``None`` if it was not asked.
+        after: What the edited model adds.
+        forget: Whether the prompt asks for something to forget.
+    """
+
+    prompt: str
+    before: str | None
+    after: str
+    forget: bool
+
+
+@dataclass(frozen=True)
 class Results:
     """What a run measured.
 
@@ -56,6 +93,12 @@ class Results:
             to gold with the ``low`` and ``high`` end of its interval.
         comparisons: Numbers that compare with gold as a whole, by name.
         verdict: One sentence on what the attacks found; ``None`` if there were none.
+        intervals: The 95% intervals of scores ``before`` and ``after``, by name, by a bootstrap over facts.
+        per_fact: What happened to each of the facts to forget.
+        completions: Sample completions.
+        identity: What the run was made of: versions, and digests by which weights and data are recognized, by name.
+        started: When the run began, in ISO 8601 and UTC.
+        finished: When its results were written.
     """
 
     before: dict[str, float]
@@ -71,6 +114,12 @@ class Results:
     attacks: dict[str, dict[str, float]] = field(default_factory=dict)
     comparisons: dict[str, float] = field(default_factory=dict)
     verdict: str | None = None
+    intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    per_fact: list[FactResult] = field(default_factory=list)
+    completions: list[Completion] = field(default_factory=list)
+    identity: dict[str, str] = field(default_factory=dict)
+    started: str = ""
+    finished: str = ""
 
     def write(self, folder: Path) -> Path:
         """Write ``metrics.json`` into a folder; its path."""
@@ -90,34 +139,14 @@ class Results:
             content = json.loads(path.read_text(encoding="utf-8"))
             content["targets"] = content["targets"] and TargetScores(**content["targets"])
             content["layers"] = {int(layer): LayerScores(**scores) for layer, scores in content["layers"].items()}
+            content["per_fact"] = [FactResult(**fact) for fact in content["per_fact"]]
+            content["completions"] = [Completion(**one) for one in content["completions"]]
+            content["intervals"] = {
+                when: {name: (low, high) for name, (low, high) in scores.items()}
+                for when, scores in content["intervals"].items()
+            }
             return cls(**content)
         except OSError as error:
             raise InputError("folder", str(folder), f"it holds no {FILE_NAME} that can be read ({error}).") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError("folder", str(folder), f"its {FILE_NAME} follows another schema ({error}).") from error
-
-    def table(self) -> str:
-        """The headline scores, before and after, as text."""
-        names = [name for name in HEADLINES if name in self.after]
-        head = f"{'':8}" + "".join(f"{name:>{len(name) + 2}}" for name in names)
-        rows = [
-            f"{when:8}" + "".join(f"{_shown(scores.get(name)):>{len(name) + 2}}" for name in names)
-            for when, scores in (("before", self.before), ("after", self.after))
-        ]
-        return "\n".join(["", head, *rows, *self._attack_table()])
-
-    def _attack_table(self) -> list[str]:
-        """Every score of an attack, in percent, and the verdict."""
-        if not self.attacks:
-            return []
-        columns = ("base", "edited", "gold", "gap", "low", "high")
-        shown = [name for name in columns if any(name in scores for scores in self.attacks.values())]
-        lines = ["", f"{'attack (percent)':36}" + "".join(f"{name:>8}" for name in shown)]
-        for name, scores in self.attacks.items():
-            cells = (f"{100 * scores[column]:8.1f}" if column in scores else f"{'-':>8}" for column in shown)
-            lines.append(f"{name:36}" + "".join(cells))
-        return [*lines, "", self.verdict or ""]
-
-
-def _shown(score: float | None) -> str:
-    return "-" if score is None else f"{score:.3f}"

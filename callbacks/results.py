@@ -1,0 +1,127 @@
+"""The results of a run, from the state of its module."""
+
+import resource
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import accelerate
+import lightning
+import torch
+import transformers
+from torch import Tensor
+
+import zu_lightning
+from zu_lightning import Fact, NeutralTargets, Request, Results, TargetScores, UnlearnModule
+from zu_lightning.attacks.verdict import verdict
+from zu_lightning.evaluation.by_fact import score_intervals, shares
+from zu_lightning.files import digest
+from zu_lightning.problem.cache import weights_digest
+from zu_lightning.report.results import Completion, FactResult
+
+SAMPLES = 5
+"""Number of forgotten prompts, and of kept ones, whose completions are shown."""
+
+OF_A_FACT = ("efficacy", "generalization", "specificity", "multi_hop")
+"""Metrics whose queries belong to the facts to forget."""
+
+
+def now() -> str:
+    """The time, as results give it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def samples(request: Request) -> list[Fact]:
+    """Facts whose prompts are completed: some to forget, then some to keep."""
+    return [*request.forget[:SAMPLES], *request.retain[:SAMPLES]]
+
+
+def identity_before(module: UnlearnModule) -> dict[str, str]:
+    """What a run begins with, by which it is recognized later; to be asked before anything is edited."""
+    request = module.request
+    libraries = (zu_lightning, torch, lightning, transformers, accelerate)
+    return {
+        "weights before": module_digest(module),
+        "tokenizer": digest(sorted(module.lm.tokenizer.get_vocab().items())),
+        "facts to forget": digest(*request.forget),
+        "draw": str(request.seed),
+        "retain text": digest(*request.text.documents),
+        "settings": digest(sorted(module.settings().items())),
+        "versions": ", ".join(f"{library.__name__} {library.__version__}" for library in libraries),
+    }
+
+
+def module_digest(module: UnlearnModule) -> str:
+    """A digest of the model's weights as they are: all of those that are edited, and a sample of the others."""
+    if module.lm.is_dispatched:
+        return "not taken: the model is spread over devices"
+    edited = [module.lm.weight(layer).detach().float().cpu().numpy().tobytes() for layer in module.layers]
+    return digest(weights_digest(module.lm.model), *edited)
+
+
+def results_of(module: UnlearnModule, *, texts: bool = True) -> Results:
+    """Everything that a run has measured.
+
+    Args:
+        module: Its module.
+        texts: Whether prompts, answers, and completions are among it.
+    """
+    run, forget = module.run, module.request.forget
+    attacks = run.attacks
+    found = verdict(attacks["edited"], attacks["base"], attacks.get("gold")) if "edited" in attacks else None
+    return Results(
+        before=run.before,
+        after=run.after,
+        facts=len(forget),
+        seconds=run.seconds,
+        peak_memory_gib=_peak_memory_gib(module.lm.device),
+        model=module.model_name_or_path + (" (a tiny random stand-in)" if module.tiny else ""),
+        method=module.method,
+        targets=None if run.targets is None else _target_scores(run.targets),
+        layers={key.layer: edit.scores for key, edit in run.edits.items() if key.request == module.request.number},
+        forgotten=[fact.id for fact in forget],
+        attacks={} if found is None else found.scores_by_name(),
+        comparisons={} if found is None else found.comparisons,
+        verdict=None if found is None else found.sentence,
+        intervals={when: score_intervals(by_metric) for when, by_metric in run.by_fact.items()},
+        per_fact=[_fact_result(run.by_fact, i, fact, texts=texts) for i, fact in enumerate(forget)],
+        completions=_completions(module) if texts else [],
+        identity=run.identity | {"weights after": module_digest(module)},
+        started=run.started,
+        finished=now(),
+    )
+
+
+def _fact_result(by_fact: dict[str, dict[str, Tensor]], i: int, fact: Fact, *, texts: bool) -> FactResult:
+    before, after = (_scores_of_fact(by_fact.get(when, {}), i) for when in ("before", "after"))
+    return FactResult(fact.id, fact.prompt if texts else None, fact.target if texts else None, before, after)
+
+
+def _scores_of_fact(by_metric: dict[str, Tensor], i: int) -> dict[str, float]:
+    known = {name: by_metric[name][i] for name in OF_A_FACT if name in by_metric and i < len(by_metric[name])}
+    scores = {name: 100 * shares(sums[None]).item() for name, sums in known.items() if sums[2] > 0}
+    return scores | ({"probability": known["efficacy"][1].item()} if "efficacy" in known else {})
+
+
+def _completions(module: UnlearnModule) -> list[Completion]:
+    run, facts = module.run, samples(module.request)
+    after = run.completions.get("after", [])
+    before: list[Any] = run.completions.get("before") or [None] * len(after)
+    forget = {fact.id for fact in module.request.forget}
+    return [
+        Completion(fact.prompt, was, said, fact.id in forget)
+        for fact, was, said in zip(facts, before, after, strict=False)
+    ]
+
+
+def _target_scores(targets: NeutralTargets) -> TargetScores:
+    reachable = 100 * targets.original_lost.double().mean().item()
+    return TargetScores(reachable, targets.probability.mean().item())
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    """Peak memory of the model's device, or of this process if that is the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

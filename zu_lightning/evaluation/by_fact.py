@@ -1,0 +1,96 @@
+"""Scores of single facts, and how sure the means over them are."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from zu_lightning.distributed import largest, summed
+
+DRAWS = 2000
+"""Number of bootstrap samples of an interval."""
+LEVEL = 0.95
+"""Share of the samples that an interval holds."""
+
+BITS = 3
+"""Numbers of a fact: answers given, their probability (or, of a document, the negative log-likelihood of its tokens and
+0), and what could have been given: answers, or tokens."""
+
+
+class FactScores:
+    """What each fact adds to the scores, collected batch by batch.
+
+    Args:
+        metrics: Names of all metrics, the same ones in every process.
+    """
+
+    def __init__(self, metrics: Iterable[str]) -> None:
+        self.sums = {name: torch.zeros(0, BITS, dtype=torch.float64) for name in metrics}
+        """By metric, facts x 3; as long as the facts that this process has seen."""
+
+    def add(self, metric: str, fact: Tensor, given: Tensor, probability: Tensor, possible: Tensor) -> None:
+        """Add texts, each about a fact: one entry a text."""
+        sums, new = self.sums[metric], torch.stack([given, probability, possible], 1).double().cpu()
+        length = max(len(sums), int(fact.max()) + 1)
+        longer = torch.cat([sums, sums.new_zeros(length - len(sums), BITS)])
+        self.sums[metric] = longer.index_add(0, fact.cpu(), new)
+
+    def over_all_processes(self, device: torch.device) -> dict[str, Tensor]:
+        """The sums of all processes, by metric, facts x 3, on the CPU; metrics that saw nothing are left out."""
+        lengths = largest(torch.tensor([len(sums) for sums in self.sums.values()], device=device)).tolist()
+        total: dict[str, Tensor] = {}
+        for (name, own), length in zip(self.sums.items(), lengths, strict=True):
+            if length:
+                padded = torch.cat([own, own.new_zeros(length - len(own), BITS)]).to(device)
+                total[name] = summed(padded)[0].cpu()
+        return total
+
+
+def shares(sums: Tensor) -> Tensor:
+    """Share of each fact's answers that were given, n, 0..1; NaN for facts that nothing was asked of.
+
+    Args:
+        sums: Of the facts, n x 3.
+    """
+    return sums[:, 0] / sums[:, 2]
+
+
+def interval(sums: Tensor, seed: int = 0) -> tuple[float, float]:
+    """The 95% interval of a mean over answers (or tokens), by a bootstrap over facts (or documents).
+
+    If all facts agree that nothing, or everything, was given, a bootstrap sees no spread at all: then the far end is
+    that of Clopper and Pearson (1934), the largest share, or the smallest, with which n facts agree by luck in 2.5% of
+    the draws.
+
+    Args:
+        sums: Of the facts, n x 3.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        Its low and its high end; NaN if nothing was asked.
+    """
+    asked = sums[sums[:, 2] > 0]
+    n, mean = len(asked), asked[:, 0].sum() / asked[:, 2].sum()
+    if n == 0:
+        return float("nan"), float("nan")
+    unseen = 1 - ((1 - LEVEL) / 2) ** (1 / n)
+    if mean == 0:
+        return 0.0, unseen
+    if (asked[:, 0] == asked[:, 2]).all():
+        return 1 - unseen, 1.0
+    generator = torch.Generator().manual_seed(seed)
+    # One sample at a time: a sample of many facts is long.
+    drawn = torch.stack([asked[torch.randint(n, (n,), generator=generator)].sum(0) for _ in range(DRAWS)])
+    ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
+    low, high = (drawn[:, 0] / drawn[:, 2]).quantile(ends).tolist()
+    return low, high
+
+
+def score_intervals(by_metric: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
+    """For each score that is a mean over facts its interval, in the score's units: percent, and perplexity."""
+    found: dict[str, tuple[float, float]] = {}
+    for name, sums in by_metric.items():
+        low, high = torch.tensor(interval(sums), dtype=torch.float64)
+        ends = (low.exp(), high.exp()) if name == "perplexity" else (100 * low, 100 * high)
+        found[name] = (ends[0].item(), ends[1].item())
+    return found

@@ -1,0 +1,115 @@
+"""The report: one page of HTML for people who did not see the run.
+
+Everything on it comes from ``metrics.json`` and from the pictures in the run's folder. It needs no network, and no
+script to be read; with scripts, tables can be sorted and filtered.
+"""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from zu_lightning.files import replacing
+from zu_lightning.report.pictures import Picture, pictures_in
+from zu_lightning.report.results import HEADLINES, Results
+
+FILE_NAME = "report.html"
+
+MEANINGS = {
+    "efficacy": "facts to forget that it still answers",
+    "generalization": "the same, asked in other words",
+    "multi_hop": "questions about them in several steps that it still answers",
+    "specificity": "similar facts about others that it answers",
+    "retain": "facts to keep that it answers; the method never saw them",
+    "same_subject": "other facts about the same people or things that it answers",
+    "protected": "facts to keep that it answers; the method was told of them",
+    "efficacy_probability": "mean probability of the answers to forget",
+    "perplexity": "how surprised it is by ordinary text",
+}
+"""What each score says of the model, in plain words."""
+
+LOW_IS_GOOD = {"efficacy", "generalization", "multi_hop", "efficacy_probability", "perplexity"}
+
+
+def write_page(folder: Path) -> Path:
+    """Write ``report.html`` into a run's folder.
+
+    Args:
+        folder: Holds ``metrics.json``, and may hold pictures, ``model/``, and ``adapter/``.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        InputError: There are no results that can be read.
+    """
+    there = {name for name in ("model", "adapter", "config.yaml") if (folder / name).exists()}
+    with replacing(folder / FILE_NAME) as temporary:
+        temporary.write_text(page(Results.read(folder), pictures_in(folder), there), encoding="utf-8")
+    return folder / FILE_NAME
+
+
+def page(results: Results, pictures: list[Picture], there: set[str] = frozenset()) -> str:  # type: ignore[assignment]
+    """The page.
+
+    Args:
+        results: Of the run.
+        pictures: To show, in this order.
+        there: Which of ``model``, ``adapter``, and ``config.yaml`` lie beside the page.
+    """
+    content = asdict(results)
+    environment = Environment(
+        loader=PackageLoader("zu_lightning.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"image": _image}
+    environment.globals |= {"number": lambda path, digits=1, scale=1: _number(content, path, digits, scale)}
+    return environment.get_template("run.html.j2").render(
+        results=results,
+        pictures=pictures,
+        there=there,
+        summary=summary(results),
+        headlines=[name for name in HEADLINES if name in results.after],
+        meanings=MEANINGS,
+        low_is_good=LOW_IS_GOOD,
+        columns=[name for name in ("efficacy", "generalization", "specificity") if _measured(results, name)],
+        models=[name for name in ("base", "edited", "gold") if any(name in one for one in results.attacks.values())],
+        total_seconds=sum(results.seconds.values()),
+    )
+
+
+def summary(results: Results) -> str:
+    """One sentence on what the model answers now."""
+    before, after = results.before, results.after
+    facts = "the fact" if results.facts == 1 else f"the {results.facts} facts"
+    was = f", before {before['efficacy']:.0f}%" if "efficacy" in before else ""
+    kept = ""
+    if "retain" in after:
+        kept = f", and {after['retain']:.0f}% of other facts" + (
+            f" (before {before['retain']:.0f}%)" if "retain" in before else ""
+        )
+    return f"Asked directly, the model still gives {after['efficacy']:.0f}% of {facts} it was to forget{was}{kept}."
+
+
+def _measured(results: Results, name: str) -> bool:
+    return any(name in fact.after for fact in results.per_fact)
+
+
+def _number(content: Mapping[str, Any], path: tuple[object, ...], digits: int, scale: float) -> Markup:
+    """A number with its place in ``metrics.json``, so that a reader, and a test, can find it there."""
+    value: Any = content
+    for step in path:
+        value = value[step] if not isinstance(value, dict) or step in value else None
+        if value is None:
+            return Markup('<span class="none">not measured</span>')
+    shown, where = f"{scale * value:.{digits}f}", ".".join(map(str, path))
+    return Markup('<data value="{}" title="{} in metrics.json">{}</data>').format(value, where, shown)
+
+
+def _image(picture: Picture) -> str:
+    """A picture as an address that holds it."""
+    return "data:image/svg+xml;base64," + base64.b64encode(picture.svg.encode()).decode()

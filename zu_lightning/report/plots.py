@@ -1,0 +1,100 @@
+"""The pictures of every run: scores before and after, what attacks find, and the spectrum of the retain keys."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from zu_lightning.report.pictures import new_figure
+from zu_lightning.report.results import HEADLINES, Results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BEFORE, AFTER, GOLD = "#9aa5b1", "#1f5fa8", "#c98a00"
+"""Colors that are told apart by people who see no red or no green, and in print."""
+
+MARKS = {"base": (BEFORE, "o"), "edited": (AFTER, "D"), "gold": (GOLD, "|")}
+"""Color and shape of each model's marks."""
+
+ROW = 0.42
+"""Inches of a row of bars."""
+
+
+class Drawing(NamedTuple):
+    """A picture that is drawn; :func:`zu_lightning.report.pictures.save_picture` says what the fields are."""
+
+    figure: "Figure"
+    name: str
+    title: str
+    description: str
+
+
+def draw_scores(results: Results) -> Drawing:
+    """Bars of the scores in percent, before and after, with their intervals."""
+    names = [name for name in HEADLINES if name in results.after and name not in ("perplexity", "efficacy_probability")]
+    figure = new_figure(7, 1.2 + 2 * ROW * len(names))
+    panel = figure.subplots()
+    for when, color, shift in (("before", BEFORE, 0.2), ("after", AFTER, -0.2)):
+        scores = getattr(results, when)
+        for row, name in enumerate(reversed(names)):
+            if name in scores:
+                low, high = results.intervals.get(when, {}).get(name, (scores[name], scores[name]))
+                reach = [[max(0, scores[name] - low)], [max(0, high - scores[name])]]
+                style: dict[str, Any] = {"error_kw": {"ecolor": "black", "capsize": 2}}
+                panel.barh(row + shift, scores[name], 0.38, xerr=reach, color=color, **style)
+        panel.barh([], [], color=color, label=when)
+    panel.set_yticks(range(len(names)), list(reversed(names)))
+    panel.set(xlim=(0, 101), xlabel="answers that the model gives (%); bars: 95% interval over facts")
+    panel.grid(visible=True, axis="x", alpha=0.3)
+    figure.legend(loc="outside upper right", ncols=2, frameon=False)
+    values = (f"{name} {_percent(results.before.get(name))} and {_percent(results.after[name])}" for name in names)
+    told = f"Bars, before and after the edit: {'; '.join(values)}."
+    return Drawing(figure, "scores", "Scores before and after", told)
+
+
+def draw_attacks(results: Results) -> Drawing:
+    """What each attack finds in the unedited, the edited, and the gold model."""
+    names = list(results.attacks)[::-1]
+    figure = new_figure(7, 1.2 + ROW * len(names))
+    panel = figure.subplots()
+    for model, (color, marker) in MARKS.items():
+        rows = [row for row, name in enumerate(names) if model in results.attacks[name]]
+        if rows:
+            found = [100 * results.attacks[names[row]][model] for row in rows]
+            panel.scatter(found, rows, color=color, marker=marker, s=60, label=model, zorder=3)
+    panel.set_yticks(range(len(names)), names)
+    panel.set(xlim=(-2, 102), xlabel="knowledge found (%)")
+    panel.grid(visible=True, alpha=0.3)
+    figure.legend(loc="outside upper right", ncols=3, frameon=False)
+    told = "; ".join(f"{name} {_in_models(scores)}" for name, scores in results.attacks.items())
+    return Drawing(figure, "attacks", "What attacks find", f"One row an attack, one mark a model: {told}.")
+
+
+def _in_models(scores: dict[str, float]) -> str:
+    return ", ".join(f"{model} {_percent(100 * scores[model])}" for model in MARKS if model in scores)
+
+
+def draw_spectrum(layer: int, shares: Sequence[float], threshold: float | None = None) -> Drawing:
+    """Eigenvalues of a layer's second moment of retain keys, largest first.
+
+    Args:
+        layer: Index of the layer.
+        shares: Eigenvalues as shares of their mean.
+        threshold: Below which share directions count as free; ``None`` for a rule without one.
+    """
+    figure = new_figure(6, 3.5)
+    panel = figure.subplots()
+    panel.plot(range(1, len(shares) + 1), shares, color=AFTER)
+    panel.set(yscale="log", xlabel="direction", ylabel="eigenvalue / mean")
+    panel.grid(visible=True, alpha=0.3)
+    told = f"A curve that falls from {shares[0]:.3g} to {shares[-1]:.3g} over {len(shares)} directions."
+    if threshold is not None:
+        free = sum(share < threshold for share in shares)
+        panel.axhline(threshold, color=GOLD, linestyle="--", label=f"threshold: {free} directions are free")
+        panel.legend(frameon=False)
+        told += f" A line at {threshold:.3g}: {free} directions lie below it."
+    title = f"How much of layer {layer} the retain keys use"
+    return Drawing(figure, f"spectrum_layer_{layer}", title, told)
+
+
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.1f}%"

@@ -1,0 +1,73 @@
+"""The results of a run as a table for a terminal."""
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from zu_lightning.report.results import HEADLINES, Results
+
+WIDTH = 100
+"""Of a terminal that does not tell its own."""
+
+
+def results_table(results: Results, *, color: bool = False) -> str:
+    """The headline scores before and after with their intervals, what attacks found, and the verdict.
+
+    Args:
+        results: Of a run.
+        color: Whether to color it, for a terminal that can.
+    """
+    parts: list[RenderableType] = ["", _scores(results)]
+    if results.attacks:
+        parts += ["", _attacks(results)]
+    if results.verdict:
+        parts += ["", Text(results.verdict, style="bold")]
+    console = Console(width=WIDTH, force_terminal=color, no_color=not color, color_system="standard" if color else None)
+    with console.capture() as captured:
+        console.print(Group(*parts), highlight=False)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _scores(results: Results) -> Table:
+    table = Table("score", box=box.SIMPLE_HEAD, pad_edge=False)
+    for when in ("before", "after", "95% interval after"):
+        table.add_column(when, justify="right")
+    for name in HEADLINES:
+        if name in results.after:
+            ends = results.intervals.get("after", {}).get(name)
+            before, after = results.before.get(name), results.after[name]
+            table.add_row(name, _number(before), Text(_number(after), style="bold"), _interval(ends))
+    return table
+
+
+def _attacks(results: Results) -> Table:
+    """Every score of an attack, in percent."""
+    columns = ("base", "edited", "gold", "gap")
+    shown = [name for name in columns if any(name in scores for scores in results.attacks.values())]
+    table = Table("attack (percent)", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in shown:
+        table.add_column(name, justify="right")
+    if "gap" in shown:
+        table.add_column("95% interval", justify="right")
+    for name, scores in results.attacks.items():
+        cells = [f"{100 * scores[column]:.1f}" if column in scores else "-" for column in shown]
+        ends = (100 * scores["low"], 100 * scores["high"]) if "low" in scores else None
+        table.add_row(name, *cells, *([_interval(ends)] if "gap" in shown else []))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return (
+        "-"
+        if value is None
+        else f"{value:.3f}"
+        if abs(value) < 1
+        else f"{value:.1f}"
+        if value >= 10
+        else f"{value:.2f}"
+    )
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"
