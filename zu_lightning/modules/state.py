@@ -32,6 +32,7 @@ class RunState:
         after: Scores of the model as it is now.
         completions: Sample completions, ``before`` and ``after``.
         attacks: What attacks found in the models ``base``, ``edited``, and ``gold``: scores of all facts by name.
+        representations: For each layer what the unedited model's projection returns for some facts, facts x d_out.
         seconds: Seconds spent in each phase.
     """
 
@@ -41,6 +42,7 @@ class RunState:
     after: dict[str, float] = field(default_factory=dict)
     completions: dict[str, list[str]] = field(default_factory=dict)
     attacks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    representations: dict[int, Tensor] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def layers_left(self, request: int, layers: Sequence[int]) -> list[int]:
