@@ -33,25 +33,28 @@ def principal_components(states: Tensor, count: int = 2) -> tuple[Tensor, Tensor
     return mean, components, explained
 
 
-def centroid_distance(before: Tensor, after: Tensor) -> float | None:
-    """Distance between the means before and after, in units of the standard deviation within the group before.
+def movement(before: Tensor, after: Tensor) -> tuple[float, float] | None:
+    """How far a group of facts has moved, in units of the standard deviation within the group before.
 
-    That is ``||mean(after) - mean(before)|| / sqrt(trace(cov(before)))``, with the covariance of a sample (n - 1). Its
-    root is the distance from the mean at which the group's facts typically lie, so at 1 the group as a whole has moved
-    as far as its members differ.
+    The unit is ``sqrt(trace(cov(before)))``, with the covariance of a sample (n - 1): the distance from their mean at
+    which the group's facts typically lie. So at 1 the group, or each fact, has moved as far as its facts differ.
 
     Args:
         before: n x d.
-        after: n x d, of the same facts.
+        after: n x d, of the same facts in the same order.
 
     Returns:
-        The distance, or ``None`` if it has no unit: fewer than two facts, or no differences between them.
+        The distance between the means before and after, and the root mean square of the distances between each fact's
+        states before and after, which is at least as large: facts that move in all directions leave their mean where it
+        was. ``None`` if there is no unit: fewer than two facts, or no differences between them.
     """
     if len(before) < 2:
         return None
     deviation = before.double().var(0).sum().sqrt()
-    distance = (after.double().mean(0) - before.double().mean(0)).norm()
-    return (distance / deviation).item() if deviation > 0 else None
+    if deviation == 0:
+        return None
+    moves = (after.double() - before.double()) / deviation
+    return moves.mean(0).norm().item(), moves.square().sum(1).mean().sqrt().item()
 
 
 def separability(before: Tensor, after: Tensor, seed: int = 0) -> float | None:

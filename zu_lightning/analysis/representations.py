@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zu_lightning.analysis.geometry import centroid_distance, principal_components, separability
+from zu_lightning.analysis.geometry import movement, principal_components, separability
 from zu_lightning.distributed import own_share, summed
 from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Fact
@@ -65,12 +65,16 @@ class Shift:
 
     Attributes:
         facts: Number of facts.
-        distance: See :func:`zu_lightning.analysis.geometry.centroid_distance`.
-        auc: See :func:`zu_lightning.analysis.geometry.separability`.
+        distance: Distance between the means before and after, in standard deviations within the group before.
+        moved: How far a fact has moved by itself (root mean square), in the same unit. Both are ``None`` without a
+            unit, see :func:`zu_lightning.analysis.geometry.movement`.
+        auc: 0.5 if before and after cannot be told apart, 1 if they can; ``None`` for fewer than two facts. See
+            :func:`zu_lightning.analysis.geometry.separability`.
     """
 
     facts: int
     distance: float | None
+    moved: float | None
     auc: float | None
 
 
@@ -121,8 +125,8 @@ class RepresentationMap:
             for i, share in enumerate(at.pooled.explained, 1):
                 found[f"layer_{at.layer}/explained_{i}"] = share
             for group, shift in at.shifts.items():
-                found[f"layer_{at.layer}/{group}_distance"] = shift.distance
-                found[f"layer_{at.layer}/{group}_auc"] = shift.auc
+                for name in ("distance", "moved", "auc"):
+                    found[f"layer_{at.layer}/{group}_{name}"] = getattr(shift, name)
         return {name: value for name, value in found.items() if value is not None}
 
     def write(self, folder: Path) -> Path:
@@ -217,16 +221,14 @@ def representation_map(
 def _layer(layer: int, names: Sequence[str], before: Tensor, after: Tensor) -> LayerRepresentations:
     rows = {group: torch.tensor([name == group for name in names]) for group in dict.fromkeys(names)}
     in_every_run = torch.tensor([name in IN_EVERY_RUN for name in names])
-    shifts = {
-        group: Shift(
-            facts=int(own.sum()),
-            distance=centroid_distance(before[own], after[own]),
-            auc=separability(before[own], after[own]),
-        )
-        for group, own in rows.items()
-    }
+    shifts = {group: _shift(before[own], after[own]) for group, own in rows.items()}
     pooled = _plane(torch.cat([before, after]), before, after)
     return LayerRepresentations(layer, pooled, _plane(before[in_every_run], before, after), shifts)
+
+
+def _shift(before: Tensor, after: Tensor) -> Shift:
+    distance, moved = movement(before, after) or (None, None)
+    return Shift(len(before), distance, moved, separability(before, after))
 
 
 def _plane(fitted: Tensor, before: Tensor, after: Tensor) -> Plane:

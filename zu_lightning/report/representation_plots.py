@@ -59,7 +59,7 @@ def draw_methods(found: Mapping[str, RepresentationMap], layer: int) -> "Figure"
 def save_run_picture(found: RepresentationMap, folder: Path) -> Path:
     """Draw a run's picture into its folder; the path of the PNG."""
     title = "Representations before and after"
-    said = "; ".join(f"layer {at.layer}: {describe(at)}" for at in found.layers)
+    said = "; ".join(f"layer {at.layer}, {describe(at)}" for at in found.layers)
     about = f"Outputs of the edited projections at the facts' lookup tokens, on two principal components. {said}."
     return save_picture(draw_run(found), folder, NAME, title, about)
 
@@ -74,7 +74,7 @@ def save_methods_picture(found: Mapping[str, RepresentationMap], layer: int, fol
         draw: What the runs have in common, such as ``demo, 10 facts, seed 1``.
     """
     title = f"Representations at layer {layer}: {draw}"
-    said = "; ".join(f"{name}: {describe(at)}" for name, each in found.items() if (at := _at(each, layer)))
+    said = "; ".join(f"{name}, {describe(at)}" for name, each in found.items() if (at := _at(each, layer)))
     about = f"A panel per method, on two principal components of the unedited model. {said}."
     name = f"{NAME} {draw} layer {layer}".replace(",", "").replace(" ", "-")
     figure = draw_methods(found, layer)
@@ -85,13 +85,14 @@ def save_methods_picture(found: Mapping[str, RepresentationMap], layer: int, fol
 def describe(at: LayerRepresentations) -> str:
     """How far each group has moved, in words."""
     return ", ".join(
-        f"{group} moved {_shown(shift.distance, ' standard deviations')} (AUC {_shown(shift.auc)})"
+        f"{group}: facts moved {_shown(shift.moved)}, their mean {_shown(shift.distance)} standard deviations, "
+        f"AUC {_shown(shift.auc)}"
         for group, shift in at.shifts.items()
     )
 
 
-def _shown(value: float | None, unit: str = "") -> str:
-    return "by an unknown distance" if value is None and unit else "unknown" if value is None else f"{value:.2f}{unit}"
+def _shown(value: float | None) -> str:
+    return "(undefined)" if value is None else f"{value:.2f}"
 
 
 def _at(found: RepresentationMap, layer: int) -> LayerRepresentations | None:
@@ -110,13 +111,15 @@ def _panels(count: int, *, share: bool = False) -> "tuple[Figure, list[Axes]]":
 
 
 def _scatter(panel: "Axes", plane: Plane, groups: Iterable[str]) -> None:
-    """Hollow before, filled after; the forgotten facts on top."""
+    """Hollow before, filled after, and a line between them; the forgotten facts on top."""
     names = list(groups)
     for group in reversed(GROUPS):
         rows = [i for i, name in enumerate(names) if name == group]
         if not rows:
             continue
         color, marker = LOOKS[group]
+        for i in rows:
+            panel.plot(*zip(plane.before[i], plane.after[i], strict=True), color=color, linewidth=0.6, alpha=0.5)
         style: dict[str, Any] = {"marker": marker, "s": 26, "linewidths": 0.9, "edgecolors": color, "alpha": 0.8}
         for points, when, fill in ((plane.before, "before", "none"), (plane.after, "after", color)):
             x, y = zip(*(points[i] for i in rows), strict=True)
@@ -130,5 +133,7 @@ def _labels(plane: Plane) -> dict[str, str]:
 
 
 def _legend(figure: "Figure", panel: "Axes") -> None:
-    handles, labels = panel.get_legend_handles_labels()
-    figure.legend(handles[-2:] + handles[:-2], labels[-2:] + labels[:-2], loc="outside right center", frameon=False)
+    """In the order of the groups, not in that in which they were drawn."""
+    by_label = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    labels = [label for group in GROUPS for label in by_label if label.startswith(f"{group},")]
+    figure.legend([by_label[label] for label in labels], labels, loc="outside right center", frameon=False)
