@@ -1,4 +1,4 @@
-"""The frontier: what is kept against what is forgotten, one line per method over its strength."""
+"""What is kept against what is forgotten, and what methods do to representations."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.grid.plan import Grid, Run
 from benchmarks.grid.tuning import score_name
 from zu_lightning import replacing
+from zu_lightning.analysis.representations import FILE_NAME, RepresentationMap
+from zu_lightning.report.representation_plots import save_methods_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,3 +79,27 @@ def _draw(panel: "Axes", lines: dict[str, list[Point]], score: str) -> None:
         panel.plot(forgotten, kept, label=method, **style)
     panel.set(xlabel="forgotten: 100 - efficacy (%)", ylabel=f"{score} (%)", xlim=(-3, 103), ylim=(-3, 103))
     panel.grid(visible=True, alpha=0.3)
+
+
+def draw_representations(grid: Grid, runs: Sequence[Run], model: str, data: str) -> list[Path]:
+    """Draw what the methods do to the representations of the same facts, a panel each, if their runs have written it.
+
+    Args:
+        grid: The grid, into whose folder pictures are written: one for each draw and each edited layer.
+        runs: Runs that are reported.
+        model: Name of the model.
+        data: Name of the data set.
+
+    Returns:
+        Paths of the PNGs; none without runs that had the callback ``Representations``.
+    """
+    by_seed: dict[int, dict[str, RepresentationMap]] = {}
+    for run in runs:
+        folder = run.measured if (run.model, run.data) == (model, data) else None
+        if folder and (folder / FILE_NAME).is_file():
+            by_seed.setdefault(run.seed, {})[run.method] = RepresentationMap.read(folder)
+    return [
+        save_methods_picture(found, layer, grid.folder, f"{model}, {data}, seed {seed}")
+        for seed, found in by_seed.items()
+        for layer in sorted({at.layer for each in found.values() for at in each.layers})
+    ]

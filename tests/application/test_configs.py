@@ -34,6 +34,7 @@ METHODS: dict[Configs, dict[str, object]] = {
     ("demo", "methods/zero_unlearn_gd"): {"name": "ZeroUnlearnGD"},
     ("demo", "methods/zero_unlearn_soft"): {"name": "ZeroUnlearnSoft"},
     ("demo", "presets/profile"): {"name": "Erase"},
+    ("demo", "presets/representations"): {"name": "Erase"},
 }
 """Configurations on the demo, and the method that must run; ``test_fit.py`` runs the demo itself."""
 

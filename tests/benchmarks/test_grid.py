@@ -15,12 +15,14 @@ import yaml
 from benchmarks.grid import __main__ as command
 from benchmarks.grid import execution
 from benchmarks.grid.execution import Slot, error_in, execute, run_here, run_on_cluster, slots
-from benchmarks.grid.figures import draw_frontier, frontier
+from benchmarks.grid.figures import draw_frontier, draw_representations, frontier
 from benchmarks.grid.plan import Grid, Part, Run
 from benchmarks.grid.tables import Cell, attack_table, best, latex, markdown, published_rows, rows_of, table, write_tidy
 from benchmarks.grid.tuning import balance, balances, chosen_strengths
 from tests.conftest import ROOT, SHORT_RUN
 from zu_lightning import InputError, Results
+from zu_lightning.analysis.representations import LayerRepresentations, Plane, RepresentationMap, Shift
+from zu_lightning.report.pictures import pictures_in
 
 SMALL: dict[str, Any] = {
     "models": {"demo": "configs/demo.yaml"},
@@ -460,3 +462,23 @@ def test_a_baseline_is_one_file_and_one_overlay(tmp_path: Path) -> None:
     assert run.results is not None
     assert run.results.method["name"] == "Halved"
     assert Part.of(str(tmp_path / "halved.yaml"), "method").configs == (str(tmp_path / "halved.yaml"),)
+
+
+def test_methods_that_wrote_representations_are_drawn_side_by_side(tmp_path: Path) -> None:
+    grid = read(tmp_path)
+    runs = grid.runs({("demo", "2 facts", "MEMIT"): 0.3})
+    assert draw_representations(grid, runs, "demo", "2 facts") == []
+    plane = Plane((0.5, 0.25), ((0.0, 0.0),), ((1.0, 1.0),))
+    found = RepresentationMap(
+        ("a",), ("forget",), (LayerRepresentations(0, plane, plane, {"forget": Shift(1, *[None] * 3)}),)
+    )
+    for run in runs:
+        finish(run, scores(10.0))
+        if run.seed == 2 or run.method == "ROME":
+            found.write(run.folder / "lightning_logs" / "version_0")
+    names = [path.name for path in draw_representations(grid, runs, "demo", "2 facts")]
+    assert names == [f"representations-demo-2-facts-seed-{seed}-layer-0.png" for seed in (1, 2)]
+    first, second = pictures_in(grid.folder)
+    assert "MEMIT" not in first.description
+    assert "MEMIT, forget: " in second.description
+    assert "ROME, forget: " in second.description

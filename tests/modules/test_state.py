@@ -39,6 +39,7 @@ def state() -> RunState:
         before={"efficacy": 100.0},
         after={"efficacy": 10.0},
         completions={"before": ["a baker"], "after": ["unknown"]},
+        representations={3: random(5, 4, seed=7)},
         seconds={"load": 1.5},
     )
 
@@ -46,8 +47,10 @@ def state() -> RunState:
 def assert_same(state: RunState, other: RunState) -> None:
     """Equal to the last bit, tensors included."""
     for name, value in vars(state).items():
-        if name not in ("targets", "edits"):
+        if name not in ("targets", "edits", "representations"):
             assert getattr(other, name) == value, name
+    assert list(other.representations) == list(state.representations)
+    assert all(torch.equal(other.representations[layer], found) for layer, found in state.representations.items())
     assert list(other.edits) == list(state.edits)
     for key, expected in state.edits.items():
         assert isinstance(key, EditKey)

@@ -1,1 +1,1 @@
-"""Where a model keeps what it knows."""
+"""Where a model keeps what it knows, and how an edit moves it."""

@@ -63,6 +63,11 @@ def name_of(model: nn.Module, module: nn.Module) -> str:
     return next(str(name) for name, candidate in model.named_modules() if candidate is module)
 
 
+def adapter_around(model: nn.Module, module: nn.Module) -> nn.Module:
+    """The PEFT adapter that stands in a module's place and calls it; without one the module itself."""
+    return next((other for other in model.modules() if getattr(other, "base_layer", None) is module), module)
+
+
 def normalizes_mlp_output(layer: nn.Module) -> bool:
     """Whether the MLP's output is normalized before it is added to the residual stream (Gemma 2 and 3, OLMo 2)."""
     return hasattr(layer, "post_feedforward_layernorm")

@@ -36,6 +36,7 @@ class RunState:
         attacks: What attacks found in the models ``base``, ``edited``, and ``gold``: scores of all facts by name.
         started: When the run began; empty until it is noted.
         identity: What the run began with, by which weights, data, and code are recognized.
+        representations: For each layer what the unedited model's projection returns for some facts, facts x d_out.
         seconds: Seconds spent in each phase.
     """
 
@@ -48,6 +49,7 @@ class RunState:
     attacks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     started: str = ""
     identity: dict[str, str] = field(default_factory=dict)
+    representations: dict[int, Tensor] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def layers_left(self, request: int, layers: Sequence[int]) -> list[int]:

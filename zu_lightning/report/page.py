@@ -32,6 +32,27 @@ MEANINGS = {
 }
 """What each score says of the model, in plain words."""
 
+ATTACK_MEANINGS = {
+    "rank": "share of other answers of its kind that it finds less likely than the true one",
+    "rank_first": "facts whose true answer it finds the likeliest of all of its kind",
+    "leak": "facts that 20 samples would contain",
+    "sampling": "facts that 20 samples contain",
+    "prompting_few_shot": "facts that it tells after examples",
+    "prompting_prefix": "facts that it tells after another text",
+    "prompting_repeat": "facts that it tells after it was made to repeat",
+    "prompting_reversed": "share of made-up subjects that fit the answer worse than the true one",
+    "memorization": "tokens of the statement that it continues word by word",
+    "extraction": "how much of the statement it completes by itself",
+    "truth_ratio": "how much likelier the truth is than other answers",
+    "membership_loss": "how familiar the statement looks beside made-up ones",
+    "membership_min_k": "the same, by its least likely tokens",
+    "membership_min_k_plus_plus": "the same, beside what else could stand there",
+    "membership_reference": "the same, beside a model that never knew",
+    "lens": "facts that can be read off its layers by its own head",
+    "probe": "facts that can be read off its layers by a trained classifier",
+}
+"""What attacks find, in plain words; scores of single layers and of paraphrases are the same elsewhere."""
+
 LOW_IS_GOOD = {"efficacy", "generalization", "multi_hop", "efficacy_probability", "perplexity"}
 
 
@@ -75,6 +96,7 @@ def page(results: Results, pictures: list[Picture], there: set[str] = frozenset(
         summary=summary(results),
         headlines=[name for name in HEADLINES if name in results.after],
         meanings=MEANINGS,
+        attack_meanings=ATTACK_MEANINGS,
         low_is_good=LOW_IS_GOOD,
         columns=[name for name in ("efficacy", "generalization", "specificity") if _measured(results, name)],
         models=[name for name in ("base", "edited", "gold") if any(name in one for one in results.attacks.values())],

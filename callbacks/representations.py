@@ -1,0 +1,71 @@
+"""What representations of facts look like before and after a fit."""
+
+import logging
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from callbacks.run_folder import run_folder, unlearn_module
+from zu_lightning import Fact, UnlearnModule
+from zu_lightning.analysis.representations import RepresentationMap, groups_of, projection_outputs, representation_map
+from zu_lightning.errors import require_positive
+from zu_lightning.report.representation_plots import draw_run, save_run_picture
+
+log = logging.getLogger(__name__)
+
+
+class Representations(Callback):
+    """Write ``representations.json`` and a picture of what edited layers return for facts, before and after.
+
+    Args:
+        facts: Maximum number of facts per group: forgotten, kept, and unseen ones.
+    """
+
+    def __init__(self, facts: int = 100) -> None:
+        require_positive("representations.facts", facts)
+        self.facts = facts
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse modules that forget nothing."""
+        unlearn_module(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the unedited model, after Lightning's sanity check has measured it; a checkpoint keeps what is found."""
+        module = unlearn_module(pl_module)
+        if trainer.state.fn == "fit" and trainer.sanity_checking and not module.run.representations:
+            with module.monitor.timed("representations"):
+                found = projection_outputs(module.lm, self._facts(module), module.layers)
+                module.run.representations = {layer: states.float().cpu() for layer, states in found.items()}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the edited model, and write both."""
+        module, folder = unlearn_module(pl_module), run_folder(trainer)
+        before, facts = module.run.representations, self._facts(module)
+        if {len(states) for states in before.values()} != {len(facts)}:
+            log.warning(
+                "representations.facts %d: the unedited model was not read for as many facts, so that there is no "
+                "picture: keep Lightning's sanity check, and continue a run with the options that it was started with.",
+                self.facts,
+            )
+            return
+        with module.monitor.timed("representations"):
+            after = projection_outputs(module.lm, facts, module.layers)
+            if folder is None:
+                return
+            # Weights are kept in 32 bits at most, and so is what was read before.
+            after = {layer: states.float() for layer, states in after.items()}
+            found = representation_map(groups_of(module.request, self.facts), before, after)
+            found.write(folder)
+            picture = save_run_picture(found, folder)
+        _show_in_tensorboard(trainer, found)
+        log.info("representations in %s", picture)
+
+    def _facts(self, module: UnlearnModule) -> list[Fact]:
+        return [fact for facts in groups_of(module.request, self.facts).values() for fact in facts]
+
+
+def _show_in_tensorboard(trainer: Trainer, found: RepresentationMap) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics({f"representations/{name}": value for name, value in found.numbers.items()}, step=0)
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure("representations", draw_run(found))
