@@ -32,6 +32,7 @@ class RunState:
         after: Scores of the model as it is now.
         completions: Sample completions, ``before`` and ``after``.
         attacks: What attacks found in the models ``base``, ``edited``, and ``gold``: scores of all facts by name.
+        downstream: Scores of the unedited model on downstream tasks, by a name that tells what was asked.
         seconds: Seconds spent in each phase.
     """
 
@@ -41,6 +42,7 @@ class RunState:
     after: dict[str, float] = field(default_factory=dict)
     completions: dict[str, list[str]] = field(default_factory=dict)
     attacks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    downstream: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def layers_left(self, request: int, layers: Sequence[int]) -> list[int]:
