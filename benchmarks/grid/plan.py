@@ -104,12 +104,18 @@ class Run:
         return self.folder / "output.txt"
 
     @property
-    def results(self) -> Results | None:
-        """What the run measured, if it has succeeded with these very arguments."""
+    def finished_folder(self) -> Path | None:
+        """Where what the run measured is, if it has succeeded with these very arguments."""
         if self._read("finished") is None:
             return None
         versions = sorted(self.folder.glob("lightning_logs/version_*/metrics.json"), key=lambda p: p.stat().st_mtime)
-        return Results.read(versions[-1].parent) if versions else None
+        return versions[-1].parent if versions else None
+
+    @property
+    def results(self) -> Results | None:
+        """What the run measured, if it has succeeded with these very arguments."""
+        folder = self.finished_folder
+        return Results.read(folder) if folder else None
 
     @property
     def error(self) -> str:
