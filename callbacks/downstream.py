@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.run_folder import run_folder, unlearn_module
-from zu_lightning import UnlearnModule, digest
+from zu_lightning import digest
 from zu_lightning.errors import require_positive
 from zu_lightning.evaluation.downstream import AbilitySet, read_prose, read_questions
 from zu_lightning.evaluation.harness import TaskScore, measure, require_lm_eval
@@ -66,13 +66,10 @@ class Downstream(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the unedited model, after Lightning's sanity check has measured it."""
-        if trainer.state.fn != "fit" or not trainer.sanity_checking:
+        # A run that continues may have trained weights already.
+        if trainer.state.fn != "fit" or not trainer.sanity_checking or trainer.ckpt_path is not None:
             return
         module = unlearn_module(pl_module)
-        if trainer.ckpt_path is not None:
-            if not self.sets.keys() <= module.run.downstream.keys():
-                log.warning("the run that is continued was asked something else: some scores before are missing.")
-            return
         with module.monitor.timed("downstream"):
             cache = module.cache or Cache(None, module.lm)
             parts = (self.batch_size, version("lm_eval"))
@@ -86,7 +83,10 @@ class Downstream(Callback):
         module, folder = unlearn_module(pl_module), run_folder(trainer)
         with module.monitor.timed("downstream"):
             self.after = self._measured(trainer, list(self.sets))
-        results = task_results(self.sets, self._before(module), self.after)
+        before = {name: TaskScore(**score) for name, score in module.run.downstream.items() if name in self.sets}
+        if len(before) < len(self.sets):
+            log.warning("not every task was measured before: the run that was continued did not ask these questions.")
+        results = task_results(self.sets, before, self.after)
         if folder is not None:
             self._report(trainer, results, folder)
 
@@ -110,10 +110,6 @@ class Downstream(Callback):
             name: {part: torch.tensor(value, dtype=torch.float64) for part, value in vars(score).items()}
             for name, score in self._measured(trainer, names).items()
         }
-
-    def _before(self, module: UnlearnModule) -> dict[str, TaskScore]:
-        """What is known of the unedited model's answers to the same questions."""
-        return {name: TaskScore(**score) for name, score in module.run.downstream.items() if name in self.sets}
 
     @staticmethod
     def _report(trainer: Trainer, results: Mapping[str, TaskResult], folder: Path) -> None:

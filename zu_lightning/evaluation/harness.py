@@ -46,7 +46,7 @@ def require_lm_eval() -> None:
         remedy = (
             "general ability is measured with lm_eval, which is not installed: pip install 'zu-lightning[downstream]'."
         )
-        raise InputError("Downstream", None, remedy)
+        raise InputError("callbacks.Downstream", None, remedy)
 
 
 def measure(
