@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from zu_lightning import InputError
-from zu_lightning.evaluation.downstream import Question, QuestionSet, TextSet
+from zu_lightning.evaluation.downstream import AbilitySet, Question, QuestionSet, TextSet
 from zu_lightning.evaluation.harness import TaskScore
 from zu_lightning.report.downstream import (
     FILE_NAME,
@@ -46,7 +46,10 @@ def test_a_run_without_results_has_none_and_another_schema_is_refused(tmp_path: 
 
 
 def test_scores_come_to_the_tasks_that_asked() -> None:
-    sets = {"a": QuestionSet("rte", "RTE", (Question("?", ("x", "y"), 1),)), "b": TextSet(("one", "two"))}
+    sets: dict[str, AbilitySet] = {
+        "a": QuestionSet("rte", "RTE", (Question("?", ("x", "y"), 1),)),
+        "b": TextSet(("one", "two")),
+    }
     results = task_results(sets, {"a": TaskScore(1, 2)}, {"b": TaskScore(3, 4)})
     assert results == {
         "rte": TaskResult("RTE", "accuracy", 1, 100, TaskScore(1, 2), None),
