@@ -17,7 +17,7 @@ from torch import distributed
 
 import callbacks  # noqa: F401  (its classes can be named in configurations)
 import data
-from callbacks import Attacks, ClosedForm, Resume
+from callbacks import Attacks, ClosedForm, Downstream, Resume
 from callbacks.resume import checkpoint_path
 from callbacks.run_folder import check_writable, run_folder
 from zu_lightning import EditingModule, EvaluationModule, GradientModule, InputError, replacing
@@ -54,6 +54,7 @@ OPTION_OWNERS: tuple[tuple[str, type], ...] = (
     ("trainer", Trainer),
     ("closed_form", ClosedForm),
     ("attacks", Attacks),
+    ("trainer.callbacks", Downstream),  # where an option sets what the last callback takes
 )
 """Sections of the configuration, and whose arguments they hold."""
 

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from benchmarks.grid.execution import run_here, run_on_cluster, slots
-from benchmarks.grid.figures import draw_frontier, draw_representations
+from benchmarks.grid.figures import draw_downstream, draw_frontier, draw_representations
 from benchmarks.grid.plan import Grid, Run
 from benchmarks.grid.tables import attack_table, latex, markdown, table, write_tidy
 from benchmarks.grid.tuning import Choice, balances, chosen_strengths
@@ -119,6 +119,8 @@ def write_all(grid: Grid, tuning: Sequence[Run], runs: Sequence[Run], chosen: Ch
     if any(attacked.values()):
         found = (f"## {name}\n\n{markdown(lines)}" for name, lines in attacked.items() if lines)
         _write(grid.folder / "attacks.md", "\n\n".join(found))
+    for model, data in pairs:
+        draw_downstream(runs, model, data, grid.folder)
     if tuning and importlib.util.find_spec("matplotlib"):
         for model, data in pairs:
             draw_frontier(grid, tuning, model, data, grid.folder / f"frontier-{model}-{data}.png".replace(" ", "-"))

@@ -1,4 +1,4 @@
-"""What is kept against what is forgotten, and what methods do to representations."""
+"""What is kept against what is forgotten, what methods do to representations, and what else models can do."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +9,9 @@ from benchmarks.grid.plan import Grid, Run
 from benchmarks.grid.tuning import score_name
 from zu_lightning import replacing
 from zu_lightning.analysis.representations import FILE_NAME, RepresentationMap
+from zu_lightning.evaluation.harness import TaskScore
+from zu_lightning.report.downstream import TaskResult, read_downstream
+from zu_lightning.report.downstream_plots import Scores, draw_abilities
 from zu_lightning.report.representation_plots import save_methods_picture
 
 if TYPE_CHECKING:
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 
 KEPT = ("specificity", "retain")
 """One panel each."""
+
+BASE = "before"
 
 Point = tuple[float, float]
 
@@ -62,6 +67,46 @@ def draw_frontier(grid: Grid, runs: Sequence[Run], model: str, data: str, path: 
             figure.savefig(
                 temporary, format=target.suffix[1:], dpi=150, metadata={"Date": None} if target != path else None
             )
+
+
+def abilities(runs: Sequence[Run], model: str, data: str) -> tuple[dict[str, TaskResult], dict[str, Scores]]:
+    """The downstream tasks of all runs, and for the unedited model and each method the scores; means over seeds."""
+    tasks: dict[str, TaskResult] = {}
+    found: dict[str, dict[str, list[TaskScore]]] = {BASE: {}}
+    for run in runs:
+        folder = run.measured if (run.model, run.data) == (model, data) else None
+        for name, result in (read_downstream(folder) if folder else {}).items():
+            tasks.setdefault(name, result)
+            for column, score in ((BASE, result.before), (run.method, result.after)):
+                if score is not None:
+                    found.setdefault(column, {}).setdefault(name, []).append(score)
+    return tasks, {
+        column: {name: _mean(scores) for name, scores in by_task.items()} for column, by_task in found.items()
+    }
+
+
+def draw_downstream(runs: Sequence[Run], model: str, data: str, folder: Path) -> Path | None:
+    """Draw what models can do before and after each method, if runs have measured it (``callbacks.Downstream``).
+
+    Args:
+        runs: Runs of all methods.
+        model: Name of the model.
+        data: Name of the data set.
+        folder: Folder of the grid; the picture is written to ``pictures`` in it.
+
+    Returns:
+        Path of the PNG; ``None`` if nothing was measured.
+    """
+    tasks, models = abilities(runs, model, data)
+    if not tasks:
+        return None
+    name = f"downstream-{model}-{data}".replace(" ", "-")
+    return draw_abilities(tasks, models, folder, name, f"General ability: {model}, {data}")
+
+
+def _mean(scores: Sequence[TaskScore]) -> TaskScore:
+    """The mean over seeds. All of them ask the same questions, so that the standard error is that of one."""
+    return TaskScore(fmean(score.value for score in scores), fmean(score.stderr for score in scores))
 
 
 def _draw(panel: "Axes", lines: dict[str, list[Point]], score: str) -> None:

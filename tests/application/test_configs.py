@@ -73,6 +73,9 @@ ON_TINY_MODELS: tuple[tuple[str, Configs, dict[str, object]], ...] = (
 )
 """Configurations of large models, what follows them, and the method that must run."""
 
+ELSEWHERE = {"tiny", "demo_pretrain", "demo_gold", "presets/downstream"}
+"""Configurations that other tests run."""
+
 MethodRun = Callable[[Configs], Path]
 
 
@@ -102,7 +105,7 @@ def test_no_configuration_is_left_out() -> None:
     grids = {name for name, content in contents.items() if {"methods", "like"} & content.keys()}
     losses = {f"methods/{name}" for name in GRADIENT_METHODS}
     assert {name.removesuffix("_release") for name in GRADIENT_METHODS} == LOSSES.keys()
-    assert files == tested | overlays | grids | losses | {"tiny", "demo_pretrain", "demo_gold"}
+    assert files == tested | overlays | grids | losses | ELSEWHERE
 
 
 @pytest.mark.parametrize("name", GRADIENT_METHODS)

@@ -27,6 +27,7 @@ from zu_lightning import InputError, PretrainModule, ZeroUnlearnGD
         ("default_root_dir", "--trainer.default_root_dir"),
         ("accelerator", "--trainer.accelerator"),
         ("rule", "--closed_form.rule"),
+        ("wikitext", "--trainer.callbacks.wikitext"),
         ("ckpt_path", "--ckpt_path"),
         ("length of fact 'a'", "length of fact 'a'"),
         ("tokenizer", "tokenizer"),

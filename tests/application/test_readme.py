@@ -35,8 +35,9 @@ def options_in(config: dict[str, Any], prefix: str = "-") -> Iterator[str]:
             prefix if name in ("init_args", "dict_kwargs") else f"{prefix}.{name}" if prefix != "-" else f"--{name}"
         )
         yield inside
-        if isinstance(value, dict):
-            yield from options_in(value, inside)
+        for part in value if isinstance(value, list) else [value]:  # an option of a list is one of its last item
+            if isinstance(part, dict):
+                yield from options_in(part, inside)
 
 
 def test_the_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +81,7 @@ def test_every_command_is_understood(words: tuple[str, ...], capsys: pytest.Capt
 def test_every_option_that_is_named_exists(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     known = set[str]()
     methods = (("demo", f"methods/{name}") for name in ("zero_unlearn_gd", "gradient_difference"))
-    for configs in (("demo",), *methods, ("demo_gold",)):
+    for configs in (("demo",), *methods, ("demo_gold",), ("demo", "presets/downstream")):
         with pytest.raises(SystemExit):
             train_py(command_line(tmp_path, "--print_config", configs=configs))
         known |= set(options_in(yaml.safe_load(capsys.readouterr().out)))

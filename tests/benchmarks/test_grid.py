@@ -15,13 +15,15 @@ import yaml
 from benchmarks.grid import __main__ as command
 from benchmarks.grid import execution
 from benchmarks.grid.execution import Slot, error_in, execute, run_here, run_on_cluster, slots
-from benchmarks.grid.figures import draw_frontier, draw_representations, frontier
+from benchmarks.grid.figures import abilities, draw_downstream, draw_frontier, draw_representations, frontier
 from benchmarks.grid.plan import Grid, Part, Run
 from benchmarks.grid.tables import Cell, attack_table, best, latex, markdown, published_rows, rows_of, table, write_tidy
 from benchmarks.grid.tuning import balance, balances, chosen_strengths
 from tests.conftest import ROOT, SHORT_RUN
 from zu_lightning import InputError, Results
 from zu_lightning.analysis.representations import LayerRepresentations, Plane, RepresentationMap, Shift
+from zu_lightning.evaluation.harness import TaskScore
+from zu_lightning.report.downstream import TaskResult, write_downstream
 from zu_lightning.report.pictures import pictures_in
 
 SMALL: dict[str, Any] = {
@@ -297,6 +299,29 @@ def test_published_figures_stand_beside_ours_where_the_model_is_the_papers(tmp_p
         "MEMIT",
         "ROME",
     ]
+
+
+def test_general_ability_is_drawn_for_all_methods_if_it_was_measured(tmp_path: Path) -> None:
+    grid = read(tmp_path)
+    runs = grid.runs({})
+    assert draw_downstream(runs, "demo", "2 facts", tmp_path) is None
+    for i, run in enumerate(runs):
+        finish(run, scores(0.0))
+        after = TaskScore(70.0 + 2 * i, 3.0)
+        write_downstream(
+            {"rte": TaskResult("RTE", "accuracy", 200, 55.0, TaskScore(80.0, 3.0), after)},
+            run.folder / "lightning_logs" / "version_0",
+        )
+    assert [(run.method, run.seed) for run in runs] == [("MEMIT", 1), ("ROME", 1), ("MEMIT", 2), ("ROME", 2)]
+    tasks, models = abilities(runs, "demo", "2 facts")
+    assert list(tasks) == ["rte"]
+    assert models == {
+        "before": {"rte": TaskScore(80, 3)}, "MEMIT": {"rte": TaskScore(72, 3)}, "ROME": {"rte": TaskScore(74, 3)},
+    }  # fmt: skip
+    assert draw_downstream(runs, "demo", "2 facts", tmp_path)
+    (picture,) = pictures_in(tmp_path)
+    assert (picture.name, picture.title) == ("downstream-demo-2-facts", "General ability: demo, 2 facts")
+    assert "before 80 ± 3, MEMIT 72 ± 3, ROME 74 ± 3" in picture.description
 
 
 def test_the_frontier_goes_through_every_strength(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ class RunState:
         started: When the run began; empty until it is noted.
         identity: What the run began with, by which weights, data, and code are recognized.
         representations: For each layer what the unedited model's projection returns for some facts, facts x d_out.
+        downstream: Scores of the unedited model on downstream tasks, by a name that tells what was asked.
         seconds: Seconds spent in each phase.
     """
 
@@ -50,6 +51,7 @@ class RunState:
     started: str = ""
     identity: dict[str, str] = field(default_factory=dict)
     representations: dict[int, Tensor] = field(default_factory=dict)
+    downstream: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def layers_left(self, request: int, layers: Sequence[int]) -> list[int]:
