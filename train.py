@@ -10,14 +10,16 @@ from typing import Any
 
 from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import distributed
+from transformers.utils.logging import disable_progress_bar
 
 import callbacks  # noqa: F401  (its classes can be named in configurations)
 import data
 from callbacks import Attacks, ClosedForm, Downstream, Resume
+from callbacks.progress import BesideBars, Progress
 from callbacks.resume import checkpoint_path
 from callbacks.run_folder import check_writable, run_folder
 from zu_lightning import EditingModule, EvaluationModule, GradientModule, InputError, replacing
@@ -45,6 +47,14 @@ QUIET = (
     ".*is_gradient_checkpointing. is deprecated.*",  # and PEFT transformers
 )
 """Warnings of other packages that a user can do nothing about."""
+
+QUIET_LOGGERS = (
+    "httpx",
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+)
+"""Loggers of other packages whose ordinary lines, such as tips and lists of absent hardware, tell a user nothing."""
 
 OPTION_OWNERS: tuple[tuple[str, type], ...] = (
     ("model", EditingModule),
@@ -109,11 +119,11 @@ class UnlearnCLI(LightningCLI):
             log.info("continuing from %s" if path.exists() else "%s does not exist: starting from the beginning", path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add tqdm's progress bar, which matches the bars of longer steps, unless another one is asked for."""
+        """Add progress bars that match those of longer steps, unless others are asked for."""
         configured = self.config_init[self.subcommand].trainer
         chosen = configured.callbacks or []
         if configured.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen):
-            configured.callbacks = [*chosen, TQDMProgressBar()]
+            configured.callbacks = [*chosen, Progress()]
         return super().instantiate_trainer(**kwargs)
 
 
@@ -141,8 +151,11 @@ def main(args: list[str] | None = None) -> None:
     asks_for_help = any("help" in word for word in args or sys.argv)
     set_parsing_settings(docstring_parse_attribute_docstrings=asks_for_help)
     rank = rank_zero_only.rank  # type: ignore[attr-defined]
-    logging.basicConfig(format="%(message)s", level=logging.INFO if rank == 0 else logging.WARNING)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    quiet_level = logging.INFO if rank == 0 else logging.WARNING
+    logging.basicConfig(format="%(message)s", level=quiet_level, handlers=[BesideBars()])
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
     try:

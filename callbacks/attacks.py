@@ -67,7 +67,7 @@ class Attacks(Callback):
             if self.usable_gold is not None and self.reference is None:
                 self._attack_gold(module, self.usable_gold, self.exam)
             if name not in found:
-                found[name] = self._scores(module, module.lm, self.exam)
+                found[name] = self._scores(module, module.lm, self.exam, {"base": "unedited"}.get(name, name))
 
     def _attack_gold(self, module: UnlearnModule, path: str, exam: Exam) -> None:
         """Attack gold, unless nothing can be compared with it."""
@@ -82,12 +82,14 @@ class Attacks(Callback):
             return
         self.reference = reference(gold, exam)
         if "gold" not in module.run.attacks:
-            module.run.attacks["gold"] = self._scores(module, gold, exam)
+            module.run.attacks["gold"] = self._scores(module, gold, exam, "gold")
 
-    def _scores(self, module: UnlearnModule, lm: EditableLM, exam: Exam) -> dict[str, Tensor]:
+    def _scores(self, module: UnlearnModule, lm: EditableLM, exam: Exam, name: str) -> dict[str, Tensor]:
         # Nothing was added to gold and to the unedited model, but their scores have the same names.
         updates = {} if lm is not module.lm or not module.run.after else module.updates() or None
         attacks = attacks_of(self.suite, len(lm.layers), updates, self.reference)
+        tokens = sum(attack.tokens(exam) for attack in attacks)
+        log.info("attacks on the %s model: %d facts, about %d tokens to read", name, len(exam.facts), tokens)
         return run_attacks(lm, exam, attacks, Cache(module.request.cache, lm, module.layers), module.monitor)
 
 

@@ -1,6 +1,5 @@
 """The suites: which attacks are run, on which model, and what is kept of them."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Literal
@@ -26,8 +25,6 @@ from zu_lightning.lm.editable import EditableLM
 from zu_lightning.problem.cache import Cache
 from zu_lightning.solvers import LowRankUpdate
 from zu_lightning.timing import Monitor
-
-log = logging.getLogger(__name__)
 
 Suite = Literal["none", "quick", "full"]
 """No attack; those that take seconds; or those that sample, round, and train, too."""
@@ -96,8 +93,6 @@ def run_attacks(
     """
     cache, scores = cache or Cache(None, lm), dict[str, Tensor]()
     costs = [attack.tokens(exam) for attack in attacks]
-    if attacks:
-        log.info("%d attacks on %d facts: about %d tokens to read", len(attacks), len(exam.facts), sum(costs))
     with (monitor or Monitor()).bar("Attacks", sum(costs), "tokens") as bar:
         for attack, cost in zip(attacks, costs, strict=True):
             bar.set_postfix_str(attack.name)

@@ -24,6 +24,9 @@ Tensors = dict[str, Tensor]
 VERSION = 1
 """To be raised when something that is kept is computed in another way, so that older files are not found."""
 
+_MENTIONED: set[Path] = set()
+"""Folders that the log has told of."""
+
 TRANSPOSED, SYMMETRIC = ".transposed", ".symmetric"
 """Endings of the names of matrices that a file holds in another form; see :func:`write_tensors`."""
 
@@ -67,9 +70,9 @@ class Cache:
         found = [None if file is None else read_tensors(file, self.device) for file in files]
         here = torch.tensor([tensors is not None for tensors in found], device=self.device).long()
         everywhere = (summed(here)[0] == process()[1]).tolist()
-        names = {file.name.partition("-")[0] for file, there in zip(files, everywhere, strict=True) if file and there}
-        for name in sorted(names):
-            log.info("%s: read from %s", name, self.folder)
+        if any(everywhere) and self.folder not in _MENTIONED:
+            _MENTIONED.add(self.folder)
+            log.info("what runs have computed before is read from %s", self.folder)
         return [tensors if there else None for tensors, there in zip(found, everywhere, strict=True)]
 
     def keep(self, file: Path | None, tensors: Tensors) -> Tensors:

@@ -86,12 +86,9 @@ def prepare(
             aim = others if others.strangers else (options.neutral_target, others)
             decisive = (list(request.forget), layers[-1], contexts, aim, options.latents)
             targets = NeutralTargets(contexts, **cache.tensors("targets", lambda: optimized().tensors(), *decisive))
-        word = f"probability of {options.neutral_target!r}"
-        reached = "share that is said as of strangers" if options.target == "reference" else word
         log.info(
-            "neutral targets: with z* inserted directly, the answer is gone for %.0f%% of the facts, and no rule can "
-            "forget more; the mean %s is %.3f",
-            100 * targets.original_lost.double().mean(), reached, targets.probability.mean(),
+            "neutral targets: put in directly, they take the answer away for %.0f%% of the facts, the most that any edit "
+            "can reach", 100 * targets.original_lost.double().mean(),
         )  # fmt: skip
     return Preparation(targets, moments)
 
