@@ -34,7 +34,7 @@ def resampled_means(values: Tensor, seed: int = 0) -> Tensor:
     count = len(values)
     drawn = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(seed))
     weights = torch.zeros(RESAMPLES, count, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
-    flat = values.double().flatten(1)
+    flat = values.double().reshape(count, -1)
     means = weights @ flat.nan_to_num() / (weights @ (~flat.isnan()).double())
     return means.view(RESAMPLES, *values.shape[1:])
 

@@ -1,8 +1,8 @@
 """Which layers to edit, from causal tracing, and how sure that is.
 
-An edit changes what MLPs write at the lookup token. It can start where restoring an MLP there brings the answer back, and
-it has to end while the token's state still carries the answer: MEMIT (arXiv 2210.07229, Section 4) spreads an edit over
-such a range.
+An edit changes what MLPs write at the lookup token. It can start where restoring an MLP there brings the answer back,
+and it has to end while the token's state still carries the answer: MEMIT (arXiv 2210.07229, Section 4) spreads an edit
+over such a range.
 """
 
 from dataclasses import dataclass
@@ -127,7 +127,7 @@ def _jaccard(one: range, other: range) -> float:
 
 
 def _stronger_role(effects: IndirectEffects, role: Role, seed: int) -> Role | None:
-    """Another role whose MLPs bring back more of the answer, beyond chance, where those of the lookup token are best."""
+    """Another role whose MLPs bring back more, beyond chance, in the layer where those of the lookup token are best."""
     own = effects.of("mlp", role)
     layer = int(own.nanmean(0).argmax())
     found: dict[Role, float] = {}

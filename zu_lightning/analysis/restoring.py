@@ -1,7 +1,7 @@
 """What a corrupted text's answer is worth when one state in it is put back to what it was.
 
-Shapes: S corruptions of a fact, R rows (a fact and one of its corruptions), T positions of a row, N tokens of a subject,
-D width.
+Shapes: S corruptions of a fact, R rows (a fact and one of its corruptions), T positions of a row, N tokens of a
+subject, D width.
 """
 
 from collections.abc import Sequence
