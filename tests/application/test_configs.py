@@ -101,7 +101,7 @@ def test_no_configuration_is_left_out() -> None:
     grids = {name for name, content in contents.items() if {"methods", "like"} & content.keys()}
     losses = {f"methods/{name}" for name in GRADIENT_METHODS}
     assert {name.removesuffix("_release") for name in GRADIENT_METHODS} == LOSSES.keys()
-    assert files == tested | overlays | grids | losses | {"tiny", "demo_pretrain", "demo_gold"}
+    assert files == tested | overlays | grids | losses | {"tiny", "demo_pretrain", "demo_gold", "presets/trace"}
 
 
 @pytest.mark.parametrize("name", GRADIENT_METHODS)
