@@ -183,19 +183,24 @@ def test_the_default_window_grows_with_the_model() -> None:
 def planted(lm: EditableLM, facts: list[Fact], layer: int) -> Iterator[None]:
     """One MLP alone knows the answers: at a subject's last token it writes the answer, which the next attention moves.
 
-    Other MLPs and attentions write nothing.
+    Other MLPs and attentions write nothing. Answers are in the first half of the width, and embeddings in the second.
     """
+    embeddings, head = (
+        lm.model.get_input_embeddings().get_parameter("weight"),
+        architecture.output_head(lm.model).get_parameter("weight"),
+    )
+    embeddings[:, :8] = 0
+    head[:, 8:] = 0
+    head.copy_(10 * head / head.norm(dim=1, keepdim=True))
     texts = [traced_text(lm.tokenizer, fact) for fact in facts]
     keys = torch.stack([output(lm, text, lm.model.get_input_embeddings())[text.subject[-1]] for text in texts])
-    head = architecture.output_head(lm.model).get_parameter("weight")
-    head *= 10
     answers = torch.stack([head[text.text.ids[text.text.answer]] for text in texts])
     mlps, attentions = modules_of(lm, "mlp"), modules_of(lm, "attention")
     for module in (*mlps, *attentions):
         for parameter in module.parameters():
             parameter.zero_()
     mover = attentions[layer + 1]  # attends to all tokens alike
-    basis = torch.linalg.svd(answers, full_matrices=False).Vh[:8]
+    basis = torch.eye(8, 16)
     mover.get_parameter("v_proj.weight").copy_(basis)
     mover.get_parameter("o_proj.weight").copy_(30 * basis.T.repeat(1, 2))
     lm.layers[layer + 1].get_parameter("input_layernorm.weight").fill_(1.0)
@@ -203,7 +208,8 @@ def planted(lm: EditableLM, facts: list[Fact], layer: int) -> Iterator[None]:
 
     def know(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
         found = torch.cdist(args[0], normed[None]).min(-1)
-        return 10 * (found.values < 1e-2)[..., None] * answers[found.indices]
+        wrote: Tensor = (found.values < 1e-2)[..., None] * answers[found.indices]
+        return wrote
 
     with hooks.hooked(mlps[layer].register_forward_hook(know)):
         yield
@@ -221,12 +227,12 @@ def test_planted_knowledge_is_found(layer: int) -> None:
     ]
     facts = [Fact.from_record(record, "", str(i)) for i, record in enumerate(records)]
     with torch.no_grad(), planted(lm, facts, layer):
-        found = trace_effects(lm, facts, TraceOptions(samples=2, only_known=False))
+        found = trace_effects(lm, facts, INTERCHANGED)
     means = {kind: {role: found.of(kind, role).nanmean(0) for role in ROLES} for kind in KINDS}
     assert (found.clean - found.corrupted).mean() > 0.1
     carried = means["mlp"]["subject_last"]
     assert carried.argmax() == layer
-    assert carried[layer] == pytest.approx((found.clean - found.corrupted).mean().item(), rel=0.1)
+    assert carried[layer] > 0.5 * (found.clean - found.corrupted).mean()
     others = [float(x) for i, x in enumerate(carried) if i != layer]
     assert max(map(abs, others)) < 0.05 * carried[layer]
     assert means["attention"]["last"].argmax() == layer + 1

@@ -40,7 +40,7 @@ def heat_maps(effects: IndirectEffects) -> "Figure":
     limit = max(float(means.nan_to_num().abs().max()), 1e-9)
     for i, (kind, axes) in enumerate(zip(KINDS, figure.subplots(1, len(KINDS), sharey=True), strict=True)):
         # Blue takes the answer further away.
-        image = axes.imshow(means[i].T, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+        image = axes.imshow(means[i].T.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
         axes.set(title=KIND_NAMES[kind] + _window(effects, kind), xlabel="layer")
         axes.set_yticks(range(len(ROLES)), [ROLE_NAMES[role] for role in ROLES])
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -55,7 +55,9 @@ def effect_lines(effects: IndirectEffects) -> "Figure":
     layers = range(effects.layers)
     for role, axes in zip(LINES, figure.subplots(1, len(LINES), sharey=True), strict=True):
         for i, kind in enumerate(KINDS):
-            mean, low, high = (values[i, :, ROLES.index(role)] for values in (means.mean, means.low, means.high))
+            mean, low, high = (
+                values[i, :, ROLES.index(role)].numpy() for values in (means.mean, means.low, means.high)
+            )
             (line,) = axes.plot(layers, mean, marker=".", label=KIND_NAMES[kind] + _window(effects, kind))
             axes.fill_between(layers, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         axes.set(title=ROLE_NAMES[role], xlabel="layer", ylabel="indirect effect (probability)")
