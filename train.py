@@ -48,12 +48,7 @@ QUIET = (
 )
 """Warnings of other packages that a user can do nothing about."""
 
-QUIET_LOGGERS = (
-    "httpx",
-    "lightning.pytorch.utilities.rank_zero",
-    "lightning.fabric.utilities.rank_zero",
-    "lightning.fabric.utilities.seed",
-)
+QUIET_LOGGERS = ("httpx", "lightning.fabric", "lightning.pytorch")
 """Loggers of other packages whose ordinary lines, such as tips and lists of absent hardware, tell a user nothing."""
 
 OPTION_OWNERS: tuple[tuple[str, type], ...] = (

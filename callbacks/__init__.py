@@ -7,6 +7,7 @@ from callbacks.export import ExportEditedModel, ExportPretrained
 from callbacks.report import Report
 from callbacks.representations import Representations
 from callbacks.resume import Resume
+from callbacks.trace import TraceLayers
 
 __all__ = [
     "Attacks",
@@ -17,4 +18,5 @@ __all__ = [
     "Report",
     "Representations",
     "Resume",
+    "TraceLayers",
 ]

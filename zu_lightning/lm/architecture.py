@@ -12,6 +12,9 @@ from zu_lightning.errors import InputError
 PROJECTION_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out")
 """What decoders call an MLP's output projection: Llama, Qwen, Mistral, Gemma, Phi-3; GPT-2; GPT-NeoX; OPT; GPT-J."""
 
+ATTENTION_NAMES = ("self_attn", "attn", "attention")
+"""What decoder layers call their attention: Llama, Qwen, Mistral, Gemma, OLMo, Phi-3, OPT; GPT-2, GPT-J; GPT-NeoX."""
+
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder layers, lowest first.
@@ -51,6 +54,24 @@ def enclosing_mlp(model: PreTrainedModel, projection: nn.Module, layer: nn.Modul
     """The MLP that a projection belongs to, or ``None`` if it is part of the layer itself (OPT)."""
     mlp = model.get_submodule(name_of(model, projection).rpartition(".")[0])
     return None if mlp is layer else mlp
+
+
+def mlp_module(model: PreTrainedModel, projection: nn.Module, layer: nn.Module) -> nn.Module:
+    """The module whose output is what an MLP writes: the MLP, or its output projection where it has no module (OPT)."""
+    return enclosing_mlp(model, projection, layer) or projection
+
+
+def attention(layer: nn.Module, model: PreTrainedModel) -> nn.Module:
+    """The attention of a decoder layer.
+
+    Raises:
+        InputError: The layer has none by a name that decoders use.
+    """
+    for name, module in layer.named_children():
+        if name in ATTENTION_NAMES:
+            return module
+    remedy = f"its layers have no attention (looked for {', '.join(ATTENTION_NAMES)}): use one that has."
+    raise InputError("model", type(model).__name__, remedy)
 
 
 def holds(layer: nn.Module, module: nn.Module) -> bool:

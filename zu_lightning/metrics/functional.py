@@ -16,11 +16,13 @@ class AnswerScores:
         token_accuracy: Share of the answer's tokens that are the likeliest ones after the true tokens before them; one
             entry per answer.
         probability: Probability of the whole answer, the product over its tokens; one entry per answer.
+        log_probability: Mean log-probability of the answer's tokens, in nats; one entry per answer.
     """
 
     exact: Tensor
     token_accuracy: Tensor
     probability: Tensor
+    log_probability: Tensor
 
 
 def answer_scores(logits: Tensor, tokens: Tensor, answer: Tensor, count: int) -> AnswerScores:
@@ -63,7 +65,10 @@ def answer_scores(logits: Tensor, tokens: Tensor, answer: Tensor, count: int) ->
     length = none.index_add(0, answer, torch.ones_like(tokens).double())
     log_probability = log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0].double()
     total = none.index_add(0, answer, log_probability)
-    return AnswerScores(exact=wrong == 0, token_accuracy=1 - wrong / length.clamp(min=1), probability=total.exp())
+    length = length.clamp(min=1)
+    return AnswerScores(
+        exact=wrong == 0, token_accuracy=1 - wrong / length, probability=total.exp(), log_probability=total / length
+    )
 
 
 def negative_log_likelihood(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -87,8 +87,8 @@ def prepare(
             decisive = (list(request.forget), layers[-1], contexts, aim, options.latents)
             targets = NeutralTargets(contexts, **cache.tensors("targets", lambda: optimized().tensors(), *decisive))
         log.info(
-            "neutral targets: put in directly, they take the answer away for %.0f%% of the facts, the most that any edit "
-            "can reach", 100 * targets.original_lost.double().mean(),
+            "neutral targets: put in directly, they take the answer away for %.0f%% of the facts, the most that any "
+            "edit can reach", 100 * targets.original_lost.double().mean(),
         )  # fmt: skip
     return Preparation(targets, moments)
 

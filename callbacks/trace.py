@@ -1,0 +1,99 @@
+"""Causal tracing in a run: which layers carry the facts, and which ones to edit."""
+
+import logging
+import random
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from callbacks.run_folder import run_folder, unlearn_module
+from zu_lightning import Fact, InputError, Request
+from zu_lightning.analysis.corruption import Corruption
+from zu_lightning.analysis.effects import IndirectEffects, TraceOptions, trace_effects, traceable
+from zu_lightning.analysis.recommendation import Recommendation, recommend
+from zu_lightning.analysis.roles import ROLE_OF_LOOKUP
+from zu_lightning.report.pictures import save_picture
+from zu_lightning.report.trace_plots import described, effect_lines, heat_maps, write_trace
+
+log = logging.getLogger(__name__)
+
+PICTURES = (
+    ("trace_heat_maps", "Where the answer is: effect by layer and token", heat_maps),
+    ("trace_by_layer", "Where the answer is: effect by layer, with 95% bands", effect_lines),
+)
+
+
+class TraceLayers(Callback):
+    """Trace facts of the data before they are edited, and recommend layers.
+
+    It writes ``trace.json``, pictures, and ``layers.yaml``, a configuration with the recommended layers.
+
+    Args:
+        facts: Maximum number of facts to trace: those to forget, then others, drawn at random.
+        corruption: ``noise`` on the subject's embeddings, or ``interchange`` with those of other subjects.
+        samples: Corruptions of each fact.
+        noise: Standard deviation of the noise, in units of that of the subjects' embeddings.
+        window: Number of layers whose MLPs or attentions are restored together; a fifth of the model's by default.
+
+    Raises:
+        InputError: A number is not positive.
+    """
+
+    def __init__(
+        self,
+        facts: int = 100,
+        corruption: Corruption = "noise",
+        samples: int = 10,
+        noise: float = 3.0,
+        window: int | None = None,
+    ) -> None:
+        if facts < 1:
+            raise InputError("facts", facts, "trace at least one fact.", "callbacks.TraceLayers")
+        self.facts = facts
+        self.options = TraceOptions(corruption, samples, noise, window)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse modules that have no facts."""
+        unlearn_module(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Trace the model as it is: in a validation, or in the sanity check before a fit."""
+        if trainer.fast_dev_run or not (trainer.state.fn == "validate" or trainer.sanity_checking):  # type: ignore[attr-defined]
+            return
+        module = unlearn_module(pl_module)
+        facts = facts_to_trace(module.request, self.facts)
+        if not facts:
+            log.warning("no fact names its subject: there is nothing to trace.")
+            return
+        with module.monitor.timed("tracing"):
+            effects = trace_effects(module.lm, facts, self.options, module.monitor)
+            recommendation = recommend(effects, ROLE_OF_LOOKUP[facts[0].fact_token])
+        level = logging.INFO if recommendation.is_sure else logging.WARNING
+        log.log(level, "causal tracing of %d facts: %s", len(effects.facts), recommendation.sentence)
+        self._write(trainer, effects, recommendation)
+
+    def _write(self, trainer: Trainer, effects: IndirectEffects, recommendation: Recommendation) -> None:
+        folder = run_folder(trainer)
+        if folder is None:
+            return
+        write_trace(folder / "trace.json", effects, recommendation)
+        if not effects.facts:
+            return
+        if recommendation.layers:
+            recommendation.write(folder / "layers.yaml")
+        description = described(effects, recommendation)
+        for name, title, draw in PICTURES:
+            save_picture(draw(effects), folder, name, title, description)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_figure(name, draw(effects))
+        log.info("trace.json, layers.yaml, and pictures in %s", folder)
+
+
+def facts_to_trace(request: Request, count: int) -> list[Fact]:
+    """Facts with a subject: those to forget, then others of the data, drawn by the request's seed."""
+    forget = traceable(request.forget)
+    ids = {fact.id for fact in forget}
+    others = [fact for fact in traceable(request.all_facts) if fact.id not in ids]
+    random.Random(request.seed).shuffle(others)
+    return [*forget, *others][:count]

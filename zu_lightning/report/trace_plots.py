@@ -1,0 +1,124 @@
+"""Pictures of causal tracing, and its numbers as a file (figures 2 and 5 to 7 of the paper)."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from zu_lightning.analysis.bands import band
+from zu_lightning.analysis.effects import IndirectEffects
+from zu_lightning.analysis.recommendation import Recommendation
+from zu_lightning.analysis.restoring import KINDS
+from zu_lightning.analysis.roles import ROLES, Role
+from zu_lightning.files import replacing
+from zu_lightning.report.pictures import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KIND_NAMES = {"hidden": "state after the layer", "mlp": "MLP", "attention": "attention"}
+
+ROLE_NAMES: dict[Role, str] = {
+    "subject_first": "first subject token",
+    "subject_middle": "middle subject tokens",
+    "subject_last": "last subject token",
+    "after_first": "first token after it",
+    "after_further": "further tokens",
+    "last": "last token",
+}
+
+LINES: tuple[Role, ...] = ("subject_last", "last")
+"""Roles that the answer usually goes through: of each, lines with bands are drawn."""
+
+
+def heat_maps(effects: IndirectEffects) -> "Figure":
+    """Mean effect by role and layer, one panel for each kind of module."""
+    figure = new_figure(11, 3.2)
+    means = band(effects.probability).mean
+    limit = max(float(means.nan_to_num().abs().max()), 1e-9)
+    for i, (kind, axes) in enumerate(zip(KINDS, figure.subplots(1, len(KINDS), sharey=True), strict=True)):
+        # Blue takes the answer further away.
+        image = axes.imshow(means[i].T.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+        axes.set(title=KIND_NAMES[kind] + _window(effects, kind), xlabel="layer")
+        axes.set_yticks(range(len(ROLES)), [ROLE_NAMES[role] for role in ROLES])
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        figure.colorbar(image, ax=axes)
+    return figure
+
+
+def effect_lines(effects: IndirectEffects) -> "Figure":
+    """Mean effect by layer with its band over facts, one panel for each role of ``LINES``."""
+    figure = new_figure(9, 3.4)
+    means = band(effects.probability)
+    layers = range(effects.layers)
+    for role, axes in zip(LINES, figure.subplots(1, len(LINES), sharey=True), strict=True):
+        for i, kind in enumerate(KINDS):
+            mean, low, high = (
+                values[i, :, ROLES.index(role)].numpy() for values in (means.mean, means.low, means.high)
+            )
+            (line,) = axes.plot(layers, mean, marker=".", label=KIND_NAMES[kind] + _window(effects, kind))
+            axes.fill_between(layers, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.set(title=ROLE_NAMES[role], xlabel="layer", ylabel="indirect effect (probability)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.axhline(0, color="gray", linewidth=0.5)
+    axes.legend()
+    return figure
+
+
+def described(effects: IndirectEffects, recommendation: Recommendation) -> str:
+    """What the pictures show, for somebody who cannot see them."""
+    means = band(effects.probability).mean
+    peaks = []
+    for i, kind in enumerate(KINDS):
+        layer, role = divmod(int(means[i].nan_to_num().argmax()), len(ROLES))
+        early = means[i, :, ROLES.index(recommendation.role)].nan_to_num()
+        peaks.append(
+            f"{KIND_NAMES[kind]}: largest at layer {layer}, {ROLE_NAMES[ROLES[role]]} ({means[i, layer, role]:.3f}); "
+            f"at the {ROLE_NAMES[recommendation.role]} largest at layer {int(early.argmax())} ({early.max():.3f})"
+        )
+    return (
+        f"Rise of the answer's probability when one state is restored in a corrupted run "
+        f"({effects.options.corruption}, {len(effects.facts)} facts; "
+        f"{effects.clean.mean():.3f} clean, {effects.corrupted.mean():.3f} corrupted). "
+        f"{'. '.join(peaks)}. Recommended: {recommendation.sentence}."
+    )
+
+
+def write_trace(path: Path, effects: IndirectEffects, recommendation: Recommendation) -> None:
+    """Write means over facts with their bands, and the recommendation, as JSON."""
+    content = {
+        "facts": effects.facts,
+        "skipped": effects.skipped,
+        "options": asdict(effects.options) | {"window": effects.window},
+        "clean": _mean(effects.clean),
+        "corrupted": _mean(effects.corrupted),
+        "kinds": KINDS,
+        "roles": ROLES,
+        "axes": ["kind", "layer", "role"],
+        "probability": _banded(effects.probability),
+        "log_probability": _banded(effects.log_probability),
+        "recommendation": asdict(recommendation) | {"is_sure": recommendation.is_sure},
+    }
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def _window(effects: IndirectEffects, kind: str) -> str:
+    return f", {effects.window} layers" if kind != "hidden" and effects.window > 1 else ""
+
+
+def _banded(values: Tensor) -> dict[str, Any]:
+    return {name: _without_nan(value.tolist()) for name, value in vars(band(values)).items()}
+
+
+def _mean(values: Tensor) -> float | None:
+    return values.mean().item() if len(values) else None
+
+
+def _without_nan(values: Any) -> Any:
+    """Nested lists with ``None`` for NaN, which JSON does not have."""
+    if isinstance(values, list):
+        return [_without_nan(value) for value in values]
+    return values if values == values else None
