@@ -24,6 +24,7 @@ from benchmarks.grid.plan import Grid, Run
 from benchmarks.grid.tables import attack_table, latex, markdown, table, write_tidy
 from benchmarks.grid.tuning import Choice, balances, chosen_strengths
 from zu_lightning import InputError, replacing
+from zu_lightning.report.page import write_grid_page
 
 log = logging.getLogger(__name__)
 
@@ -121,12 +122,13 @@ def write_all(grid: Grid, tuning: Sequence[Run], runs: Sequence[Run], chosen: Ch
         _write(grid.folder / "attacks.md", "\n\n".join(found))
     for model, data in pairs:
         draw_downstream(runs, model, data, grid.folder)
-    if tuning and importlib.util.find_spec("matplotlib"):
-        for model, data in pairs:
-            draw_frontier(grid, tuning, model, data, grid.folder / f"frontier-{model}-{data}.png".replace(" ", "-"))
-    for model, data in pairs:
+        if tuning:
+            draw_frontier(grid, tuning, model, data)
         draw_representations(grid, runs, model, data)
-    log.info("tables in %s", grid.folder)
+    shown = tables | {f"{name}: what attacks find (%)": lines for name, lines in attacked.items() if lines}
+    done = sum(run.results is not None for run in runs)
+    page = write_grid_page(grid.folder, f"Comparison of methods: {grid.folder.name}", shown, (done, len(runs)))
+    log.info("the report: %s", page)
 
 
 def _strengths(grid: Grid, tuning: Sequence[Run], chosen: Choice) -> list[list[str]]:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.grid.plan import Grid, Run
 from benchmarks.grid.tuning import score_name
-from zu_lightning import replacing
 from zu_lightning.analysis.representations import FILE_NAME, RepresentationMap
 from zu_lightning.evaluation.harness import TaskScore
 from zu_lightning.report.downstream import TaskResult, read_downstream
 from zu_lightning.report.downstream_plots import Scores, draw_abilities
+from zu_lightning.report.pictures import new_figure, save_picture
 from zu_lightning.report.representation_plots import save_methods_picture
 
 if TYPE_CHECKING:
@@ -42,31 +42,29 @@ def frontier(grid: Grid, runs: Sequence[Run], model: str, data: str, score: str)
     return lines
 
 
-def draw_frontier(grid: Grid, runs: Sequence[Run], model: str, data: str, path: Path) -> None:
+def draw_frontier(grid: Grid, runs: Sequence[Run], model: str, data: str) -> Path:
     """Draw efficacy against specificity and retained facts.
 
     Args:
-        grid: The grid.
+        grid: The grid, into whose folder the picture goes.
         runs: Runs of all strengths.
         model: Name of the model.
         data: Name of the data set.
-        path: PNG to write; the same is written as SVG beside it.
-    """
-    from matplotlib import rc_context  # an optional extra
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    Returns:
+        Path of the PNG; the SVG lies beside it.
+    """
+    figure = new_figure(11, 4.5)
     panels = figure.subplots(1, len(KEPT), sharex=True)
     for panel, score in zip(panels, KEPT, strict=True):
         _draw(panel, frontier(grid, runs, model, data, score), score)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False)
     figure.suptitle(f"{model}, {data}: up and to the right is better")
-    for target in (path, path.with_suffix(".svg")):
-        with replacing(target) as temporary, rc_context({"svg.fonttype": "none"}):
-            figure.savefig(
-                temporary, format=target.suffix[1:], dpi=150, metadata={"Date": None} if target != path else None
-            )
+    name = f"frontier-{model}-{data}".replace(" ", "-")
+    title = f"What is kept against what is forgotten: {model}, {data}"
+    told = f"One line a method over its strengths: {', '.join(labels)}; one panel each for {' and '.join(KEPT)}."
+    return save_picture(figure, grid.folder, name, title, told)
 
 
 def abilities(runs: Sequence[Run], model: str, data: str) -> tuple[dict[str, TaskResult], dict[str, Scores]]:

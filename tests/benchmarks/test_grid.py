@@ -325,15 +325,15 @@ def test_general_ability_is_drawn_for_all_methods_if_it_was_measured(tmp_path: P
 
 
 def test_the_frontier_goes_through_every_strength(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     grid = read(tmp_path)
     runs = grid.tuning_runs()
     for run, efficacy in zip(runs, (10.0, 60.0), strict=True):
         finish(run, scores(efficacy, kept=50 + efficacy / 2))
     assert frontier(grid, runs, "demo", "2 facts", "retain") == {"MEMIT": [(10.0, 55.0), (60.0, 80.0)]}
-    draw_frontier(grid, runs, "demo", "2 facts", tmp_path / "frontier.png")
-    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
-    assert ">MEMIT<" in (tmp_path / "frontier.svg").read_text()
+    assert draw_frontier(grid, runs, "demo", "2 facts").read_bytes().startswith(b"\x89PNG")
+    (picture,) = pictures_in(grid.folder)
+    assert picture.name == "frontier-demo-2-facts"
+    assert ">MEMIT<" in picture.svg
 
 
 def test_what_is_finished_is_not_run_again_and_what_failed_is(

@@ -14,7 +14,7 @@ import pytest
 from tests.report.test_pictures import draw
 from tests.report.test_results import RESULTS
 from zu_lightning import InputError, Results
-from zu_lightning.report.page import summary, write_page
+from zu_lightning.report.page import summary, write_grid_page, write_page
 from zu_lightning.report.results import Completion, FactResult
 
 PHONE = 360
@@ -116,7 +116,7 @@ def test_pictures_are_shown_with_what_there_is_to_see(tmp_path: Path) -> None:
 def test_what_people_ask_is_answered_first(tmp_path: Path) -> None:
     text = written(tmp_path).text
     assert "the model still gives 0% of the 3 facts it was to forget, before 100%, and 98% of other facts" in text
-    assert FULL.verdict in text
+    assert str(FULL.verdict) in text
     assert "Rome" in text
     assert "No edited model lies beside this page" in text
     (tmp_path / "model").mkdir()
@@ -155,6 +155,18 @@ def test_a_folder_without_results_has_no_page(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no"):
         write_page(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_grid_has_its_tables_and_pictures_on_one_page(tmp_path: Path) -> None:
+    draw(tmp_path)
+    lines = [["Method", "Eff."], ["Base", "100.00"], ["<MEMIT>", "**3.00 ± 1.00**"]]
+    text = write_grid_page(tmp_path, "A comparison", {"demo, 10 facts": lines}, (3, 4)).read_text()
+    page = Page(text)
+    assert "3 of 4 runs are finished" in page.text
+    assert "<MEMIT>" in page.text
+    assert "<strong>3.00 ± 1.00</strong>" in text
+    assert len(page.images) == 1
+    assert all(address.startswith("data:") for address in page.addresses)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to look at the page with")

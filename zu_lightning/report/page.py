@@ -5,7 +5,7 @@ script to be read; with scripts, tables can be sorted and filtered.
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from zu_lightning.report.pictures import Picture, pictures_in
 from zu_lightning.report.results import HEADLINES, Results
 
 FILE_NAME = "report.html"
+
+Table = Sequence[Sequence[str]]
+"""A line of heads, then lines of as many cells."""
 
 MEANINGS = {
     "efficacy": "facts to forget that it still answers",
@@ -83,11 +86,7 @@ def page(results: Results, pictures: list[Picture], there: set[str] = frozenset(
         there: Which of ``model``, ``adapter``, and ``config.yaml`` lie beside the page.
     """
     content = asdict(results)
-    environment = Environment(
-        loader=PackageLoader("zu_lightning.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"image": _image}
+    environment = _environment()
     environment.globals |= {"number": lambda path, digits=1, scale=1: _number(content, path, digits, scale)}
     return environment.get_template("run.html.j2").render(
         results=results,
@@ -102,6 +101,34 @@ def page(results: Results, pictures: list[Picture], there: set[str] = frozenset(
         models=[name for name in ("base", "edited", "gold") if any(name in one for one in results.attacks.values())],
         total_seconds=sum(results.seconds.values()),
     )
+
+
+def write_grid_page(folder: Path, title: str, tables: Mapping[str, Table], done: tuple[int, int]) -> Path:
+    """Write ``report.html`` into a grid's folder, with the pictures that lie there.
+
+    Args:
+        folder: Where to write.
+        title: Of the page.
+        tables: By name, a line of heads and then a line per method; what is between asterisks becomes bold.
+        done: How many runs are finished, and how many there are.
+
+    Returns:
+        Path of the page.
+    """
+    template = _environment().get_template("grid.html.j2")
+    with replacing(folder / FILE_NAME) as temporary:
+        text = template.render(title=title, tables=tables, finished=done[0], runs=done[1], pictures=pictures_in(folder))
+        temporary.write_text(text, encoding="utf-8")
+    return folder / FILE_NAME
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("zu_lightning.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"image": _image}
+    return environment
 
 
 def summary(results: Results) -> str:
