@@ -41,7 +41,7 @@ def draw_scores(results: Results) -> Drawing:
                 reach = [[max(0, scores[name] - low)], [max(0, high - scores[name])]]
                 style: dict[str, Any] = {"error_kw": {"ecolor": "black", "capsize": 2}}
                 panel.barh(row + shift, scores[name], 0.38, xerr=reach, color=color, **style)
-        panel.barh([], [], color=color, label=when)
+        panel.scatter([], [], color=color, marker="s", label=when)
     panel.set_yticks(range(len(names)), list(reversed(names)))
     panel.set(xlim=(0, 101), xlabel="answers that the model gives (%); bars: 95% interval over facts")
     panel.grid(visible=True, axis="x", alpha=0.3)
