@@ -1,6 +1,7 @@
 """The command line, from facts to an edited model, on the demo that ships with the project."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
+from callbacks.dashboard import LAYOUT
 from tests.conftest import DEMO, SHORT_RUN, changed_weights, command_line, latest_run, run, train_py
 from zu_lightning import ExportCheck, Results
+from zu_lightning.report.pictures import pictures_in
 
 PHASES = {"load", "evaluation", "moments", "targets", "keys_and_values", "spectrum", "solve", "apply", "export"}
 
@@ -73,6 +76,46 @@ def test_tensorboard_shows_what_was_measured_and_completions(demo_run: Path) -> 
     for name, value in vars(results.layers[0]).items():
         assert values(events, f"layer/{name}") == pytest.approx([value], rel=1e-5)
     assert "completions/text_summary" in events.Tags()["tensors"]
+
+
+def test_the_dashboard_has_a_layout_pictures_and_a_tab_that_compares_runs(demo_run: Path) -> None:
+    events, results = events_of(demo_run), Results.read(demo_run)
+    pictures = {f"pictures/{picture.name}" for picture in pictures_in(demo_run)}
+    assert {"pictures/scores", "pictures/spectrum_layer_0"} <= pictures == set(events.Tags()["images"])
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
+    patterns = [tag for charts in LAYOUT.values() for _, tags in charts.values() for tag in tags]
+    shown = {tag for tag in events.Tags()["scalars"] if any(re.match(pattern, tag) for pattern in patterns)}
+    assert {"before_after/efficacy", "layer/residual_after", "spectrum/layer_0"} <= shown
+    for name in ("efficacy", "generalization", "specificity", "retain"):
+        assert values(events, f"compared/{name}") == pytest.approx([results.after[name]])
+    plugins = {metadata.plugin_data.plugin_name for metadata in events.summary_metadata.values()}
+    assert "hparams" in plugins
+
+
+def test_the_report_is_about_this_run(demo_run: Path) -> None:
+    results, text = Results.read(demo_run), (demo_run / "report.html").read_text()
+    assert "it can be undone" in text
+    assert [fact.id for fact in results.per_fact] == results.forgotten
+    assert all(str(fact.prompt) in text and str(fact.target) in text for fact in results.per_fact)
+    efficacy = sum(fact.after["efficacy"] for fact in results.per_fact) / results.facts
+    assert efficacy == pytest.approx(results.after["efficacy"])
+    assert sum(fact.before["probability"] for fact in results.per_fact) / results.facts == pytest.approx(
+        results.before["efficacy_probability"]
+    )
+    for when in ("before", "after"):
+        for name, (low, high) in results.intervals[when].items():
+            assert low <= getattr(results, when)[name] <= high
+    assert results.identity["weights before"] != results.identity["weights after"]
+    assert results.started <= results.finished
+    assert {one.forget for one in results.completions} == {True, False}
+
+
+def test_a_report_without_texts_quotes_nothing(demo_run: Path, tmp_path: Path) -> None:
+    folder = run(tmp_path, *SHORT_RUN, configs=("demo", "presets/without_texts"))
+    targets = {str(fact.prompt) for fact in Results.read(demo_run).per_fact}
+    everything = "".join(path.read_text() for path in (folder / "report.html", folder / "metrics.json"))
+    assert not [prompt for prompt in targets if prompt in everything]
+    assert all(fact.id in everything for fact in Results.read(folder).per_fact)
 
 
 def test_the_resolved_configuration_is_kept(demo_run: Path) -> None:
