@@ -8,8 +8,7 @@ from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from zu_lightning import Results
-from zu_lightning.report.pictures import save_picture
-from zu_lightning.report.plots import Drawing
+from zu_lightning.report.pictures import Drawing, save_picture
 
 COMPARED = ("efficacy", "generalization", "specificity", "retain")
 """Scores by which the tab for hyperparameters compares runs."""
@@ -36,11 +35,11 @@ def boards(trainer: Trainer) -> Iterator[Any]:
     return (logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger))
 
 
-def show_picture(trainer: Trainer, folder: Path, drawing: Drawing) -> None:
-    """Save a picture in the run's folder, and show it in TensorBoard."""
-    save_picture(drawing.figure, folder, drawing.name, drawing.title, drawing.description)
+def show_picture(trainer: Trainer, folder: Path, drawing: Drawing) -> Path:
+    """Save a picture in the run's folder, and show it in TensorBoard; the path of the PNG."""
     for board in boards(trainer):
-        board.add_figure(f"pictures/{drawing.name}", drawing.figure)
+        board.add_figure(f"pictures/{drawing.name}", drawing.figure, close=False)
+    return save_picture(drawing, folder)
 
 
 def show_results(trainer: Trainer, results: Results) -> None:

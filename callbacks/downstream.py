@@ -9,6 +9,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from callbacks.dashboard import show_picture
 from callbacks.run_folder import run_folder, unlearn_module
 from zu_lightning import digest
 from zu_lightning.errors import require_positive
@@ -114,7 +115,7 @@ class Downstream(Callback):
     @staticmethod
     def _report(trainer: Trainer, results: Mapping[str, TaskResult], folder: Path) -> None:
         path = write_downstream(results, folder)
-        draw_downstream(results, folder)
+        show_picture(trainer, folder, draw_downstream(results))
         for logger in trainer.loggers:
             for step, when in enumerate(("before", "after")):
                 scores = {f"downstream/{name}": getattr(result, when) for name, result in results.items()}

@@ -3,13 +3,13 @@
 import logging
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from callbacks.dashboard import show_picture
 from callbacks.run_folder import run_folder, unlearn_module
 from zu_lightning import Fact, UnlearnModule
-from zu_lightning.analysis.representations import RepresentationMap, groups_of, projection_outputs, representation_map
+from zu_lightning.analysis.representations import groups_of, projection_outputs, representation_map
 from zu_lightning.errors import require_positive
-from zu_lightning.report.representation_plots import draw_run, save_run_picture
+from zu_lightning.report.representation_plots import draw_run
 
 log = logging.getLogger(__name__)
 
@@ -56,16 +56,10 @@ class Representations(Callback):
             after = {layer: states.float() for layer, states in after.items()}
             found = representation_map(groups_of(module.request, self.facts), before, after)
             found.write(folder)
-            picture = save_run_picture(found, folder)
-        _show_in_tensorboard(trainer, found)
+            picture = show_picture(trainer, folder, draw_run(found))
+        for logger in trainer.loggers:
+            logger.log_metrics({f"representations/{name}": value for name, value in found.numbers.items()}, step=0)
         log.info("representations in %s", picture)
 
     def _facts(self, module: UnlearnModule) -> list[Fact]:
         return [fact for facts in groups_of(module.request, self.facts).values() for fact in facts]
-
-
-def _show_in_tensorboard(trainer: Trainer, found: RepresentationMap) -> None:
-    for logger in trainer.loggers:
-        logger.log_metrics({f"representations/{name}": value for name, value in found.numbers.items()}, step=0)
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure("representations", draw_run(found))

@@ -4,23 +4,17 @@ import logging
 import random
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from callbacks.dashboard import show_picture
 from callbacks.run_folder import run_folder, unlearn_module
 from zu_lightning import Fact, InputError, Request
 from zu_lightning.analysis.corruption import Corruption
 from zu_lightning.analysis.effects import IndirectEffects, TraceOptions, trace_effects, traceable
 from zu_lightning.analysis.recommendation import Recommendation, recommend
 from zu_lightning.analysis.roles import ROLE_OF_LOOKUP
-from zu_lightning.report.pictures import save_picture
-from zu_lightning.report.trace_plots import described, effect_lines, heat_maps, write_trace
+from zu_lightning.report.trace_plots import described, draw_effect_lines, draw_heat_maps, write_trace
 
 log = logging.getLogger(__name__)
-
-PICTURES = (
-    ("trace_heat_maps", "Where the answer is: effect by layer and token", heat_maps),
-    ("trace_by_layer", "Where the answer is: effect by layer, with 95% bands", effect_lines),
-)
 
 
 class TraceLayers(Callback):
@@ -82,11 +76,8 @@ class TraceLayers(Callback):
         if recommendation.layers:
             recommendation.write(folder / "layers.yaml")
         description = described(effects, recommendation)
-        for name, title, draw in PICTURES:
-            save_picture(draw(effects), folder, name, title, description)
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_figure(name, draw(effects))
+        for draw in (draw_heat_maps, draw_effect_lines):
+            show_picture(trainer, folder, draw(effects, description))
         log.info("trace.json, layers.yaml, and pictures in %s", folder)
 
 

@@ -11,8 +11,8 @@ from zu_lightning.analysis.representations import FILE_NAME, RepresentationMap
 from zu_lightning.evaluation.harness import TaskScore
 from zu_lightning.report.downstream import TaskResult, read_downstream
 from zu_lightning.report.downstream_plots import Scores, draw_abilities
-from zu_lightning.report.pictures import new_figure, save_picture
-from zu_lightning.report.representation_plots import save_methods_picture
+from zu_lightning.report.pictures import Drawing, new_figure, save_picture
+from zu_lightning.report.representation_plots import draw_methods
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +64,7 @@ def draw_frontier(grid: Grid, runs: Sequence[Run], model: str, data: str) -> Pat
     name = f"frontier-{model}-{data}".replace(" ", "-")
     title = f"What is kept against what is forgotten: {model}, {data}"
     told = f"One line a method over its strengths: {', '.join(labels)}; one panel each for {' and '.join(KEPT)}."
-    return save_picture(figure, grid.folder, name, title, told)
+    return save_picture(Drawing(figure, name, title, told), grid.folder)
 
 
 def abilities(runs: Sequence[Run], model: str, data: str) -> tuple[dict[str, TaskResult], dict[str, Scores]]:
@@ -99,7 +99,7 @@ def draw_downstream(runs: Sequence[Run], model: str, data: str, folder: Path) ->
     if not tasks:
         return None
     name = f"downstream-{model}-{data}".replace(" ", "-")
-    return draw_abilities(tasks, models, folder, name, f"General ability: {model}, {data}")
+    return save_picture(draw_abilities(tasks, models, name, f"General ability: {model}, {data}"), folder)
 
 
 def _mean(scores: Sequence[TaskScore]) -> TaskScore:
@@ -142,7 +142,7 @@ def draw_representations(grid: Grid, runs: Sequence[Run], model: str, data: str)
         if folder and (folder / FILE_NAME).is_file():
             by_seed.setdefault(run.seed, {})[run.method] = RepresentationMap.read(folder)
     return [
-        save_methods_picture(found, layer, grid.folder, f"{model}, {data}, seed {seed}")
+        save_picture(draw_methods(found, layer, f"{model}, {data}, seed {seed}"), grid.folder)
         for seed, found in by_seed.items()
         for layer in sorted({at.layer for each in found.values() for at in each.layers})
     ]

@@ -30,7 +30,10 @@ def test_a_validation_traces_and_recommends_the_demos_layer(tmp_path: Path) -> N
     assert trace["recommendation"]["layers"] == [0]
     assert {picture.name for picture in pictures_in(folder)} == {"trace_heat_maps", "trace_by_layer"}
     assert all("24 facts" in picture.description or trace["skipped"] for picture in pictures_in(folder))
-    assert set(EventAccumulator(str(folder)).Reload().Tags()["images"]) == {"trace_heat_maps", "trace_by_layer"}
+    assert set(EventAccumulator(str(folder)).Reload().Tags()["images"]) == {
+        "pictures/trace_heat_maps",
+        "pictures/trace_by_layer",
+    }
 
 
 def shuffled(facts: list[Fact]) -> list[Fact]:

@@ -17,7 +17,7 @@ from zu_lightning.report.downstream import (
     write_downstream,
 )
 from zu_lightning.report.downstream_plots import draw_abilities, draw_downstream
-from zu_lightning.report.pictures import pictures_in
+from zu_lightning.report.pictures import pictures_in, save_picture
 
 RESULTS = {
     "sst2": TaskResult("SST-2", "accuracy", 200, 51.5, TaskScore(81.25, 2.5), TaskScore(79.5, 2.75)),
@@ -65,7 +65,7 @@ def test_the_table_shows_standard_errors() -> None:
 
 
 def test_the_picture_says_what_the_bars_are(tmp_path: Path) -> None:
-    assert draw_downstream(RESULTS, tmp_path).read_bytes().startswith(b"\x89PNG")
+    assert save_picture(draw_downstream(RESULTS), tmp_path).read_bytes().startswith(b"\x89PNG")
     (picture,) = pictures_in(tmp_path)
     assert (picture.name, picture.title) == ("downstream", "General ability before and after")
     assert "SST-2 (accuracy (%), 200 items): before 81.25 ± 2.5, after 79.5 ± 2.8;" in picture.description
@@ -77,7 +77,7 @@ def test_several_models_stand_side_by_side(tmp_path: Path) -> None:
     models = {
         name: {"sst2": TaskScore(value, 2.0)} for name, value in (("before", 80.0), ("MEMIT", 75.0), ("NPO", 60.0))
     }
-    draw_abilities({"sst2": RESULTS["sst2"]}, models, tmp_path, "all", "All methods")
+    save_picture(draw_abilities({"sst2": RESULTS["sst2"]}, models, "all", "All methods"), tmp_path)
     (picture,) = pictures_in(tmp_path)
     assert "before 80 ± 2, MEMIT 75 ± 2, NPO 60 ± 2" in picture.description
     assert "MEMIT</text>" in picture.svg

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from zu_lightning.report.pictures import new_figure, pictures_in, save_picture
+from zu_lightning.report.pictures import Drawing, new_figure, pictures_in, save_picture
 
 
 def draw(folder: Path, name: str = "scores", height: float = 0.5) -> Path:
     figure = new_figure(3, 2)
     figure.subplots().bar(["before", "after"], [1.0, height])
-    return save_picture(figure, folder, name, "Scores & more", "Two bars, <before> and after: the second is lower.")
+    told = "Two bars, <before> and after: the second is lower."
+    return save_picture(Drawing(figure, name, "Scores & more", told), folder)
 
 
 def test_a_picture_tells_its_title_and_description(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from zu_lightning.analysis.representations import LayerRepresentations, Plane, RepresentationMap, Shift
-from zu_lightning.report.pictures import pictures_in
-from zu_lightning.report.representation_plots import draw_methods, draw_run, save_methods_picture, save_run_picture
+from zu_lightning.report.pictures import pictures_in, save_picture
+from zu_lightning.report.representation_plots import draw_methods, draw_run
+
+DRAW = "demo, 10 facts, seed 1"
 
 
 def found(
@@ -27,7 +29,7 @@ def labels_of(figure: Figure) -> list[str]:
 
 @pytest.mark.parametrize("layers", [1, 3, 5])
 def test_a_run_has_a_panel_for_each_edited_layer(layers: int) -> None:
-    figure = draw_run(found(layers))
+    figure = draw_run(found(layers)).figure
     assert [panel.get_title() for panel in figure.axes] == [f"layer {layer}" for layer in range(layers)]
     assert figure.axes[0].get_xlabel() == "component 1 (62%)"
     assert figure.axes[0].get_ylabel() == "component 2 (25%)"
@@ -37,7 +39,7 @@ def test_a_run_has_a_panel_for_each_edited_layer(layers: int) -> None:
 
 
 def test_groups_differ_in_color_and_shape_and_before_is_hollow() -> None:
-    (panel,) = draw_run(found(1)).axes
+    (panel,) = draw_run(found(1)).figure.axes
     looks = {str(cloud.get_label()): cloud for cloud in panel.collections}
     after = [cloud for label, cloud in looks.items() if label.endswith("after")]
     assert len({tuple(cloud.get_facecolors()[0]) for cloud in after}) == 3  # type: ignore[attr-defined]
@@ -47,7 +49,7 @@ def test_groups_differ_in_color_and_shape_and_before_is_hollow() -> None:
 
 
 def test_the_picture_of_a_run_says_the_numbers(tmp_path: Path) -> None:
-    assert save_run_picture(found(1), tmp_path) == tmp_path / "pictures" / "representations.png"
+    assert save_picture(draw_run(found(1)), tmp_path) == tmp_path / "pictures" / "representations.png"
     (picture,) = pictures_in(tmp_path)
     assert picture.title == "Representations before and after"
     assert "layer 0, forget: facts moved 2.25, their mean 1.50 standard deviations, AUC 0.75" in picture.description
@@ -56,12 +58,12 @@ def test_the_picture_of_a_run_says_the_numbers(tmp_path: Path) -> None:
 
 def test_methods_share_axes_and_those_without_the_layer_are_left_out(tmp_path: Path) -> None:
     methods = {"MEMIT": found(1, groups=("forget", "unseen"), reach=9.0), "Erase": found(2), "ROME": found(2)}
-    panels = draw_methods(methods, 0).axes
+    panels = draw_methods(methods, 0, DRAW).figure.axes
     assert [panel.get_title() for panel in panels] == ["MEMIT", "Erase", "ROME"]
     assert len({(panel.get_xlim(), panel.get_ylim()) for panel in panels}) == 1
-    assert "kept, after" in labels_of(draw_methods(methods, 0))
-    assert [panel.get_title() for panel in draw_methods(methods, 1).axes] == ["Erase", "ROME"]
-    path = save_methods_picture(methods, 1, tmp_path, "demo, 10 facts, seed 1")
+    assert "kept, after" in labels_of(draw_methods(methods, 0, DRAW).figure)
+    assert [panel.get_title() for panel in draw_methods(methods, 1, DRAW).figure.axes] == ["Erase", "ROME"]
+    path = save_picture(draw_methods(methods, 1, DRAW), tmp_path)
     assert path.name == "representations-demo-10-facts-seed-1-layer-1.png"
     (picture,) = pictures_in(tmp_path)
     assert picture.title == "Representations at layer 1: demo, 10 facts, seed 1"

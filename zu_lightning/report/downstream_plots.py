@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zu_lightning.evaluation.harness import TaskScore
 from zu_lightning.report.downstream import TaskResult, shown
-from zu_lightning.report.pictures import new_figure, save_picture
+from zu_lightning.report.pictures import Drawing, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,38 +19,24 @@ UNITS = {"accuracy": "accuracy (%)", "word_perplexity": "perplexity per word"}
 Scores = Mapping[str, TaskScore]
 
 
-def draw_downstream(results: Mapping[str, TaskResult], folder: Path) -> Path:
-    """Draw the scores of one run before and after.
-
-    Args:
-        results: By name of the task.
-        folder: Folder of the run.
-
-    Returns:
-        Path of the PNG.
-    """
+def draw_downstream(results: Mapping[str, TaskResult]) -> Drawing:
+    """The scores of one run before and after, by name of the task."""
     models: dict[str, dict[str, TaskScore]] = {"before": {}, "after": {}}
     for name, result in results.items():
         for when, score in (("before", result.before), ("after", result.after)):
             if score is not None:
                 models[when][name] = score
-    return draw_abilities(results, models, folder, "downstream", "General ability before and after")
+    return draw_abilities(results, models, "downstream", "General ability before and after")
 
 
-def draw_abilities(
-    tasks: Mapping[str, TaskResult], models: Mapping[str, Scores], folder: Path, name: str, title: str
-) -> Path:
-    """Draw the scores of several models on the same tasks, as in figure 4 of arXiv 2605.18879.
+def draw_abilities(tasks: Mapping[str, TaskResult], models: Mapping[str, Scores], name: str, title: str) -> Drawing:
+    """The scores of several models on the same tasks, as in figure 4 of arXiv 2605.18879.
 
     Args:
         tasks: What the tasks are, by name; of their scores nothing is used.
         models: For each model its scores by name of the task; the unedited one first.
-        folder: The picture is written to ``pictures`` in it.
-        name: Of the files.
+        name: Of the picture.
         title: Of the picture.
-
-    Returns:
-        Path of the PNG.
     """
     panels = {
         metric: names
@@ -66,7 +51,7 @@ def draw_abilities(
         axis.set_ylabel(UNITS[metric])
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False)
-    return save_picture(figure, folder, name, title, _described(tasks, models))
+    return Drawing(figure, name, title, _described(tasks, models))
 
 
 def _draw(axis: "Axes", tasks: Mapping[str, TaskResult], models: Mapping[str, Scores]) -> None:

@@ -6,7 +6,7 @@ metadata: a report shows every picture that it finds in a folder, whoever drew i
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree import ElementTree
 
 from zu_lightning.files import replacing
@@ -24,6 +24,22 @@ STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "zu-lightning"}
 """Letters stay letters, and the same picture is the same file."""
 
 DOTS_PER_INCH = 150
+
+
+class Drawing(NamedTuple):
+    """A picture that is drawn.
+
+    Attributes:
+        figure: The drawing.
+        name: Of its files, without an ending.
+        title: What it shows, in a few words.
+        description: What there is to see in it, for somebody who cannot see it.
+    """
+
+    figure: "Figure"
+    name: str
+    title: str
+    description: str
 
 
 @dataclass(frozen=True)
@@ -50,28 +66,17 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_picture(figure: "Figure", folder: Path, name: str, title: str, description: str) -> Path:
-    """Write a figure as PNG and SVG.
-
-    Args:
-        figure: What to write.
-        folder: Folder of the run.
-        name: Of the files, without an ending.
-        title: What it shows, in a few words.
-        description: What there is to see in it, for somebody who cannot see it.
-
-    Returns:
-        Path of the PNG; the SVG lies beside it.
-    """
+def save_picture(drawing: Drawing, folder: Path) -> Path:
+    """Write a drawing as PNG and SVG into the pictures of a run's folder; the path of the PNG."""
     from matplotlib import rc_context
 
-    about = {"Title": title, "Description": description}
-    path = folder / FOLDER / f"{name}.png"
+    about = {"Title": drawing.title, "Description": drawing.description}
+    path = folder / FOLDER / f"{drawing.name}.png"
     with rc_context(STYLE):
         with replacing(path.with_suffix(".svg")) as temporary:
-            figure.savefig(temporary, format="svg", metadata=about | {"Date": None})
+            drawing.figure.savefig(temporary, format="svg", metadata=about | {"Date": None})
         with replacing(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata=about)
+            drawing.figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata=about)
     return path
 
 

@@ -1,13 +1,10 @@
 """The pictures of every run: scores before and after, what attacks find, and the spectrum of the retain keys."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-from zu_lightning.report.pictures import new_figure
+from zu_lightning.report.pictures import Drawing, new_figure
 from zu_lightning.report.results import HEADLINES, Results
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 BEFORE, AFTER, GOLD = "#9aa5b1", "#1f5fa8", "#c98a00"
 """Colors that are told apart by people who see no red or no green, and in print."""
@@ -17,15 +14,6 @@ MARKS = {"base": (BEFORE, "o"), "edited": (AFTER, "D"), "gold": (GOLD, "|")}
 
 ROW = 0.42
 """Inches of a row of bars."""
-
-
-class Drawing(NamedTuple):
-    """A picture that is drawn; :func:`zu_lightning.report.pictures.save_picture` says what the fields are."""
-
-    figure: "Figure"
-    name: str
-    title: str
-    description: str
 
 
 def draw_scores(results: Results) -> Drawing:

@@ -1,11 +1,10 @@
 """Pictures of how an edit moves representations: a panel per edited layer of a run, or a panel per method of a grid."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zu_lightning.analysis.representations import GROUPS, LayerRepresentations, Plane, RepresentationMap
-from zu_lightning.report.pictures import new_figure, save_picture
+from zu_lightning.report.pictures import Drawing, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +24,7 @@ COLUMNS = 3
 """Maximum number of panels beside each other."""
 
 
-def draw_run(found: RepresentationMap) -> "Figure":
+def draw_run(found: RepresentationMap) -> Drawing:
     """A panel per edited layer, in the plane of its own principal components before and after together."""
     figure, panels = _panels(len(found.layers))
     for panel, at in zip(panels, found.layers, strict=True):
@@ -33,15 +32,18 @@ def draw_run(found: RepresentationMap) -> "Figure":
         panel.set_title(f"layer {at.layer}")
         panel.set(**_labels(at.pooled))
     _legend(figure, panels[0])
-    return figure
+    said = "; ".join(f"layer {at.layer}, {describe(at)}" for at in found.layers)
+    about = f"Outputs of the edited projections at the facts' lookup tokens, on two principal components. {said}."
+    return Drawing(figure, NAME, "Representations before and after", about)
 
 
-def draw_methods(found: Mapping[str, RepresentationMap], layer: int) -> "Figure":
+def draw_methods(found: Mapping[str, RepresentationMap], layer: int, draw: str) -> Drawing:
     """A panel per method, all on the same axes: the plane of the unedited model's principal components.
 
     Args:
         found: Representations by method, of the same model and the same draw.
         layer: Which layer; methods that have not edited it are left out.
+        draw: What the runs have in common, such as ``demo, 10 facts, seed 1``.
     """
     planes = {name: (at, each.groups) for name, each in found.items() if (at := _at(each, layer))}
     figure, panels = _panels(len(planes), share=True)
@@ -53,33 +55,11 @@ def draw_methods(found: Mapping[str, RepresentationMap], layer: int) -> "Figure"
         panel.set(xlabel=labels["xlabel"] if i + COLUMNS >= len(planes) else "")
     # A method that is told of facts to keep shows more groups than one that is not.
     _legend(figure, max(panels, key=lambda panel: len(panel.collections)))
-    return figure
-
-
-def save_run_picture(found: RepresentationMap, folder: Path) -> Path:
-    """Draw a run's picture into its folder; the path of the PNG."""
-    title = "Representations before and after"
-    said = "; ".join(f"layer {at.layer}, {describe(at)}" for at in found.layers)
-    about = f"Outputs of the edited projections at the facts' lookup tokens, on two principal components. {said}."
-    return save_picture(draw_run(found), folder, NAME, title, about)
-
-
-def save_methods_picture(found: Mapping[str, RepresentationMap], layer: int, folder: Path, draw: str) -> Path:
-    """Draw a grid's picture of a layer into a folder; the path of the PNG.
-
-    Args:
-        found: Representations by method.
-        layer: Which layer.
-        folder: Folder of the grid.
-        draw: What the runs have in common, such as ``demo, 10 facts, seed 1``.
-    """
     title = f"Representations at layer {layer}: {draw}"
-    said = "; ".join(f"{name}, {describe(at)}" for name, each in found.items() if (at := _at(each, layer)))
-    about = f"A panel per method, on two principal components of the unedited model. {said}."
-    name = f"{NAME} {draw} layer {layer}".replace(",", "").replace(" ", "-")
-    figure = draw_methods(found, layer)
     figure.suptitle(title)
-    return save_picture(figure, folder, name, title, about)
+    said = "; ".join(f"{name}, {describe(at)}" for name, (at, _) in planes.items())
+    about = f"A panel per method, on two principal components of the unedited model. {said}."
+    return Drawing(figure, f"{NAME} {draw} layer {layer}".replace(",", "").replace(" ", "-"), title, about)
 
 
 def describe(at: LayerRepresentations) -> str:

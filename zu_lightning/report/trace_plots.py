@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -13,10 +13,7 @@ from zu_lightning.analysis.recommendation import Recommendation
 from zu_lightning.analysis.restoring import KINDS
 from zu_lightning.analysis.roles import ROLES, Role
 from zu_lightning.files import replacing
-from zu_lightning.report.pictures import new_figure
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from zu_lightning.report.pictures import Drawing, new_figure
 
 KIND_NAMES = {"hidden": "state after the layer", "mlp": "MLP", "attention": "attention"}
 
@@ -33,7 +30,7 @@ LINES: tuple[Role, ...] = ("subject_last", "last")
 """Roles that the answer usually goes through: of each, lines with bands are drawn."""
 
 
-def heat_maps(effects: IndirectEffects) -> "Figure":
+def draw_heat_maps(effects: IndirectEffects, description: str) -> Drawing:
     """Mean effect by role and layer, one panel for each kind of module."""
     figure = new_figure(11, 3.2)
     means = band(effects.probability).mean
@@ -45,10 +42,10 @@ def heat_maps(effects: IndirectEffects) -> "Figure":
         axes.set_yticks(range(len(ROLES)), [ROLE_NAMES[role] for role in ROLES])
         axes.xaxis.get_major_locator().set_params(integer=True)
         figure.colorbar(image, ax=axes)
-    return figure
+    return Drawing(figure, "trace_heat_maps", "Where the answer is: effect by layer and token", description)
 
 
-def effect_lines(effects: IndirectEffects) -> "Figure":
+def draw_effect_lines(effects: IndirectEffects, description: str) -> Drawing:
     """Mean effect by layer with its band over facts, one panel for each role of ``LINES``."""
     figure = new_figure(9, 3.4)
     means = band(effects.probability)
@@ -64,7 +61,7 @@ def effect_lines(effects: IndirectEffects) -> "Figure":
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.axhline(0, color="gray", linewidth=0.5)
     axes.legend()
-    return figure
+    return Drawing(figure, "trace_by_layer", "Where the answer is: effect by layer, with 95% bands", description)
 
 
 def described(effects: IndirectEffects, recommendation: Recommendation) -> str:
