@@ -146,8 +146,8 @@ def main(args: list[str] | None = None) -> None:
     asks_for_help = any("help" in word for word in args or sys.argv)
     set_parsing_settings(docstring_parse_attribute_docstrings=asks_for_help)
     rank = rank_zero_only.rank  # type: ignore[attr-defined]
-    quiet_level = logging.INFO if rank == 0 else logging.WARNING
-    logging.basicConfig(format="%(message)s", level=quiet_level, handlers=[BesideBars()])
+    level = logging.INFO if rank == 0 else logging.WARNING
+    logging.basicConfig(format="%(message)s", level=level, handlers=[BesideBars()])
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     disable_progress_bar()  # type: ignore[no-untyped-call]

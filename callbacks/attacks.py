@@ -67,7 +67,7 @@ class Attacks(Callback):
             if self.usable_gold is not None and self.reference is None:
                 self._attack_gold(module, self.usable_gold, self.exam)
             if name not in found:
-                found[name] = self._scores(module, module.lm, self.exam, {"base": "unedited"}.get(name, name))
+                found[name] = self._scores(module, module.lm, self.exam, "unedited" if name == "base" else name)
 
     def _attack_gold(self, module: UnlearnModule, path: str, exam: Exam) -> None:
         """Attack gold, unless nothing can be compared with it."""

@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.dashboard import show_picture
-from callbacks.run_folder import run_folder, unlearn_module
+from callbacks.run_folder import run_folder, sees_unedited_model, unlearn_module
 from zu_lightning import digest
 from zu_lightning.errors import require_positive
 from zu_lightning.evaluation.downstream import AbilitySet, read_prose, read_questions
@@ -57,7 +57,7 @@ class Downstream(Callback):
         """Read what is asked before anything is computed."""
         unlearn_module(pl_module)
         self.after = {}
-        if stage != "fit":
+        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         require_lm_eval()
         asked: list[AbilitySet] = [*read_questions(self.folder, self.tasks, self.limit)]
@@ -67,8 +67,7 @@ class Downstream(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the unedited model, after Lightning's sanity check has measured it."""
-        # A run that continues may have trained weights already.
-        if trainer.state.fn != "fit" or not trainer.sanity_checking or trainer.ckpt_path is not None:
+        if not sees_unedited_model(trainer):
             return
         module = unlearn_module(pl_module)
         with module.monitor.timed("downstream"):
@@ -86,7 +85,10 @@ class Downstream(Callback):
             self.after = self._measured(trainer, list(self.sets))
         before = {name: TaskScore(**score) for name, score in module.run.downstream.items() if name in self.sets}
         if len(before) < len(self.sets):
-            log.warning("not every task was measured before: the run that was continued did not ask these questions.")
+            log.warning(
+                "not every task was measured before: keep Lightning's sanity check, and continue a run with the "
+                "questions that it was started with."
+            )
         results = task_results(self.sets, before, self.after)
         if folder is not None:
             self._report(trainer, results, folder)

@@ -75,7 +75,8 @@ class Report(Callback):
             return
         results = results_of(unlearn_module(pl_module), texts=self.texts)
         results.write(self.folder)
-        show_picture(trainer, self.folder, draw_scores(results))
+        if results.after:
+            show_picture(trainer, self.folder, draw_scores(results))
         if results.attacks:
             show_picture(trainer, self.folder, draw_attacks(results))
         show_results(trainer, results)
@@ -86,6 +87,7 @@ class Report(Callback):
         module = unlearn_module(pl_module)
         if module.run.after and module.is_done:
             self.on_fit_end(trainer, pl_module)
+            self.teardown(trainer, pl_module, "fit")  # which Lightning does not call after an exception
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the page, when all other callbacks have left what it shows."""

@@ -5,7 +5,7 @@ import logging
 from lightning import Callback, LightningModule, Trainer
 
 from callbacks.dashboard import show_picture
-from callbacks.run_folder import run_folder, unlearn_module
+from callbacks.run_folder import run_folder, sees_unedited_model, unlearn_module
 from zu_lightning import Fact, UnlearnModule
 from zu_lightning.analysis.representations import groups_of, projection_outputs, representation_map
 from zu_lightning.errors import require_positive
@@ -22,17 +22,19 @@ class Representations(Callback):
     """
 
     def __init__(self, facts: int = 100) -> None:
-        require_positive("representations.facts", facts)
+        require_positive("facts", facts)
         self.facts = facts
+        self.is_written = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse modules that forget nothing."""
         unlearn_module(pl_module)
+        self.is_written = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the unedited model, after Lightning's sanity check has measured it; a checkpoint keeps what is found."""
         module = unlearn_module(pl_module)
-        if trainer.state.fn == "fit" and trainer.sanity_checking and not module.run.representations:
+        if sees_unedited_model(trainer):
             with module.monitor.timed("representations"):
                 found = projection_outputs(module.lm, self._facts(module), module.layers)
                 module.run.representations = {layer: states.float().cpu() for layer, states in found.items()}
@@ -40,11 +42,12 @@ class Representations(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the edited model, and write both."""
         module, folder = unlearn_module(pl_module), run_folder(trainer)
+        self.is_written = True
         before, facts = module.run.representations, self._facts(module)
         if {len(states) for states in before.values()} != {len(facts)}:
             log.warning(
-                "representations.facts %d: the unedited model was not read for as many facts, so that there is no "
-                "picture: keep Lightning's sanity check, and continue a run with the options that it was started with.",
+                "the unedited model was not read for these facts (at most %d a group), so that there is no picture: "
+                "keep Lightning's sanity check, and continue a run with the options that it was started with.",
                 self.facts,
             )
             return
@@ -60,6 +63,11 @@ class Representations(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({f"representations/{name}": value for name, value in found.numbers.items()}, step=0)
         log.info("representations in %s", picture)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that was continued after its last epoch trains nothing, and is read here."""
+        if not self.is_written and unlearn_module(pl_module).is_done:
+            self.on_train_end(trainer, pl_module)
 
     def _facts(self, module: UnlearnModule) -> list[Fact]:
         return [fact for facts in groups_of(module.request, self.facts).values() for fact in facts]

@@ -16,7 +16,6 @@ from zu_lightning import Fact, NeutralTargets, Request, Results, TargetScores, U
 from zu_lightning.attacks.verdict import verdict
 from zu_lightning.evaluation.by_fact import score_intervals, shares
 from zu_lightning.files import digest
-from zu_lightning.problem.cache import weights_digest
 from zu_lightning.report.results import Completion, FactResult
 
 SAMPLES = 5
@@ -41,7 +40,7 @@ def identity_before(module: UnlearnModule) -> dict[str, str]:
     request = module.request
     libraries = (zu_lightning, torch, lightning, transformers, accelerate)
     return {
-        "weights before": module_digest(module),
+        "weights before": module.digest_before,
         "tokenizer": digest(sorted(module.lm.tokenizer.get_vocab().items())),
         "facts to forget": digest(*request.forget),
         "draw": str(request.seed),
@@ -49,14 +48,6 @@ def identity_before(module: UnlearnModule) -> dict[str, str]:
         "settings": digest(sorted(module.settings().items())),
         "versions": ", ".join(f"{library.__name__} {library.__version__}" for library in libraries),
     }
-
-
-def module_digest(module: UnlearnModule) -> str:
-    """A digest of the model's weights as they are: all of those that are edited, and a sample of the others."""
-    if module.lm.is_dispatched:
-        return "not taken: the model is spread over devices"
-    edited = [module.lm.weight(layer).detach().float().cpu().numpy().tobytes() for layer in module.layers]
-    return digest(weights_digest(module.lm.model), *edited)
 
 
 def results_of(module: UnlearnModule, *, texts: bool = True) -> Results:
@@ -86,7 +77,7 @@ def results_of(module: UnlearnModule, *, texts: bool = True) -> Results:
         intervals={when: score_intervals(by_metric) for when, by_metric in run.by_fact.items()},
         per_fact=[_fact_result(run.by_fact, i, fact, texts=texts) for i, fact in enumerate(forget)],
         completions=_completions(module) if texts else [],
-        identity=run.identity | {"weights after": module_digest(module)},
+        identity=run.identity | {"weights after": module.weights_digest()},
         started=run.started,
         finished=now(),
     )
@@ -100,7 +91,9 @@ def _fact_result(by_fact: dict[str, dict[str, Tensor]], i: int, fact: Fact, *, t
 def _scores_of_fact(by_metric: dict[str, Tensor], i: int) -> dict[str, float]:
     known = {name: by_metric[name][i] for name in OF_A_FACT if name in by_metric and i < len(by_metric[name])}
     scores = {name: 100 * shares(sums[None]).item() for name, sums in known.items() if sums[2] > 0}
-    return scores | ({"probability": known["efficacy"][1].item()} if "efficacy" in known else {})
+    return scores | (
+        {"probability": (known["efficacy"][1] / known["efficacy"][2]).item()} if "efficacy" in known else {}
+    )
 
 
 def _completions(module: UnlearnModule) -> list[Completion]:

@@ -34,6 +34,11 @@ def run_folder(trainer: Trainer) -> Path | None:
     return folder
 
 
+def sees_unedited_model(trainer: Trainer) -> bool:
+    """Whether this is Lightning's sanity check of a run that begins: one that continues may have trained weights."""
+    return trainer.state.fn == "fit" and trainer.sanity_checking and trainer.ckpt_path is None
+
+
 def unlearn_module(module: LightningModule) -> UnlearnModule:
     """The module of an unlearning run.
 

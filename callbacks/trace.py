@@ -6,7 +6,7 @@ import random
 from lightning import Callback, LightningModule, Trainer
 
 from callbacks.dashboard import show_picture
-from callbacks.run_folder import run_folder, unlearn_module
+from callbacks.run_folder import run_folder, sees_unedited_model, unlearn_module
 from zu_lightning import Fact, InputError, Request
 from zu_lightning.analysis.corruption import Corruption
 from zu_lightning.analysis.effects import IndirectEffects, TraceOptions, trace_effects, traceable
@@ -52,7 +52,8 @@ class TraceLayers(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Trace the model as it is: in a validation, or in the sanity check before a fit."""
-        if trainer.fast_dev_run or not (trainer.state.fn == "validate" or trainer.sanity_checking):  # type: ignore[attr-defined]
+        is_dry = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if is_dry or not (trainer.state.fn == "validate" or sees_unedited_model(trainer)):
             return
         module = unlearn_module(pl_module)
         facts = facts_to_trace(module.request, self.facts)
@@ -78,7 +79,7 @@ class TraceLayers(Callback):
         description = described(effects, recommendation)
         for draw in (draw_heat_maps, draw_effect_lines):
             show_picture(trainer, folder, draw(effects, description))
-        log.info("trace.json, layers.yaml, and pictures in %s", folder)
+        log.info("what was traced, and pictures of it: %s", folder)
 
 
 def facts_to_trace(request: Request, count: int) -> list[Fact]:

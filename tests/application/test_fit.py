@@ -112,10 +112,15 @@ def test_the_report_is_about_this_run(demo_run: Path) -> None:
 
 def test_a_report_without_texts_quotes_nothing(demo_run: Path, tmp_path: Path) -> None:
     folder = run(tmp_path, *SHORT_RUN, configs=("demo", "presets/without_texts"))
-    targets = {str(fact.prompt) for fact in Results.read(demo_run).per_fact}
-    everything = "".join(path.read_text() for path in (folder / "report.html", folder / "metrics.json"))
-    assert not [prompt for prompt in targets if prompt in everything]
-    assert all(fact.id in everything for fact in Results.read(folder).per_fact)
+    results = Results.read(folder)
+    (events,) = folder.glob("events.*")
+    said = b"".join(path.read_bytes() for path in (folder / "report.html", folder / "metrics.json", events))
+    quotes = [str(fact.prompt).encode() for fact in Results.read(demo_run).per_fact]
+    assert not [quote for quote in quotes if quote in said]
+    assert any(quote in (demo_run / "report.html").read_bytes() for quote in quotes)
+    assert results.completions == []
+    assert {(fact.prompt, fact.target) for fact in results.per_fact} == {(None, None)}
+    assert all(fact.id.encode() in said for fact in results.per_fact)
 
 
 def test_the_resolved_configuration_is_kept(demo_run: Path) -> None:

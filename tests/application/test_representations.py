@@ -75,7 +75,7 @@ def test_a_run_that_was_killed_still_knows_what_was_before(picture_run: Path, tm
 def test_without_the_unedited_model_there_is_no_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         folder = run(tmp_path, *SHORT_RUN, "--trainer.num_sanity_val_steps=0", configs=CONFIGS)
-    assert "representations.facts 100: the unedited model was not read" in caplog.text
+    assert "the unedited model was not read for these facts (at most 100 a group)" in caplog.text
     assert not (folder / "representations.json").exists()
 
 

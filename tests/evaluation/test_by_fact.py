@@ -80,3 +80,9 @@ def test_facts_that_nothing_was_asked_of_do_not_count() -> None:
     assert shares(with_gap)[1].isnan()
     assert interval(with_gap) == interval(sums([1, 0], [1, 1]))
     assert all(math.isnan(end) for end in interval(sums([0], [0])))
+
+
+@pytest.mark.parametrize("alike", [sums([1], [2]), sums([1, 1, 1], [2, 2, 2]), sums([13.5], [10])])
+def test_facts_that_tell_nothing_of_their_spread_have_no_interval(alike: Tensor) -> None:
+    assert all(math.isnan(end) for end in interval(alike))
+    assert score_intervals({"retain": alike}) == {}

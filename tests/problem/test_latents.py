@@ -376,6 +376,9 @@ def test_prompts_to_keep_take_turns_and_count_for_all_of_their_fact(lm: Editable
     assert [turn.kept[turn.keep].tolist() for turn in turns] == [[0], [1], [2], [0]]
     weights = [turn.weight[turn.keep].item() for turn in turns[:3]]
     assert weights == pytest.approx([len(KEPT_WEIGHTS) * weight for weight in KEPT_WEIGHTS])
+    alone = rows.turn(2, 1)
+    assert (alone.phrasing[~alone.keep] == 0).all()
+    assert alone.kept[alone.keep].tolist() == [2], "there is always something to keep"
     both = rows.turn(1, 3)
     assert sorted(both.kept[both.keep].tolist()) == [0, 2]
     assert both.weight[both.keep].sum().item() == pytest.approx(1.5 * (0.1 + 0.3))
@@ -389,7 +392,7 @@ def test_rows_in_parts_of_similar_lengths_have_the_same_vectors(
     whole = targets_for(lm, facts, 1, CONTEXTS, options).optimum
     monkeypatch.setattr(latent_rows, "PASS_TOKENS", pass_tokens)
     assert torch.allclose(targets_for(lm, facts, 1, CONTEXTS, options).optimum, whole, atol=1e-4)
-    parts = len(rows_of(lm, facts).by_length())
+    parts = len(rows_of(lm, facts).parts)
     assert parts == 1 if pass_tokens == 10**6 else parts > 1
 
 

@@ -138,12 +138,18 @@ def test_a_page_without_texts_names_facts_only(tmp_path: Path) -> None:
     assert "and so does this page" in written(tmp_path).text
 
 
-@pytest.mark.parametrize("results", [RESULTS, replace(RESULTS, before={}, targets=None, layers={})])
+@pytest.mark.parametrize(
+    "results",
+    [RESULTS, replace(RESULTS, before={}, targets=None, layers={}), replace(RESULTS, after={})],
+    ids=["no attacks", "nothing before", "nothing after"],
+)
 def test_a_run_with_less_has_a_page_with_less(results: Results, tmp_path: Path) -> None:
     page = written(tmp_path, results)
     assert "No attacks were tried" in page.text
     assert "What can still be drawn out of it" not in page.text
-    if not results.before:
+    if not results.after:
+        assert "ended before the edited model was asked anything" in page.text
+    elif not results.before:
         assert "not measured" in page.text
 
 

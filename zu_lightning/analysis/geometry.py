@@ -83,10 +83,10 @@ def separability(before: Tensor, after: Tensor, seed: int = 0) -> float | None:
     states = torch.cat([before, after]).double()
     left, s, _ = torch.linalg.svd(states - states.mean(0), full_matrices=False)
     x = (left * s).view(2, count, -1)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(x.device)
     scores = x.new_zeros(2, count)
     for fold in order.tensor_split(min(FOLDS, count)):
-        others = torch.ones(count, dtype=torch.bool)
+        others = torch.ones(count, dtype=torch.bool, device=x.device)
         others[fold] = False
         trained = x[:, others]
         means = trained.mean(1)
@@ -94,7 +94,9 @@ def separability(before: Tensor, after: Tensor, seed: int = 0) -> float | None:
         S = within.T @ within / len(within)
         # Without any variation within the classes the discriminant is the difference of their means.
         penalty = RIDGE * S.trace().item() / dimensions or 1.0
-        direction = torch.linalg.solve(S + penalty * torch.eye(len(S), dtype=S.dtype), means[1] - means[0])
+        direction = torch.linalg.solve(
+            S + penalty * torch.eye(len(S), dtype=S.dtype, device=S.device), means[1] - means[0]
+        )
         scores[:, fold] = (x[:, fold] - means.mean(0)) @ direction
     return _area_under_curve(scores[1], scores[0])
 

@@ -1,5 +1,6 @@
 """Scores of single facts, and how sure the means over them are."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -9,12 +10,12 @@ from zu_lightning.distributed import largest, summed
 
 DRAWS = 2000
 """Number of bootstrap samples of an interval."""
-LEVEL = 0.95
-"""Share of the samples that an interval holds."""
+TAIL = 0.025
+"""Share of the samples below an interval, and above it."""
 
-BITS = 3
-"""Numbers of a fact: answers given, their probability (or, of a document, the negative log-likelihood of its tokens and
-0), and what could have been given: answers, or tokens."""
+COLUMNS = 3
+"""What is known of a fact: answers given, their probability, and answers asked for. Of a document: the negative
+log-likelihood of its tokens, 0, and its tokens."""
 
 
 class FactScores:
@@ -25,14 +26,14 @@ class FactScores:
     """
 
     def __init__(self, metrics: Iterable[str]) -> None:
-        self.sums = {name: torch.zeros(0, BITS, dtype=torch.float64) for name in metrics}
+        self.sums = {name: torch.zeros(0, COLUMNS, dtype=torch.float64) for name in metrics}
         """By metric, facts x 3; as long as the facts that this process has seen."""
 
     def add(self, metric: str, fact: Tensor, given: Tensor, probability: Tensor, possible: Tensor) -> None:
         """Add texts, each about a fact: one entry a text."""
         sums, new = self.sums[metric], torch.stack([given, probability, possible], 1).double().cpu()
         length = max(len(sums), int(fact.max()) + 1)
-        longer = torch.cat([sums, sums.new_zeros(length - len(sums), BITS)])
+        longer = torch.cat([sums, sums.new_zeros(length - len(sums), COLUMNS)])
         self.sums[metric] = longer.index_add(0, fact.cpu(), new)
 
     def over_all_processes(self, device: torch.device) -> dict[str, Tensor]:
@@ -41,7 +42,7 @@ class FactScores:
         total: dict[str, Tensor] = {}
         for (name, own), length in zip(self.sums.items(), lengths, strict=True):
             if length:
-                padded = torch.cat([own, own.new_zeros(length - len(own), BITS)]).to(device)
+                padded = torch.cat([own, own.new_zeros(length - len(own), COLUMNS)]).to(device)
                 total[name] = summed(padded)[0].cpu()
         return total
 
@@ -67,30 +68,29 @@ def interval(sums: Tensor, seed: int = 0) -> tuple[float, float]:
         seed: Seed of the bootstrap.
 
     Returns:
-        Its low and its high end; NaN if nothing was asked.
+        Its low and its high end; NaN if one fact, or several that agree, do not tell.
     """
     asked = sums[sums[:, 2] > 0]
-    n, mean = len(asked), asked[:, 0].sum() / asked[:, 2].sum()
-    if n == 0:
+    n, share = len(asked), shares(asked)
+    if n and (share == 0).all():
+        return 0.0, 1 - TAIL ** (1 / n)
+    if n and (share == 1).all():
+        return TAIL ** (1 / n), 1.0
+    if n < 2 or (share == share[0]).all():
         return float("nan"), float("nan")
-    unseen = 1 - ((1 - LEVEL) / 2) ** (1 / n)
-    if mean == 0:
-        return 0.0, unseen
-    if (asked[:, 0] == asked[:, 2]).all():
-        return 1 - unseen, 1.0
     generator = torch.Generator().manual_seed(seed)
     # One sample at a time: a sample of many facts is long.
     drawn = torch.stack([asked[torch.randint(n, (n,), generator=generator)].sum(0) for _ in range(DRAWS)])
-    ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
+    ends = torch.tensor([TAIL, 1 - TAIL], dtype=torch.float64)
     low, high = (drawn[:, 0] / drawn[:, 2]).quantile(ends).tolist()
     return low, high
 
 
 def score_intervals(by_metric: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
-    """For each score that is a mean over facts its interval, in the score's units: percent, and perplexity."""
+    """For each score that is a mean over facts its interval, if there is one, in its units: percent, or perplexity."""
     found: dict[str, tuple[float, float]] = {}
     for name, sums in by_metric.items():
-        low, high = torch.tensor(interval(sums), dtype=torch.float64)
-        ends = (low.exp(), high.exp()) if name == "perplexity" else (100 * low, 100 * high)
-        found[name] = (ends[0].item(), ends[1].item())
+        low, high = interval(sums)
+        if not math.isnan(low):
+            found[name] = (math.exp(low), math.exp(high)) if name == "perplexity" else (100 * low, 100 * high)
     return found

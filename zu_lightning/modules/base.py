@@ -17,7 +17,7 @@ from zu_lightning.lm.export import export_adapter, export_model
 from zu_lightning.lm.tokens import collate, tokenize_query
 from zu_lightning.modules.evaluation import EvaluationModule
 from zu_lightning.modules.state import RunState, as_text, check_settings
-from zu_lightning.problem.cache import Cache
+from zu_lightning.problem.cache import Cache, weights_digest
 from zu_lightning.solvers import LowRankUpdate
 
 BY_FACT = "by fact, "
@@ -40,6 +40,8 @@ class UnlearnModule(EvaluationModule):
         self.run = RunState(seconds=self.seconds)
         self.cache: Cache | None = None
         """What runs share of the model as it was loaded."""
+        self.digest_before = ""
+        """By which the weights that were loaded are recognized."""
         self.file_before: Path | None = None
         """Where the cache has the scores of the evaluation that has begun, if those are scores before."""
         self.found_before: dict[str, Tensor] | None = None
@@ -80,6 +82,14 @@ class UnlearnModule(EvaluationModule):
         super().configure_model()
         if self.trainer.state.fn == "fit":
             self.cache = Cache(self.request.cache, self.lm)
+            self.digest_before = self.weights_digest()
+
+    def weights_digest(self) -> str:
+        """A digest of the weights as they are: of all of those that are edited, and of a sample of the others."""
+        if self.lm.is_dispatched:
+            return "unknown: the model is spread over devices"
+        edited = (self.lm.weight(layer).detach().float().cpu().numpy().tobytes() for layer in self.layers)
+        return digest(weights_digest(self.lm.model), *edited)
 
     def training_batches(self, request: Request) -> Iterable[Any]:
         """What the next epoch trains on; called before each epoch.
@@ -117,7 +127,8 @@ class UnlearnModule(EvaluationModule):
             self.found_before = self.file_before = None
             self.metrics.reset()
             return
-        scores, by_fact = self.log_scores("val"), self.scores_by_fact()
+        by_fact = self.by_fact.over_all_processes(self.lm.device)
+        scores = self.log_scores("val")
         if not self.trainer.sanity_checking:
             self.run.after, self.run.by_fact["after"] = scores, by_fact
         elif not self.run.before:

@@ -6,7 +6,6 @@ import weakref
 from typing import Any
 
 from lightning import LightningModule
-from torch import Tensor
 
 from zu_lightning.errors import InputError
 from zu_lightning.evaluation.by_fact import FactScores
@@ -107,7 +106,6 @@ class EvaluationModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the whole evaluation."""
         self.log_scores("val")
-        self.by_fact = FactScores(map(str, self.metrics))
 
     def test_step(self, batch: EvaluationBatch | None, batch_idx: int) -> None:
         """The same as validation."""
@@ -130,13 +128,8 @@ class EvaluationModule(LightningModule):
         scores = compute_metrics(self.metrics)
         self.log_dict({f"{prefix}/{name}": value for name, value in scores.items()})
         self.metrics.reset()
-        return scores
-
-    def scores_by_fact(self) -> dict[str, Tensor]:
-        """By metric, what each fact added to an evaluation that is complete, facts x 3; forgotten with this call."""
-        found = self.by_fact.over_all_processes(self.lm.device)
         self.by_fact = FactScores(map(str, self.metrics))
-        return found
+        return scores
 
 
 def _written_tiny_model(module: EvaluationModule) -> str:

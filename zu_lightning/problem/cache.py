@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Tensors = dict[str, Tensor]
 
-VERSION = 1
+VERSION = 2
 """To be raised when something that is kept is computed in another way, so that older files are not found."""
 
 _MENTIONED: set[Path] = set()

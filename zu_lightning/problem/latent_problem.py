@@ -50,7 +50,7 @@ class LatentOptions:
     with a retain term: Memit, ZeroUnlearn, and ZeroUnlearnSoft."""
     phrasings_per_step: int | None = None
     """Number of ways to put a fact that a step of the optimization looks at, the bare prompt and others in turn, and
-    with them as many prompts to keep as there are others; all of both by default."""
+    with them as many prompts to keep as there are others, or one; all of both by default."""
     steps: int = 25
     """Number of evaluations of the loss; Adam moves between them."""
     learning_rate: float = 0.1
@@ -153,9 +153,8 @@ class LatentProblem:
         for step in range(options.steps):
             delta = coordinates * unit
             turn = rows.turn(step, options.phrasings_per_step)
-            parts = turn.by_length()
             losses = self._decay(delta, size) + sum(
-                self._losses(part, goal, self._log_probability(part, delta), original, n) for part in parts
+                self._losses(part, goal, self._log_probability(part, delta), original, n) for part in turn.parts
             )
             _check_finite(losses, facts)
             # One turn does not tell whether a fact is done in all ways to put it.

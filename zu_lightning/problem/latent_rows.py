@@ -127,7 +127,8 @@ class Rows:
             kept=self.kept[rows],
         )
 
-    def by_length(self) -> list["Rows"]:
+    @cached_property
+    def parts(self) -> list["Rows"]:
         """The same rows in parts of similar lengths, where that saves more padding than another pass costs."""
         parts = alike(self.suffix.lengths.tolist(), PASS_TOKENS)
         if len(parts) == 1:
@@ -137,14 +138,16 @@ class Rows:
     def turn(self, step: int, number: int | None) -> "Rows":
         """The rows of one step: bare prompts, and in turn ``number - 1`` other ways and as many prompts to keep.
 
-        A fact's ways weigh in a turn what all of them weigh together, and so do its prompts to keep.
+        At least one prompt to keep is among them. Over all turns a fact's ways weigh what they weigh together without
+        turns, and so do its prompts to keep.
         """
         if number is None:
             return self
         count, place = self._of_its_kind(torch.ones_like(self.keep)), self.phrasing - self.phrasings
-        ways = (self.phrasing - 1 - step * (number - 1)) % max(1, self.phrasings - 1)
-        kept = (place - step * (number - 1)) % count
-        chosen = (self.phrasing == 0) | (torch.where(self.keep, kept, ways) < number - 1)
+        others, to_keep = number - 1, max(1, number - 1)
+        is_next = (self.phrasing - 1 - step * others) % max(1, self.phrasings - 1) < others
+        is_next_to_keep = (place - step * to_keep) % count < to_keep
+        chosen = (self.phrasing == 0) | torch.where(self.keep, is_next_to_keep, is_next)
         if chosen.all():
             return self
         weight = self.weight * count / self._of_its_kind(chosen).clamp(min=1)

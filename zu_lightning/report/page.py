@@ -5,7 +5,7 @@ script to be read; with scripts, tables can be sorted and filtered.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def write_page(folder: Path) -> Path:
     return folder / FILE_NAME
 
 
-def page(results: Results, pictures: list[Picture], there: set[str] = frozenset()) -> str:  # type: ignore[assignment]
+def page(results: Results, pictures: list[Picture], there: Set[str] = frozenset()) -> str:
     """The page.
 
     Args:
@@ -134,6 +134,8 @@ def _environment() -> Environment:
 def summary(results: Results) -> str:
     """One sentence on what the model answers now."""
     before, after = results.before, results.after
+    if "efficacy" not in after:
+        return "This run ended before the edited model was asked anything."
     facts = "the fact" if results.facts == 1 else f"the {results.facts} facts"
     was = f", before {before['efficacy']:.0f}%" if "efficacy" in before else ""
     kept = ""

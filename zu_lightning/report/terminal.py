@@ -37,7 +37,12 @@ def _scores(results: Results) -> Table:
         if name in results.after:
             ends = results.intervals.get("after", {}).get(name)
             before, after = results.before.get(name), results.after[name]
-            table.add_row(name, _number(before), Text(_number(after), style="bold"), _interval(ends))
+            table.add_row(
+                name,
+                _number(before),
+                Text(_number(after), style="bold"),
+                _interval(ends, 2 if name == "perplexity" else 1),
+            )
     return table
 
 
@@ -58,16 +63,15 @@ def _attacks(results: Results) -> Table:
 
 
 def _number(value: float | None) -> str:
-    return (
-        "-"
-        if value is None
-        else f"{value:.3f}"
-        if abs(value) < 1
-        else f"{value:.1f}"
-        if value >= 10
-        else f"{value:.2f}"
-    )
+    if value is None:
+        return "-"
+    return f"{value:.{_digits(value)}f}"
 
 
-def _interval(ends: tuple[float, float] | None) -> str:
-    return "" if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"
+def _digits(value: float) -> int:
+    """Digits behind the point: more of small numbers."""
+    return 3 if abs(value) < 1 else 2 if abs(value) < 10 else 1
+
+
+def _interval(ends: tuple[float, float] | None, digits: int = 1) -> str:
+    return "" if ends is None else f"{ends[0]:.{digits}f} to {ends[1]:.{digits}f}"
