@@ -62,7 +62,9 @@ class Representations(Callback):
             picture = show_picture(trainer, folder, draw_run(found))
         for logger in trainer.loggers:
             logger.log_metrics({f"representations/{name}": value for name, value in found.numbers.items()}, step=0)
-        log.info("representations in %s", picture)
+        moved = {name: value for name, value in found.numbers.items() if name.endswith("_moved")}
+        told = ", ".join(f"{name.removesuffix('_moved')} {value:.2f}" for name, value in moved.items())
+        log.info("representations: how far facts moved, as a share of how far they differ: %s; %s", told, picture)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that was continued after its last epoch trains nothing, and is read here."""

@@ -179,7 +179,7 @@ def test_without_lm_eval_the_remedy_is_named_before_anything_is_computed(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "lm_eval" else find(name, *a))
-    with pytest.raises(SystemExit, match=r"callbacks.Downstream .*pip install 'zu-lightning\[downstream\]'"):
+    with pytest.raises(SystemExit, match=r"callbacks.Downstream .*lm_eval, which is not installed: pip install"):
         run(tmp_path, *options(folder), configs=CONFIGS)
     assert not (tmp_path / "cache").exists()
 

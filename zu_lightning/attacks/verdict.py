@@ -77,8 +77,8 @@ class Verdict:
         kept: Of the kept facts that the unedited model answers, the share that the edited one does; ``None`` if there
             are none.
         known: Share of the facts that 20 samples of the unedited model give away.
-        comparisons: With gold ``mean_gap``, which is ``left``, and its ends, TOFU's ``forget_quality`` (a p value),
-            and MUSE's ``privleak`` (percent).
+        comparisons: ``kept``; with gold also ``mean_gap``, which is ``left``, and its ends, TOFU's ``forget_quality``
+            (a p value), and MUSE's ``privleak`` (percent).
     """
 
     scores: dict[str, AttackScore]
@@ -162,14 +162,15 @@ def verdict(edited: Scores, base: Scores, gold: Scores | None = None, seed: int 
     for name in names:
         groups.setdefault(name.partition("_")[0], []).append(name)
     number = len(next(iter(edited.values()), []))
+    answers = {} if kept is None else {"kept": kept}
     if gold is None or not names:
-        return Verdict(scores, None, number, len(groups), kept, known)
+        return Verdict(scores, None, number, len(groups), kept, known, answers)
     gaps = [
         torch.stack([edited[name] - gold[name] for name in group if name in gold]).nanmean(0)
         for group in groups.values()
     ]
     left = _interval(torch.stack(gaps).nanmean(0), seed)
-    comparisons = {"mean_gap": left.mean, "mean_gap_low": left.low, "mean_gap_high": left.high}
+    comparisons = answers | {"mean_gap": left.mean, "mean_gap_low": left.low, "mean_gap_high": left.high}
     if "truth_ratio" in scores:
         comparisons["forget_quality"] = forget_quality(edited["truth_ratio"], gold["truth_ratio"])
     if "membership_min_k" in scores:

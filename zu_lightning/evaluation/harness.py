@@ -44,9 +44,10 @@ def require_lm_eval() -> None:
     """
     if importlib.util.find_spec("lm_eval") is None:
         remedy = (
-            "general ability is measured with lm_eval, which is not installed: pip install 'zu-lightning[downstream]'."
+            "it measures with lm_eval, which is not installed: pip install -c constraints.txt -e '.[downstream]', or "
+            "leave the callback out."
         )
-        raise InputError("callbacks.Downstream", None, remedy)
+        raise InputError("callbacks.Downstream", "given", remedy)
 
 
 def measure(

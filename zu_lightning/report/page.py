@@ -49,14 +49,14 @@ ATTACK_MEANINGS = {
     "truth_ratio": "how much likelier the truth is than other answers",
     "membership_loss": "how familiar the statement looks beside made-up ones",
     "membership_min_k": "the same, by its least likely tokens",
-    "membership_min_k_plus_plus": "the same, beside what else could stand there",
+    "membership_min_k_plus_plus": "the same, compared with the other words that the model could say there",
     "membership_reference": "the same, beside a model that never knew",
     "lens": "facts that can be read off its layers by its own head",
     "probe": "facts that can be read off its layers by a trained classifier",
 }
-"""What attacks find, in plain words; scores of single layers and of paraphrases are the same elsewhere."""
+"""What attacks find, in plain words."""
 
-LOW_IS_GOOD = {"efficacy", "generalization", "multi_hop", "efficacy_probability", "perplexity"}
+LOW_IS_GOOD = {"efficacy", "generalization", "multi_hop", "efficacy_probability"}
 
 
 def write_page(folder: Path) -> Path:
@@ -95,7 +95,7 @@ def page(results: Results, pictures: list[Picture], there: Set[str] = frozenset(
         summary=summary(results),
         headlines=[name for name in HEADLINES if name in results.after],
         meanings=MEANINGS,
-        attack_meanings=ATTACK_MEANINGS,
+        meaning_of=_meaning,
         low_is_good=LOW_IS_GOOD,
         columns=[name for name in ("efficacy", "generalization", "specificity") if _measured(results, name)],
         models=[name for name in ("base", "edited", "gold") if any(name in one for one in results.attacks.values())],
@@ -137,13 +137,25 @@ def summary(results: Results) -> str:
     if "efficacy" not in after:
         return "This run ended before the edited model was asked anything."
     facts = "the fact" if results.facts == 1 else f"the {results.facts} facts"
-    was = f", before {before['efficacy']:.0f}%" if "efficacy" in before else ""
-    kept = ""
-    if "retain" in after:
-        kept = f", and {after['retain']:.0f}% of other facts" + (
-            f" (before {before['retain']:.0f}%)" if "retain" in before else ""
-        )
-    return f"Asked directly, the model still gives {after['efficacy']:.0f}% of {facts} it was to forget{was}{kept}."
+    said = f"Asked directly, the model still gives {after['efficacy']:.0f}% of {facts} it was to forget"
+    others = {"retain": "of other facts", "same_subject": "of the other facts about the same people or things"}
+    kept = [
+        f"{after[name]:.0f}% {text}" + (f" (before {before[name]:.0f}%)" if name in before else "")
+        for name, text in others.items()
+        if name in after
+    ]
+    was = f" (before {before['efficacy']:.0f}%)" if "efficacy" in before else ""
+    return f"{said}{was}" + (f". It gives {', and '.join(kept)}." if kept else ".")
+
+
+def _meaning(name: str) -> str:
+    """What a score of an attack means, in plain words; of some, it is said with the attack's first score."""
+    start, _, layer = name.partition("_layer_")
+    if layer:
+        return f"the same, after layer {layer} alone"
+    if name.endswith("_paraphrases"):
+        return "the same, to the questions in other words"
+    return ATTACK_MEANINGS.get(start, "")
 
 
 def _measured(results: Results, name: str) -> bool:

@@ -9,8 +9,8 @@ from zu_lightning.report.results import HEADLINES, Results
 BEFORE, AFTER, GOLD = "#9aa5b1", "#1f5fa8", "#c98a00"
 """Colors that are told apart by people who see no red or no green, and in print."""
 
-MARKS = {"base": (BEFORE, "o"), "edited": (AFTER, "D"), "gold": (GOLD, "|")}
-"""Color and shape of each model's marks."""
+MARKS = {"base": ("before", BEFORE, "o"), "edited": ("after", AFTER, "D"), "gold": ("gold", GOLD, "|")}
+"""Name, color, and shape of each model's marks."""
 
 ROW = 0.42
 """Inches of a row of bars."""
@@ -44,11 +44,11 @@ def draw_attacks(results: Results) -> Drawing:
     names = list(results.attacks)[::-1]
     figure = new_figure(7, 1.2 + ROW * len(names))
     panel = figure.subplots()
-    for model, (color, marker) in MARKS.items():
+    for model, (shown, color, marker) in MARKS.items():
         rows = [row for row, name in enumerate(names) if model in results.attacks[name]]
         if rows:
             found = [100 * results.attacks[names[row]][model] for row in rows]
-            panel.scatter(found, rows, color=color, marker=marker, s=60, label=model, zorder=3)
+            panel.scatter(found, rows, color=color, marker=marker, s=60, label=shown, zorder=3)
     panel.set_yticks(range(len(names)), names)
     panel.set(xlim=(-2, 102), xlabel="knowledge found (%)")
     panel.grid(visible=True, alpha=0.3)
@@ -58,7 +58,8 @@ def draw_attacks(results: Results) -> Drawing:
 
 
 def _in_models(scores: dict[str, float]) -> str:
-    return ", ".join(f"{model} {_percent(100 * scores[model])}" for model in MARKS if model in scores)
+    found = ((shown, scores[model]) for model, (shown, *_) in MARKS.items() if model in scores)
+    return ", ".join(f"{shown} {_percent(100 * score)}" for shown, score in found)
 
 
 def draw_spectrum(layer: int, shares: Sequence[float], threshold: float | None = None) -> Drawing:

@@ -52,7 +52,7 @@ def _attacks(results: Results) -> Table:
     shown = [name for name in columns if any(name in scores for scores in results.attacks.values())]
     table = Table("attack (percent)", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in shown:
-        table.add_column(name, justify="right")
+        table.add_column({"base": "before", "edited": "after"}.get(name, name), justify="right")
     if "gap" in shown:
         table.add_column("95% interval", justify="right")
     for name, scores in results.attacks.items():

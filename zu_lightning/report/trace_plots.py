@@ -39,9 +39,12 @@ def draw_heat_maps(effects: IndirectEffects, description: str) -> Drawing:
         # Blue takes the answer further away.
         image = axes.imshow(means[i].T.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
         axes.set(title=KIND_NAMES[kind] + _window(effects, kind), xlabel="layer")
-        axes.set_yticks(range(len(ROLES)), [ROLE_NAMES[role] for role in ROLES])
+        # Not every subject has a middle token: few facts say little about a row.
+        facts = (~effects.probability.isnan()).any(1).any(1).sum(0)
+        names = [f"{ROLE_NAMES[role]} (n = {n})" for role, n in zip(ROLES, facts.tolist(), strict=True)]
+        axes.set_yticks(range(len(ROLES)), names)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        figure.colorbar(image, ax=axes)
+        figure.colorbar(image, ax=axes, label="indirect effect (probability)" if i == len(KINDS) - 1 else "")
     return Drawing(figure, "trace_heat_maps", "Where the answer is: effect by layer and token", description)
 
 
