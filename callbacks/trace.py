@@ -50,6 +50,10 @@ class TraceLayers(Callback):
         """Refuse modules that have no facts."""
         unlearn_module(pl_module)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a window that is larger than the model before anything is measured."""
+        self.options.window_for(len(unlearn_module(pl_module).lm.layers))
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Trace the model as it is: in a validation, or in the sanity check before a fit."""
         is_dry = trainer.fast_dev_run  # type: ignore[attr-defined]

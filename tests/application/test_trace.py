@@ -62,3 +62,11 @@ def test_at_least_one_fact_must_be_traced() -> None:
 
     with pytest.raises(InputError, match=r"callbacks.TraceLayers: facts is 0"):
         TraceLayers(facts=0)
+
+
+def test_a_window_that_is_larger_than_the_model_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    wide = [{"class_path": "callbacks.TraceLayers", "init_args": {"window": 9}}]
+    options = (*SHORT_RUN, f"--trainer.callbacks={json.dumps(wide)}")
+    with pytest.raises(SystemExit, match="window is 9: the model has 3 layers"):
+        run(tmp_path, *[option for option in options if "latents" not in option], command="validate")
+    assert not list(tmp_path.rglob("trace.json"))
