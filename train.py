@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import callbacks  # noqa: F401  (its classes can be named in configurations)
 import data
-from callbacks import Attacks, ClosedForm, Downstream, Resume
+from callbacks import Attacks, ClosedForm, Downstream, Resume, TraceLayers
 from callbacks.progress import BesideBars, Progress
 from callbacks.resume import checkpoint_path
 from callbacks.run_folder import check_writable, run_folder
@@ -60,6 +60,7 @@ OPTION_OWNERS: tuple[tuple[str, type], ...] = (
     ("closed_form", ClosedForm),
     ("attacks", Attacks),
     ("trainer.callbacks", Downstream),  # where an option sets what the last callback takes
+    ("trainer.callbacks", TraceLayers),
 )
 """Sections of the configuration, and whose arguments they hold."""
 
@@ -119,7 +120,10 @@ class UnlearnCLI(LightningCLI):
         chosen = configured.callbacks or []
         if configured.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen):
             configured.callbacks = [*chosen, Progress()]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        count = trainer.world_size
+        log.info("running on %s in %d process%s", trainer.strategy.root_device.type, count, "" if count == 1 else "es")
+        return trainer
 
 
 def option_of(parameter: str) -> str:

@@ -6,9 +6,8 @@ from lightning import Callback, LightningModule, Trainer
 
 from callbacks.dashboard import show_picture
 from callbacks.run_folder import run_folder, sees_unedited_model, unlearn_module
-from zu_lightning import Fact, UnlearnModule
+from zu_lightning import Fact, InputError, UnlearnModule
 from zu_lightning.analysis.representations import groups_of, projection_outputs, representation_map
-from zu_lightning.errors import require_positive
 from zu_lightning.report.representation_plots import draw_run
 
 log = logging.getLogger(__name__)
@@ -22,7 +21,8 @@ class Representations(Callback):
     """
 
     def __init__(self, facts: int = 100) -> None:
-        require_positive("facts", facts)
+        if facts < 1:
+            raise InputError("facts", facts, "give a positive number.", "callbacks.Representations")
         self.facts = facts
         self.is_written = False
 

@@ -35,6 +35,7 @@ def test_every_attack_is_reported_for_three_models(attacked: Path) -> None:
     assert results.attacks["rank_first"]["base"] == 1
     assert results.attacks["rank_first"]["gold"] == 0
     assert results.comparisons.keys() == {
+        "kept",
         "mean_gap", "mean_gap_low", "mean_gap_high", "forget_quality", "privleak",
     }  # fmt: skip
     assert results.verdict is not None

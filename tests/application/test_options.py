@@ -37,7 +37,10 @@ def test_parameters_of_the_library_become_options(parameter: str, option: str) -
     assert train.option_of(parameter) == option
 
 
-NOT_OPTIONS = {"model", "tokenizer", "source", "folder", "JSON", "CSV", "id", "record", "row", "share", "subject"}
+NOT_OPTIONS = {
+    "model", "tokenizer", "source", "folder", "JSON", "CSV", "id", "record", "row", "share", "subject",
+    "number of subjects",
+}  # fmt: skip
 """What InputErrors speak of that no option of an unlearning run sets: objects, arguments of functions, and fields."""
 
 

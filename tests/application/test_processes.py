@@ -43,7 +43,7 @@ def launch(launcher: str, root: Path, *options: str, configs: tuple[str, ...] = 
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert re.findall(r"Starting with (\d+) processes", result.stderr) == [str(count)]
+    assert re.findall(r"running on cpu in (\d+) processes", result.stderr) == [str(count)]
     return latest_run(root)
 
 

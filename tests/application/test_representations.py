@@ -98,5 +98,5 @@ def test_two_processes_find_the_same(picture_run: Path, tmp_path: Path) -> None:
 
 
 def test_a_number_of_facts_that_is_not_positive_is_refused() -> None:
-    with pytest.raises(InputError, match=r"representations\.facts is 0: give a positive number"):
+    with pytest.raises(InputError, match=r"callbacks.Representations: facts is 0: give a positive number"):
         Representations(facts=0)
