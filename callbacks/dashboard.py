@@ -23,7 +23,8 @@ LAYOUT = {
     "Layers": {
         "distance to the targets": ["Multiline", ["layer/residual_.*"]],
         "size of the update": ["Multiline", ["layer/relative_norm"]],
-        "optimality gap of gradient descent": ["Multiline", ["optimality_gap.*", "train/optimality_gap.*"]],
+        "objective, or a gradient method's loss": ["Multiline", ["train/(zero|forget|ridge|loss)$"]],
+        "optimality gap of gradient descent": ["Multiline", ["train/gap$"]],
         "spectrum of the retain keys (log10)": ["Multiline", ["spectrum/.*"]],
     },
 }

@@ -85,7 +85,7 @@ def test_the_dashboard_has_a_layout_pictures_and_a_tab_that_compares_runs(demo_r
     assert "custom_scalars__config__" in events.Tags()["tensors"]
     patterns = [tag for charts in LAYOUT.values() for _, tags in charts.values() for tag in tags]
     shown = {tag for tag in events.Tags()["scalars"] if any(re.match(pattern, tag) for pattern in patterns)}
-    assert {"before_after/efficacy", "layer/residual_after", "spectrum/layer_0"} <= shown
+    assert {"before_after/efficacy", "layer/residual_after", "spectrum/layer_0", "train/zero"} <= shown
     for name in ("efficacy", "generalization", "specificity", "retain"):
         assert values(events, f"compared/{name}") == pytest.approx([results.after[name]])
     plugins = {metadata.plugin_data.plugin_name for metadata in events.summary_metadata.values()}
