@@ -11,8 +11,7 @@ from statistics import stdev
 import pytest
 import torch
 
-from tests.conftest import update_for
-from zu_lightning import EditableLM, InputError, apply_update
+from zu_lightning import EditableLM, InputError
 from zu_lightning.evaluation import harness
 from zu_lightning.evaluation.downstream import Question, QuestionSet, TextSet, read_prose, read_questions
 from zu_lightning.evaluation.harness import TaskScore, _accuracy, _word_perplexity, measure, require_lm_eval
@@ -85,7 +84,7 @@ def test_the_model_is_asked_as_it_is_in_memory(lm: EditableLM) -> None:
     before = answers(lm)
     assert measure(lm, [asking(*before)])["own"].value == 100
     for layer in range(3):
-        apply_update(lm, layer, update_for(lm, layer, rank=8))
+        lm.set_weight(layer, -30 * lm.weight(layer).roll(1, 0))
     after = answers(lm)
     assert after != before
     kept = sum(old == new for old, new in zip(before, after, strict=True))
