@@ -88,9 +88,7 @@ class Attacks(Callback):
         # Nothing was added to gold and to the unedited model, but their scores have the same names.
         updates = {} if lm is not module.lm or not module.run.after else module.updates() or None
         attacks = attacks_of(self.suite, len(lm.layers), updates, self.reference)
-        tokens = sum(attack.tokens(exam) for attack in attacks)
-        log.info("attacks on the %s model: %d facts, about %d tokens to read", name, len(exam.facts), tokens)
-        return run_attacks(lm, exam, attacks, Cache(module.request.cache, lm, module.layers), module.monitor)
+        return run_attacks(lm, exam, attacks, Cache(module.request.cache, lm, module.layers), module.monitor, name)
 
 
 def unfit(gold: EditableLM, lm: EditableLM, exam: Exam) -> str:

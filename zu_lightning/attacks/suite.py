@@ -1,5 +1,6 @@
 """The suites: which attacks are run, on which model, and what is kept of them."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Literal
@@ -25,6 +26,8 @@ from zu_lightning.lm.editable import EditableLM
 from zu_lightning.problem.cache import Cache
 from zu_lightning.solvers import LowRankUpdate
 from zu_lightning.timing import Monitor
+
+log = logging.getLogger(__name__)
 
 Suite = Literal["none", "quick", "full"]
 """No attack; those that take seconds; or those that sample, round, and train, too."""
@@ -77,6 +80,7 @@ def run_attacks(
     attacks: Sequence[Attack],
     cache: Cache | None = None,
     monitor: Monitor | None = None,
+    name: str = "",
 ) -> dict[str, Tensor]:
     """Attack a model.
 
@@ -87,17 +91,20 @@ def run_attacks(
         cache: Where scores of the same model and exam are looked for and kept, so that a run that was killed does
             not attack again.
         monitor: Shows progress, in tokens that are read.
+        name: What to call the model in the log; nothing is logged without.
 
     Returns:
         By name, the score of each of n facts, float64, on the CPU.
     """
     cache, scores = cache or Cache(None, lm), dict[str, Tensor]()
     costs = [attack.tokens(exam) for attack in attacks]
+    if name and attacks:
+        log.info("attacks on the %s model: %d facts, about %d tokens to read", name, len(exam.facts), sum(costs))
     with (monitor or Monitor()).bar("Attacks", sum(costs), "tokens") as bar:
         for attack, cost in zip(attacks, costs, strict=True):
             bar.set_postfix_str(attack.name)
             found = cache.tensors("attack", partial(_attacked, attack, lm, exam), attack, exam)
-            scores |= {name: found[name].cpu() for name in sorted(found)}
+            scores |= {score: found[score].cpu() for score in sorted(found)}
             bar.update(cost)
     return scores
 
