@@ -1,12 +1,18 @@
 """Files that are never half written, and digests by which files and settings are recognized."""
 
 import hashlib
+import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
+
+from zu_lightning.errors import InputError
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -32,6 +38,25 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path, parse: Callable[[Any], T]) -> T:
+    """What a file of a run's folder says.
+
+    Args:
+        path: The file.
+        parse: Makes of its content what is wanted, and fails if it follows another schema.
+
+    Raises:
+        InputError: The file cannot be read, or follows another schema.
+    """
+    try:
+        return parse(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        remedy = f"it holds no {path.name} that can be read ({error})."
+        raise InputError("folder", str(path.parent), remedy) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError("folder", str(path.parent), f"its {path.name} follows another schema ({error}).") from error
 
 
 def digest(*parts: object) -> str:

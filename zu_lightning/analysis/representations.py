@@ -16,10 +16,9 @@ from torch import Tensor
 
 from zu_lightning.analysis.geometry import movement, principal_components, separability
 from zu_lightning.distributed import own_share, summed
-from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.request import Request, about_subjects_of
-from zu_lightning.files import replacing
+from zu_lightning.files import read_json, replacing
 from zu_lightning.lm.architecture import adapter_around
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
@@ -142,15 +141,12 @@ class RepresentationMap:
         Raises:
             InputError: There are none, or they follow another schema.
         """
-        path = folder / FILE_NAME
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            layers = tuple(LayerRepresentations.from_json(layer) for layer in content["layers"])
-            return cls(tuple(content["facts"]), tuple(content["groups"]), layers)
-        except OSError as error:
-            raise InputError("folder", str(folder), f"it holds no {FILE_NAME} that can be read ({error}).") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError("folder", str(folder), f"its {FILE_NAME} follows another schema ({error}).") from error
+        return read_json(folder / FILE_NAME, cls._parsed)
+
+    @classmethod
+    def _parsed(cls, content: Any) -> "RepresentationMap":
+        layers = tuple(LayerRepresentations.from_json(layer) for layer in content["layers"])
+        return cls(tuple(content["facts"]), tuple(content["groups"]), layers)
 
 
 def groups_of(request: Request, most: int) -> dict[str, list[Fact]]:

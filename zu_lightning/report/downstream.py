@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zu_lightning.errors import InputError
 from zu_lightning.evaluation.downstream import AbilitySet
 from zu_lightning.evaluation.harness import TaskScore
-from zu_lightning.files import replacing
+from zu_lightning.files import read_json, replacing
 
 FILE_NAME = "downstream.json"
 
@@ -63,14 +62,14 @@ def read_downstream(folder: Path) -> dict[str, TaskResult]:
     path = folder / FILE_NAME
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            name: TaskResult(**result | {when: _score(result[when]) for when in ("before", "after")})
-            for name, result in content.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError("folder", str(folder), f"its {FILE_NAME} follows another schema ({error}).") from error
+    return read_json(path, _parsed)
+
+
+def _parsed(content: Any) -> dict[str, TaskResult]:
+    return {
+        name: TaskResult(**result | {when: _score(result[when]) for when in ("before", "after")})
+        for name, result in content.items()
+    }
 
 
 def downstream_table(results: Mapping[str, TaskResult]) -> str:

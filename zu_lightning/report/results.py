@@ -3,9 +3,9 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from zu_lightning.errors import InputError
-from zu_lightning.files import replacing
+from zu_lightning.files import read_json, replacing
 from zu_lightning.methods.unlearning import LayerScores
 
 FILE_NAME = "metrics.json"
@@ -134,19 +134,16 @@ class Results:
         Raises:
             InputError: There are none, or they follow another schema.
         """
-        path = folder / FILE_NAME
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            content["targets"] = content["targets"] and TargetScores(**content["targets"])
-            content["layers"] = {int(layer): LayerScores(**scores) for layer, scores in content["layers"].items()}
-            content["per_fact"] = [FactResult(**fact) for fact in content["per_fact"]]
-            content["completions"] = [Completion(**one) for one in content["completions"]]
-            content["intervals"] = {
-                when: {name: (low, high) for name, (low, high) in scores.items()}
-                for when, scores in content["intervals"].items()
-            }
-            return cls(**content)
-        except OSError as error:
-            raise InputError("folder", str(folder), f"it holds no {FILE_NAME} that can be read ({error}).") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError("folder", str(folder), f"its {FILE_NAME} follows another schema ({error}).") from error
+        return read_json(folder / FILE_NAME, cls._parsed)
+
+    @classmethod
+    def _parsed(cls, content: Any) -> "Results":
+        content["targets"] = content["targets"] and TargetScores(**content["targets"])
+        content["layers"] = {int(layer): LayerScores(**scores) for layer, scores in content["layers"].items()}
+        content["per_fact"] = [FactResult(**fact) for fact in content["per_fact"]]
+        content["completions"] = [Completion(**one) for one in content["completions"]]
+        content["intervals"] = {
+            when: {name: (low, high) for name, (low, high) in scores.items()}
+            for when, scores in content["intervals"].items()
+        }
+        return cls(**content)
