@@ -69,7 +69,7 @@ class ExportEditedModel(Callback):
                     "the adapter was cut to rank %d: with it, logits differ by at most %.1e from the edited model's "
                     "(the edit changed them by %.1e)", rank, found.adapter, found.edit,
                 )  # fmt: skip
-            _tell_how_to_serve(module.lm.name_or_path, adapter, rank)
+            tell_how_to_serve(module.lm.name_or_path, adapter, rank)
 
     def _agrees(self, found: ExportCheck, rank: int | None, *, exact: bool) -> bool:
         allowed = self.tolerance if exact else max(self.tolerance, self.rounding * found.edit)
@@ -79,7 +79,8 @@ class ExportEditedModel(Callback):
         return found.model <= self.tolerance and (found.adapter is None or found.adapter <= allowed)
 
 
-def _tell_how_to_serve(base: str, adapter: Path, rank: int) -> None:
+def tell_how_to_serve(base: str, adapter: Path, rank: int) -> None:
+    """Log the command that serves a base with an adapter, or that its rank is too high for that."""
     commands = serving_commands(base, str(adapter), rank)
     if "vLLM" in commands:
         log.info("serve the base with the adapter (others than vLLM: docs/how-to/serving.md):\n  %s", commands["vLLM"])
