@@ -46,7 +46,7 @@ def peft(adapter: Path) -> Tensor:
 
 
 def vllm(adapter: Path) -> Tensor:
-    """PEFTHelper: one scale, alpha / r of the configuration, which B is multiplied by; patterns are not read.
+    """PEFTHelper: one scale, alpha / r of the configuration, which B is multiplied by.
 
     Factors are copied into buffers of the maximum rank, which hold zeros elsewhere (vllm/lora/layers).
     """

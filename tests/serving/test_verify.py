@@ -220,5 +220,7 @@ def test_a_folder_that_is_no_run(run: Path, url: str, tmp_path: Path) -> None:
         fact["after"] = {}
     (run / "metrics.json").write_text(json.dumps(content))
     assert "its metrics.json lacks the scores" in str(status(run, url, "edited"))
+    (run / "config.yaml").write_text("data: [")
+    assert "it has no config.yaml with a section `data`" in str(status(run, url, "edited"))
     (run / "config.yaml").write_text("data: {class_path: data.NoSuchModule}")
     assert "the section `data` of its config.yaml cannot be read" in str(status(run, url, "edited"))

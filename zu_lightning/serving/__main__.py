@@ -11,8 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, get_loader
 from lightning import LightningDataModule
 
 from zu_lightning.errors import InputError, require_positive
@@ -82,13 +81,13 @@ def request_of(run: Path) -> Request:
     """
     file = run / "config.yaml"
     try:
-        section = yaml.safe_load(file.read_text(encoding="utf-8"))["data"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        section = get_loader("yaml")(file.read_text(encoding="utf-8"))["data"]
+    except Exception as error:  # besides what files raise, what YAML's parser does
         raise InputError("run", str(run), f"it has no config.yaml with a section `data` ({error}).") from error
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
     try:
-        data = parser.instantiate_classes(parser.parse_object({"data": section})).data
+        data = parser.instantiate(parser.parse_object({"data": section})).data
     except ArgumentError as error:
         raise InputError("run", str(run), f"the section `data` of its config.yaml cannot be read: {error}") from error
     data.setup("validate")
