@@ -26,7 +26,7 @@ SENTENCES: dict[Verdict, str] = {
     "not active": "The edit is NOT active: %r answers like the unedited model. Either this is the base's name, or the "
     "server has loaded the adapter and applies it to nothing: see docs/how-to/serving.md.",
     "unclear": "It is unclear whether the edit is active: the answers of %r fit neither model, or these are too much "
-    "alike. Another base, another scale of the adapter, and coarse quantization look like this.",
+    "alike. Another base, a weaker scale of the adapter, and coarse quantization look like this.",
 }
 """What is told, with the model's name."""
 

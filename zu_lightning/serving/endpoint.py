@@ -38,6 +38,8 @@ class Endpoint:
         """
         # A token holds a byte of text or more; some tokenizers also give the space before the answer one of its own.
         asked: dict[str, Any] = {"model": self.model, "max_tokens": len(query.target.encode()) + 2, "temperature": 0}
+        # vLLM takes defaults from the model's generation_config.json: a penalty there would change greedy answers.
+        asked["repetition_penalty"] = 1.0
         asked |= {"messages": [{"role": "user", "content": query.prompt}]} if query.chat else {"prompt": query.prompt}
         path = "chat/completions" if query.chat else "completions"
         try:
