@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import callbacks  # noqa: F401  (its classes can be named in configurations)
 import data
-from callbacks import Attacks, ClosedForm, Downstream, Resume, TraceLayers
+from callbacks import Attacks, ClosedForm, Downstream, ExportEditedModel, Resume, TraceLayers
 from callbacks.progress import BesideBars, Progress
 from callbacks.resume import checkpoint_path
 from callbacks.run_folder import check_writable, run_folder
@@ -61,6 +61,7 @@ OPTION_OWNERS: tuple[tuple[str, type], ...] = (
     ("attacks", Attacks),
     ("trainer.callbacks", Downstream),  # where an option sets what the last callback takes
     ("trainer.callbacks", TraceLayers),
+    ("trainer.callbacks", ExportEditedModel),
 )
 """Sections of the configuration, and whose arguments they hold."""
 

@@ -1,12 +1,16 @@
 """What a run leaves behind: models that can be loaded."""
 
 import logging
+import math
+from pathlib import Path
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 
 from callbacks.run_folder import run_folder, unlearn_module
 from zu_lightning import ExportCheck, InputError, PretrainModule, check_export
+from zu_lightning.errors import require_positive
+from zu_lightning.lm.adapter import VLLM_RANKS, adapter_rank, serving_commands
 
 log = logging.getLogger(__name__)
 
@@ -14,17 +18,21 @@ log = logging.getLogger(__name__)
 class ExportEditedModel(Callback):
     """Write ``model/`` and ``adapter/`` into the run's folder, load both again, and compare their logits.
 
-    There is no ``adapter/`` if the method does not know its change as low-rank factors. Name this callback before
-    ``Report``, which then knows how long it took.
+    There is no ``adapter/`` if the method does not know its change as low-rank factors. The commands that serve it are
+    logged. Name this callback before ``Report``, which then knows how long it took.
 
     Args:
         tolerance: Largest difference of a logit.
         rounding: For weights of less than 32 bits, where the edited weight was rounded and the adapter was not: largest
             difference that the adapter may have, as a share of what the edit did.
+        max_adapter_rank: Servers take no adapter of a rank above 512. By default the adapter is exact, whatever its
+            rank. With a number, a higher rank is cut to it by a truncated SVD, and a line says what that did to the
+            logits; ``model/`` stays exact.
     """
 
-    def __init__(self, tolerance: float = 1e-4, rounding: float = 0.5) -> None:
-        self.tolerance, self.rounding = tolerance, rounding
+    def __init__(self, tolerance: float = 1e-4, rounding: float = 0.5, max_adapter_rank: int | None = None) -> None:
+        require_positive("max_adapter_rank", max_adapter_rank)
+        self.tolerance, self.rounding, self.max_adapter_rank = tolerance, rounding, max_adapter_rank
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse modules that have nothing to export."""
@@ -44,20 +52,43 @@ class ExportEditedModel(Callback):
             return
         prompts = [fact.prompt for fact in module.request.forget[:16]]
         with module.monitor.timed("export"):
-            model, adapter = module.export(folder)
+            model, adapter = module.export(folder, self.max_adapter_rank)
             found = check_export(module.lm, model, adapter, prompts)
-        if not self._agrees(found, exact=module.lm.model.dtype == torch.float32):
+        rank = None if adapter is None else adapter_rank(adapter)
+        if not self._agrees(found, rank, exact=module.lm.model.dtype == torch.float32):
             raise RuntimeError(f"what was exported is not the edited model: {found}. Do not use {folder}.")
         log.info(
             "exported %s; reloaded, its logits differ by at most %.1e%s (the edit changed them by %.1e)",
             folder / "model", found.model,
             "" if found.adapter is None else f", and with the adapter by {found.adapter:.1e}", found.edit,
         )  # fmt: skip
+        if adapter is not None and rank is not None:
+            log.info("rounding the adapter to bfloat16, as servers do, changes logits by at most %.1e", found.rounded)
+            if rank == self.max_adapter_rank:
+                log.warning(
+                    "the adapter was cut to rank %d: with it, logits differ by at most %.1e from the edited model's "
+                    "(the edit changed them by %.1e)", rank, found.adapter, found.edit,
+                )  # fmt: skip
+            tell_how_to_serve(module.lm.name_or_path, adapter, rank)
 
-    def _agrees(self, found: ExportCheck, *, exact: bool) -> bool:
+    def _agrees(self, found: ExportCheck, rank: int | None, *, exact: bool) -> bool:
         allowed = self.tolerance if exact else max(self.tolerance, self.rounding * found.edit)
+        if rank is not None and rank == self.max_adapter_rank:
+            allowed = math.inf  # what was cut is missing, which is said
         # Written so that NaN does not agree.
         return found.model <= self.tolerance and (found.adapter is None or found.adapter <= allowed)
+
+
+def tell_how_to_serve(base: str, adapter: Path, rank: int) -> None:
+    """Log the command that serves a base with an adapter, or that its rank is too high for that."""
+    commands = serving_commands(base, str(adapter), rank)
+    if "vLLM" in commands:
+        log.info("serve the base with the adapter (others than vLLM: docs/how-to/serving.md):\n  %s", commands["vLLM"])
+        return
+    log.warning(
+        "the adapter has rank %d, and vLLM takes none above %d: serve model/, or let max_adapter_rank of "
+        "callbacks.ExportEditedModel cut it.", rank, VLLM_RANKS[-1],
+    )  # fmt: skip
 
 
 class ExportPretrained(Callback):

@@ -1,5 +1,6 @@
 """The command line, from facts to an edited model, on the demo that ships with the project."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -12,9 +13,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM
 
 from callbacks.dashboard import LAYOUT
-from tests.conftest import DEMO, SHORT_RUN, changed_weights, command_line, latest_run, run, train_py
-from zu_lightning import ExportCheck, Results
+from tests.conftest import DEMO, ROOT, SHORT_RUN, changed_weights, command_line, latest_run, run, train_py
+from tests.serving.server import served
+from zu_lightning import EditableLM, ExportCheck, Results
 from zu_lightning.report.pictures import pictures_in
+from zu_lightning.serving.__main__ import main as verify
 
 PHASES = {"load", "evaluation", "moments", "targets", "keys_and_values", "spectrum", "solve", "apply", "export"}
 
@@ -61,6 +64,22 @@ def test_the_exports_are_the_same_model_and_the_adapter_comes_off(demo_run: Path
         assert (expected - original).abs().max() > 1e-2
         assert (adapted(tokens).logits - expected).abs().max() < 1e-4
         assert torch.equal(adapted.unload()(tokens).logits, original)
+
+
+def test_a_server_with_the_adapter_is_told_from_one_without(
+    demo_run: Path, demo_lm: EditableLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    edited = EditableLM.from_pretrained(DEMO / "model")
+    PeftModel.from_pretrained(edited.model, demo_run / "adapter")  # in place
+    models = {"base": demo_lm.generate, "edited": edited.generate}
+    caplog.set_level("INFO")
+    with served(models) as url, contextlib.chdir(ROOT):
+        for model, status in (("base", 1), ("edited", 0)):
+            with pytest.raises(SystemExit) as stopped:
+                verify([f"--run={demo_run}", f"--url={url}", f"--model={model}", "--facts=5"])
+            assert stopped.value.code == status, caplog.text
+    assert "'base' answers like the unedited model" in caplog.text
+    assert "'edited' answers like the edited model" in caplog.text
 
 
 def test_tensorboard_shows_what_was_measured_and_completions(demo_run: Path) -> None:

@@ -13,6 +13,7 @@ import train
 from callbacks import ClosedForm
 from tests.conftest import ROOT, command_line, train_py
 from zu_lightning import InputError, PretrainModule, ZeroUnlearnGD
+from zu_lightning.serving.__main__ import options as serving_options
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,7 @@ from zu_lightning import InputError, PretrainModule, ZeroUnlearnGD
         ("accelerator", "--trainer.accelerator"),
         ("rule", "--closed_form.rule"),
         ("wikitext", "--trainer.callbacks.wikitext"),
+        ("max_adapter_rank", "--trainer.callbacks.max_adapter_rank"),
         ("ckpt_path", "--ckpt_path"),
         ("length of fact 'a'", "length of fact 'a'"),
         ("tokenizer", "tokenizer"),
@@ -39,9 +41,10 @@ def test_parameters_of_the_library_become_options(parameter: str, option: str) -
 
 NOT_OPTIONS = {
     "model", "tokenizer", "source", "folder", "JSON", "CSV", "id", "record", "row", "share", "subject",
-    "number of subjects",
+    "number of subjects", *vars(serving_options().parse_args(["--run=", "--url=", "--model="])),
 }  # fmt: skip
-"""What InputErrors speak of that no option of an unlearning run sets: objects, arguments of functions, and fields."""
+"""What InputErrors speak of that no option of an unlearning run sets: objects, arguments of functions, fields, and the
+options of ``python -m zu_lightning.serving``."""
 
 
 def parameters_in(path: Path) -> Iterator[str]:

@@ -1,11 +1,12 @@
 """What is exported is the edited model, for every architecture."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import TEXTS, batch_of, update_for
@@ -18,6 +19,7 @@ from zu_lightning import (
     export_adapter,
     export_model,
 )
+from zu_lightning.lm.adapter import adapter_rank
 from zu_lightning.lm.edits import summed_update
 
 Edited = tuple[EditableLM, dict[int, LowRankUpdate]]
@@ -70,10 +72,41 @@ def adapter_names(lm: EditableLM, layer: int) -> tuple[str, str]:
     return f"{module}.lora_B.weight", f"{module}.lora_A.weight"
 
 
-def test_layers_keep_ranks_of_their_own(lm: EditableLM, tmp_path: Path) -> None:
+def test_all_layers_have_one_rank_and_no_scale(lm: EditableLM, tmp_path: Path) -> None:
     updates = {layer: update_for(lm, layer, rank) for layer, rank in ((0, 1), (1, 3))}
-    tensors = load_file(export_adapter(lm, updates, tmp_path / "adapter") / "adapter_model.safetensors")
-    assert [tensors[adapter_names(lm, layer)[1]].shape[0] for layer in (0, 1)] == [1, 3]
+    folder = export_adapter(lm, updates, tmp_path / "adapter")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    for layer, update in updates.items():
+        left, right = (tensors[name] for name in adapter_names(lm, layer))
+        assert left.shape[1] == right.shape[0] == adapter_rank(folder) == 3
+        assert torch.allclose((left @ right).double(), update.dense(), atol=1e-6)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"]
+    assert not config["rank_pattern"]
+    assert not config["alpha_pattern"]
+
+
+@pytest.mark.parametrize("any_lm", ["llama"], indirect=True)
+def test_rounding_the_factors_to_bfloat16_is_measured(edited: Edited, tmp_path: Path) -> None:
+    lm, updates = edited
+    model, adapter = export_model(lm, tmp_path / "model"), export_adapter(lm, updates, tmp_path / "adapter")
+    found = check_export(lm, model, adapter, TEXTS)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, adapter / "adapter_model.safetensors")
+    rounded = check_export(lm, model, adapter, TEXTS)
+    assert found.adapter is not None
+    assert found.rounded == pytest.approx(rounded.adapter, abs=2 * found.adapter)
+    assert rounded.rounded == 0
+    assert 10 * found.adapter < float(found.rounded or 0) < found.edit
+
+
+def test_a_higher_rank_is_cut_to_the_closest_adapter(lm: EditableLM, tmp_path: Path) -> None:
+    updates = {layer: update_for(lm, layer, rank) for layer, rank in ((0, 6), (1, 2))}
+    tensors = load_file(export_adapter(lm, updates, tmp_path / "adapter", 4) / "adapter_model.safetensors")
+    cut, kept = ((tensors[left] @ tensors[right]).double() for left, right in (adapter_names(lm, i) for i in (0, 1)))
+    left_out = torch.linalg.svdvals(updates[0].dense())[4:].norm()
+    assert (cut - updates[0].dense()).norm() == pytest.approx(left_out)
+    assert torch.allclose(kept, updates[1].dense(), atol=1e-6)
 
 
 def test_an_update_of_zero_is_an_adapter_that_changes_nothing(lm: EditableLM, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Gradient methods: what they train, what they export, and how they continue after they were killed."""
 
+import html
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from callbacks import ExportEditedModel, Report, Resume
+from callbacks.export import tell_how_to_serve
 from callbacks.resume import checkpoint_path
 from data import UnlearnDataModule
 from tests.conftest import DEMO
@@ -30,6 +33,7 @@ from zu_lightning import (
     SimNPO,
     TrainingOptions,
 )
+from zu_lightning.lm.adapter import VLLM_RANKS
 from zu_lightning.methods.losses import Answers
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # trained without dropout, as it is used
@@ -120,15 +124,47 @@ def test_an_adapter_is_trained_and_exported_as_it_is(
     assert len(weights) == 2 * (len(projections) if everywhere else 1)
 
 
-def test_a_change_of_low_rank_leaves_as_an_adapter(tmp_path: Path, base: dict[str, torch.Tensor]) -> None:
-    class LowRank(Callback):
-        def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            weight = pl_module.lm.weight(0)  # type: ignore[operator,union-attr]
-            weight.data.copy_(base[WEIGHT] + 0.01 * torch.ones_like(base[WEIGHT]))
+class LowRank(Callback):
+    """Training that ends with a change of low rank."""
 
-    fit(tmp_path, FineTuning(), LowRank(), ExportEditedModel())
+    def __init__(self, weight: torch.Tensor, rank: int) -> None:
+        self.weight, self.change = weight, 0.01 * torch.ones_like(weight)
+        self.change[:, : rank - 1] = torch.randn(len(weight), rank - 1, generator=torch.Generator().manual_seed(0))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.lm.weight(0).data.copy_(self.weight + self.change)  # type: ignore[operator,union-attr]
+
+
+def test_a_change_of_low_rank_leaves_as_an_adapter(
+    tmp_path: Path, base: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    fit(tmp_path, FineTuning(), LowRank(base[WEIGHT], 1), ExportEditedModel(max_adapter_rank=4))
     weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {min(weight.shape) for weight in weights.values()} == {1}
+    command = (
+        f"vllm serve {DEMO / 'model'} --enable-lora --lora-modules edited={tmp_path / 'adapter'} --max-lora-rank 8"
+    )
+    assert command in caplog.text
+    assert command in html.unescape((tmp_path / "report.html").read_text()).replace("=adapter", f"={tmp_path}/adapter")
+    assert "was cut" not in caplog.text
+
+
+def test_an_adapter_is_cut_if_asked_and_says_what_that_does(
+    tmp_path: Path, base: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(tmp_path, FineTuning(), LowRank(base[WEIGHT], 3), ExportEditedModel(max_adapter_rank=2))
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {min(weight.shape) for weight in weights.values()} == {2}
+    (line,) = (line for line in caplog.messages if "the adapter was cut to rank 2" in line)
+    with_adapter, edit = (float(number) for number in re.findall(r"\d\.\de[+-]\d\d", line))
+    assert 1e-2 < with_adapter < edit
+
+
+def test_a_rank_above_all_that_servers_take_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tell_how_to_serve("base", tmp_path, VLLM_RANKS[-1] + 1)
+    (line,) = caplog.messages
+    assert "the adapter has rank 513, and vLLM takes none above 512: serve model/, or let max_adapter_rank" in line
 
 
 @pytest.mark.parametrize("weights", ["projections", "lora"])

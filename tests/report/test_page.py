@@ -124,6 +124,20 @@ def test_what_people_ask_is_answered_first(tmp_path: Path) -> None:
     assert "it can be undone" in written(tmp_path).text
 
 
+def test_it_says_how_to_serve_the_adapter(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    assert "--lora-modules" not in written(tmp_path).text
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text('{"r": 20}')
+    text = written(tmp_path).text
+    assert f"vllm serve {FULL.model} --enable-lora --lora-modules edited=adapter --max-lora-rank 32" in text
+    assert "vLLM takes no adapter" not in text
+    config.write_text('{"r": 600}')
+    text = written(tmp_path).text
+    assert "--enable-lora" not in text
+    assert "vLLM takes no adapter of such a high rank" in text
+
+
 def test_texts_are_shown_as_they_are(tmp_path: Path) -> None:
     page = written(tmp_path)
     assert "<b>nurse</b>" in page.text

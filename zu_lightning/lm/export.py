@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from zu_lightning.errors import InputError
 from zu_lightning.files import replacing
+from zu_lightning.lm.adapter import CONFIG_NAME, balanced, padded
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.edits import apply_update
 from zu_lightning.lm.loading import source_options
@@ -43,15 +44,20 @@ def export_model(lm: EditableLM, folder: str | Path) -> Path:
     return Path(folder)
 
 
-def export_adapter(lm: EditableLM, updates: Mapping[int, LowRankUpdate], folder: str | Path) -> Path:
+def export_adapter(
+    lm: EditableLM, updates: Mapping[int, LowRankUpdate], folder: str | Path, max_rank: int | None = None
+) -> Path:
     """Write an edit as a PEFT LoRA adapter of the exact low-rank difference.
 
-    Its rank is at most 2 n per layer, or as high as the weight's after a dense Delta was trained.
+    Its rank is at most 2 n per layer, or as high as the weight's after a dense Delta was trained. All layers get the
+    rank of the highest, with factors padded by zeros, and alpha is the rank: servers know one rank and one alpha only.
 
     Args:
         lm: The edited model.
         updates: For each edited layer, all that was added to its weight.
         folder: Where to write; replaced if it exists, and never half written.
+        max_rank: A layer's difference of a higher rank is replaced by the closest one of this rank (a truncated SVD);
+            by default it is exact, whatever its rank.
 
     Returns:
         The folder. ``PeftModel.from_pretrained(base, folder)`` is the edited model, ``unload()`` the base again.
@@ -62,25 +68,23 @@ def export_adapter(lm: EditableLM, updates: Mapping[int, LowRankUpdate], folder:
     """
     if not updates:
         raise ValueError("there is no adapter to write: nothing has been edited.")
-    factors = {lm.weight_name(layer): _balanced(update) for layer, update in sorted(updates.items())}
-    ranks = {name: update.rank for name, update in factors.items()}
-    largest = max(ranks.values())
+    factors = {lm.weight_name(layer): balanced(update, max_rank) for layer, update in sorted(updates.items())}
+    rank = max(update.rank for update in factors.values())
     config = LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=lm.name_or_path,
-        target_modules=list(ranks),
-        r=largest,
-        lora_alpha=largest,
-        rank_pattern=ranks,
-        alpha_pattern=ranks,
+        target_modules=list(factors),
+        r=rank,
+        lora_alpha=rank,
         lora_dropout=0.0,
         fan_in_fan_out=any(isinstance(lm.projections[layer], Conv1D) for layer in updates),
         inference_mode=True,
     )
     tensors = {}
     for name, update in factors.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = update.right.float().cpu().contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = update.left.float().cpu().contiguous()
+        equal = padded(update, rank)
+        tensors[f"base_model.model.{name}.lora_A.weight"] = equal.right.float().cpu().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = equal.left.float().cpu().contiguous()
     with exported(Path(folder)) as temporary:
         config.save_pretrained(str(temporary))
         save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -96,11 +100,14 @@ class ExportCheck:
         adapter: Between the base with the adapter and the one in memory; ``None`` without an adapter. Zero up to
             rounding in float32; in bfloat16 and float16 the edited weights were rounded, and the adapter was not.
         edit: Between the base and the one in memory: what the edit did.
+        rounded: Between the base with the adapter and the same with factors rounded to bfloat16, as most servers keep
+            them; ``None`` without an adapter.
     """
 
     model: float
     adapter: float | None
     edit: float
+    rounded: float | None = None
 
 
 def check_export(lm: EditableLM, model_folder: Path, adapter_folder: Path | None, texts: Sequence[str]) -> ExportCheck:
@@ -121,43 +128,42 @@ def check_export(lm: EditableLM, model_folder: Path, adapter_folder: Path | None
     as_before = {"device_map": {"": lm.device}} | lm.load_options
     exported = {name: value for name, value in as_before.items() if name not in source_options(as_before)}
 
-    def difference(source: str | Path, options: dict[str, Any], adapter: Path | None = None) -> float:
-        model = AutoModelForCausalLM.from_pretrained(str(source), dtype=lm.model.dtype, **options)
-        reloaded: PreTrainedModel | PeftModel = model
-        base = EditableLM(model, lm.tokenizer)
-        if adapter and base.is_dispatched:
-            reloaded = _merged(base, adapter)
-        elif adapter:
-            reloaded = PeftModel.from_pretrained(model, adapter)
-        return (_logits(reloaded, batch) - here).abs().max().item()
+    def load(source: str | Path, options: dict[str, Any]) -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(str(source), dtype=lm.model.dtype, **options)
 
-    return ExportCheck(
-        model=difference(model_folder, exported),
-        adapter=None if adapter_folder is None else difference(lm.name_or_path, as_before, adapter_folder),
-        edit=difference(lm.name_or_path, as_before),
-    )
+    model = _difference(_logits(load(model_folder, exported), batch), here)
+    base = load(lm.name_or_path, as_before)
+    edit = _difference(_logits(base, batch), here)
+    if adapter_folder is None:
+        return ExportCheck(model, None, edit)
+    if EditableLM(base, lm.tokenizer).is_dispatched:
+        with_adapter = _logits(_merged(EditableLM(base, lm.tokenizer), adapter_folder), batch)
+        del base  # such a model is large
+        again = EditableLM(load(lm.name_or_path, as_before), lm.tokenizer)
+        rounded = _logits(_merged(again, adapter_folder, torch.bfloat16), batch)
+    else:
+        adapted = PeftModel.from_pretrained(base, adapter_folder)
+        with_adapter = _logits(adapted, batch)
+        for name, factor in adapted.named_parameters():
+            if ".lora_" in name:
+                factor.data = factor.data.bfloat16().to(factor.dtype)
+        rounded = _logits(adapted, batch)
+    return ExportCheck(model, _difference(with_adapter, here), edit, _difference(rounded, with_adapter))
 
 
-def _merged(lm: EditableLM, adapter: Path) -> PreTrainedModel:
+def _difference(logits: Tensor, others: Tensor) -> float:
+    return (logits - others).abs().max().item()
+
+
+def _merged(lm: EditableLM, adapter: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The base with the adapter added to its weights: PEFT does not load adapters of offloaded modules (0.21)."""
-    tensors = load_file(adapter / "adapter_model.safetensors")
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(adapter / "adapter_model.safetensors").items()}
     for layer in range(len(lm.layers)):
         name = f"base_model.model.{lm.weight_name(layer)}"
         if f"{name}.lora_A.weight" in tensors:
             update = LowRankUpdate(tensors[f"{name}.lora_B.weight"], tensors[f"{name}.lora_A.weight"])
             apply_update(lm, layer, update)
     return lm.model
-
-
-def _balanced(update: LowRankUpdate) -> LowRankUpdate:
-    """The same update with orthogonal factors of equal size and no superfluous rank."""
-    left, right_factor = torch.linalg.qr(update.left.double())
-    right, left_factor = torch.linalg.qr(update.right.double().mT)
-    u, s, v = torch.linalg.svd(right_factor @ left_factor.mT, full_matrices=False)
-    kept = s > torch.finfo(s.dtype).eps * len(s) * s.max()
-    kept[0] = True
-    root = s[kept].sqrt()
-    return LowRankUpdate(left @ u[:, kept] * root, root[:, None] * (v[kept] @ right.mT))
 
 
 @torch.no_grad()
@@ -169,7 +175,7 @@ def _logits(model: PreTrainedModel | PeftModel, batch: TokenBatch) -> Tensor:
 @contextmanager
 def exported(folder: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of ``folder``, which must not hold anything but an earlier export."""
-    markers = ("config.json", "adapter_config.json")
+    markers = ("config.json", CONFIG_NAME)
     is_export = any((folder / name).exists() for name in markers)
     if folder.exists() and not is_export and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError("folder", str(folder), "it holds something other than an exported model: choose another one.")

@@ -137,10 +137,15 @@ class UnlearnModule(EvaluationModule):
                 as_tensors = {name: torch.tensor(score, dtype=torch.float64) for name, score in scores.items()}
                 self.cache.keep(self.file_before, as_tensors | {BY_FACT + name: sums for name, sums in by_fact.items()})
 
-    def export(self, folder: Path) -> tuple[Path, Path | None]:
-        """Write ``model/`` and, if the change is known as low-rank factors, ``adapter/`` into a folder; their paths."""
+    def export(self, folder: Path, max_adapter_rank: int | None = None) -> tuple[Path, Path | None]:
+        """Write ``model/`` and, if the change is known as low-rank factors, ``adapter/`` into a folder; their paths.
+
+        Args:
+            folder: Where to write.
+            max_adapter_rank: See ``max_rank`` of :func:`zu_lightning.export_adapter`.
+        """
         updates = self.updates()
-        adapter = export_adapter(self.lm, updates, folder / "adapter") if updates else None
+        adapter = export_adapter(self.lm, updates, folder / "adapter", max_adapter_rank) if updates else None
         return export_model(self.lm, folder / "model"), adapter
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

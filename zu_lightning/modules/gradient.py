@@ -168,9 +168,9 @@ class GradientModule(UnlearnModule):
         learned = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in learned}
 
-    def export(self, folder: Path) -> tuple[Path, Path | None]:
+    def export(self, folder: Path, max_adapter_rank: int | None = None) -> tuple[Path, Path | None]:
         """Write the adapter before it is merged, then the model."""
-        adapter = self.trained.write_adapter(folder / "adapter")
+        adapter = self.trained.write_adapter(folder / "adapter", max_adapter_rank)
         self.trained.merge()
         return export_model(self.lm, folder / "model"), adapter
 

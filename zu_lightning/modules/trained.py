@@ -59,8 +59,14 @@ class TrainedWeights(nn.Module, ABC):
         """Within this context the language model is as it was before training."""
 
     @abstractmethod
-    def write_adapter(self, folder: Path) -> Path | None:
-        """Write what was learned as a PEFT adapter, if it is low-rank; the folder, or ``None``."""
+    def write_adapter(self, folder: Path, max_rank: int | None = None) -> Path | None:
+        """Write what was learned as a PEFT adapter, if it is low-rank; the folder, or ``None``.
+
+        Args:
+            folder: Where to write.
+            max_rank: A change of a higher rank is replaced by the closest one of this rank, unless it was trained as an
+                adapter: that is written as it is.
+        """
 
     @abstractmethod
     def merge(self) -> None:
@@ -93,12 +99,12 @@ class FullWeights(TrainedWeights):
         finally:
             self._put(present)
 
-    def write_adapter(self, folder: Path) -> Path | None:
+    def write_adapter(self, folder: Path, max_rank: int | None = None) -> Path | None:
         """See :meth:`TrainedWeights.write_adapter`."""
         updates = {} if self.layers is None else {layer: self._change(layer) for layer in self.layers}
         if not updates or any(update.rank > LOW_RANK * min(self.lm.weight(i).shape) for i, update in updates.items()):
             return None
-        return export_adapter(self.lm, updates, folder)
+        return export_adapter(self.lm, updates, folder, max_rank)
 
     def merge(self) -> None:
         """The weights are the language model's own."""
@@ -150,7 +156,7 @@ class LoraWeights(TrainedWeights):
         """See :meth:`TrainedWeights.reference`."""
         return cast("AbstractContextManager[None]", self.model.disable_adapter())
 
-    def write_adapter(self, folder: Path) -> Path:
+    def write_adapter(self, folder: Path, max_rank: int | None = None) -> Path:
         """See :meth:`TrainedWeights.write_adapter`."""
         with exported(folder) as temporary:
             cast("PeftModel", self.model).save_pretrained(str(temporary))

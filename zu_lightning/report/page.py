@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from zu_lightning.files import replacing
+from zu_lightning.lm.adapter import adapter_rank, serving_commands
 from zu_lightning.report.pictures import Picture, pictures_in
 from zu_lightning.report.results import HEADLINES, Results
 
@@ -73,17 +74,19 @@ def write_page(folder: Path) -> Path:
     """
     there = {name for name in ("model", "adapter", "config.yaml") if (folder / name).exists()}
     with replacing(folder / FILE_NAME) as temporary:
-        temporary.write_text(page(Results.read(folder), pictures_in(folder), there), encoding="utf-8")
+        rank = adapter_rank(folder / "adapter")
+        temporary.write_text(page(Results.read(folder), pictures_in(folder), there, rank), encoding="utf-8")
     return folder / FILE_NAME
 
 
-def page(results: Results, pictures: list[Picture], there: Set[str] = frozenset()) -> str:
+def page(results: Results, pictures: list[Picture], there: Set[str] = frozenset(), rank: int | None = None) -> str:
     """The page.
 
     Args:
         results: Of the run.
         pictures: To show, in this order.
         there: Which of ``model``, ``adapter``, and ``config.yaml`` lie beside the page.
+        rank: Rank of the adapter, if there is one that can be read.
     """
     content = asdict(results)
     environment = _environment()
@@ -92,6 +95,7 @@ def page(results: Results, pictures: list[Picture], there: Set[str] = frozenset(
         results=results,
         pictures=pictures,
         there=there,
+        serving={} if rank is None else serving_commands(results.model, "adapter", rank),
         summary=summary(results),
         headlines=[name for name in HEADLINES if name in results.after],
         meanings=MEANINGS,

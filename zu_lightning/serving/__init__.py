@@ -1,0 +1,1 @@
+"""Whether a server answers like the edited model."""
