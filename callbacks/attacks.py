@@ -16,6 +16,13 @@ from zu_lightning.problem.cache import Cache
 
 log = logging.getLogger(__name__)
 
+MODELS = {
+    "base": "the unedited model",
+    "edited": "the edited model",
+    "gold": "the gold model, which never knew these facts",
+}
+"""What the models that are attacked are called in the log."""
+
 KNOWN = 0.5
 """A model that gives an answer with more than this probability knows the fact."""
 ALLOWED = 0.1
@@ -67,7 +74,7 @@ class Attacks(Callback):
             if self.usable_gold is not None and self.reference is None:
                 self._attack_gold(module, self.usable_gold, self.exam)
             if name not in found:
-                found[name] = self._scores(module, module.lm, self.exam, "unedited" if name == "base" else name)
+                found[name] = self._scores(module, module.lm, self.exam, MODELS[name])
 
     def _attack_gold(self, module: UnlearnModule, path: str, exam: Exam) -> None:
         """Attack gold, unless nothing can be compared with it."""
@@ -82,7 +89,7 @@ class Attacks(Callback):
             return
         self.reference = reference(gold, exam)
         if "gold" not in module.run.attacks:
-            module.run.attacks["gold"] = self._scores(module, gold, exam, "gold")
+            module.run.attacks["gold"] = self._scores(module, gold, exam, MODELS["gold"])
 
     def _scores(self, module: UnlearnModule, lm: EditableLM, exam: Exam, name: str) -> dict[str, Tensor]:
         # Nothing was added to gold and to the unedited model, but their scores have the same names.

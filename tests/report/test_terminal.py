@@ -33,10 +33,13 @@ def test_the_table_shows_attacks_in_percent_and_the_verdict() -> None:
     attacks = {
         "leak": {"base": 0.9, "edited": 0.25, "gold": 0.05, "gap": 0.2, "low": 0.1, "high": 0.3},
         "lens": {"edited": 1.0},
+        "lens_layer_2": {"edited": 0.5},
     }
     found = results_table(replace(RESULTS, attacks=attacks, verdict="Masked, not erased."))
     assert rows(found)["leak"] == ["90.0", "25.0", "5.0", "20.0", "10.0", "to", "30.0"]
     assert rows(found)["lens"] == ["-", "100.0", "-", "-"]
+    assert "lens_layer_2" not in found  # the report has it
+    assert "gold: a model that never knew" in found
     assert found.splitlines()[-1] == "Masked, not erased."
 
 

@@ -99,7 +99,7 @@ def run_attacks(
     cache, scores = cache or Cache(None, lm), dict[str, Tensor]()
     costs = [attack.tokens(exam) for attack in attacks]
     if name and attacks:
-        log.info("attacks on the %s model: %d facts, about %d tokens to read", name, len(exam.facts), sum(costs))
+        log.info("attacking %s: %d facts, about %d tokens to read", name, len(exam.facts), sum(costs))
     with (monitor or Monitor()).bar("Attacks", sum(costs), "tokens") as bar:
         for attack, cost in zip(attacks, costs, strict=True):
             bar.set_postfix_str(attack.name)

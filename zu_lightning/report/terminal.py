@@ -9,6 +9,8 @@ from zu_lightning.report.results import HEADLINES, Results
 
 WIDTH = 100
 """Of a terminal that does not tell its own."""
+OF_A_LAYER = "_layer_"
+"""In the names of scores of single layers."""
 
 
 def results_table(results: Results, *, color: bool = False) -> str:
@@ -47,15 +49,19 @@ def _scores(results: Results) -> Table:
 
 
 def _attacks(results: Results) -> Table:
-    """Every score of an attack, in percent."""
+    """The scores of attacks, in percent; those of single layers are in the report and in metrics.json."""
     columns = ("base", "edited", "gold", "gap")
     shown = [name for name in columns if any(name in scores for scores in results.attacks.values())]
-    table = Table("attack (percent)", box=box.SIMPLE_HEAD, pad_edge=False)
+    explained = "gold: a model that never knew these facts; gap: how much more the edited model gives away than gold"
+    caption = explained if "gap" in shown else None
+    table = Table("attack (percent)", box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     for name in shown:
         table.add_column({"base": "before", "edited": "after"}.get(name, name), justify="right")
     if "gap" in shown:
         table.add_column("95% interval", justify="right")
     for name, scores in results.attacks.items():
+        if OF_A_LAYER in name:
+            continue
         cells = [f"{100 * scores[column]:.1f}" if column in scores else "-" for column in shown]
         ends = (100 * scores["low"], 100 * scores["high"]) if "low" in scores else None
         table.add_row(name, *cells, *([_interval(ends)] if "gap" in shown else []))
