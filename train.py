@@ -23,7 +23,7 @@ from callbacks import Attacks, ClosedForm, Downstream, Resume, TraceLayers
 from callbacks.progress import BesideBars, Progress
 from callbacks.resume import checkpoint_path
 from callbacks.run_folder import check_writable, remove_refused, run_folder
-from callbacks.stopping import ending, stopped_by_sigterm
+from callbacks.stopping import ending, full_disk_told_once, stopped_by_sigterm
 from callbacks.usage import Parser
 from zu_lightning import EditingModule, EvaluationModule, GradientModule, InputError, replacing
 
@@ -174,7 +174,7 @@ def main(args: list[str] | None = None) -> None:
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
     try:
-        with stopped_by_sigterm():
+        with stopped_by_sigterm(), full_disk_told_once():
             UnlearnCLI(
                 LightningModule,
                 LightningDataModule,
