@@ -10,6 +10,7 @@ from typing import Any
 
 from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -21,7 +22,9 @@ import data
 from callbacks import Attacks, ClosedForm, Downstream, ExportEditedModel, Resume, TraceLayers
 from callbacks.progress import BesideBars, Progress
 from callbacks.resume import checkpoint_path
-from callbacks.run_folder import check_writable, run_folder
+from callbacks.run_folder import check_writable, remove_refused, run_folder
+from callbacks.stopping import ending, full_disk_told_once, stopped_by_sigterm
+from callbacks.usage import Parser
 from zu_lightning import EditingModule, EvaluationModule, GradientModule, InputError, replacing
 
 log = logging.getLogger(__name__)
@@ -75,16 +78,25 @@ def launcher_arguments() -> dict[str, Any]:
 
 
 class SaveConfig(SaveConfigCallback):
-    """Write the resolved configuration into the run's folder, never half of it."""
+    """Write the resolved configuration into the run's folder, never half of it; a refused run leaves none."""
+
+    is_new = True
+    """Whether the folder is this run's alone."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Once per run, from rank zero."""
         folder = run_folder(trainer)
         if folder is None or self.already_saved:
             return
+        self.is_new = not (folder / self.config_filename).exists()
         with replacing(folder / self.config_filename) as temporary:
             temporary.write_text(self.parser.dump(self.config, skip_none=False))
         self.already_saved = True
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Remove the folder if bad input was found before anything was written into it."""
+        if isinstance(exception, InputError) and self.is_new:
+            remove_refused(trainer, self.config_filename)
 
 
 class UnlearnCLI(LightningCLI):
@@ -121,10 +133,21 @@ class UnlearnCLI(LightningCLI):
         chosen = configured.callbacks or []
         if configured.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen):
             configured.callbacks = [*chosen, Progress()]
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise trainer_error(error, configured) from error
         count = trainer.world_size
         log.info("running on %s in %d process%s", trainer.strategy.root_device.type, count, "" if count == 1 else "es")
         return trainer
+
+
+def trainer_error(error: Exception, configured: Any) -> InputError:
+    """What Lightning says of an option of its trainer, which it names somewhere."""
+    options = [name for name in inspect.signature(Trainer).parameters if configured.get(name) is not None]
+    named = [name for name in options if f"`{name}" in str(error) or str(configured[name]) in str(error).split()]
+    name = named[0] if named else "trainer"
+    return InputError(name, configured.get(name, "..."), " ".join(str(error).split()))
 
 
 def option_of(parameter: str) -> str:
@@ -136,13 +159,6 @@ def option_of(parameter: str) -> str:
         if name in inspect.signature(owner).parameters:
             return f"--{section}.{parameter}"
     return parameter
-
-
-def input_error(error: BaseException | None) -> InputError | None:
-    """The bad input that caused an error, if any: jsonargparse wraps what a constructor raises."""
-    while error is not None and not isinstance(error, InputError):
-        error = error.__cause__
-    return error
 
 
 def main(args: list[str] | None = None) -> None:
@@ -159,22 +175,27 @@ def main(args: list[str] | None = None) -> None:
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
     try:
-        UnlearnCLI(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            trainer_defaults=TRAINER_DEFAULTS | launcher_arguments(),
-            seed_everything_default=0,
-            save_config_callback=SaveConfig,
-            args=args,
-        )
-    except ValueError as error:
-        bad = input_error(error)
-        if bad is None:
+        with stopped_by_sigterm(), full_disk_told_once():
+            UnlearnCLI(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                trainer_defaults=TRAINER_DEFAULTS | launcher_arguments(),
+                seed_everything_default=0,
+                save_config_callback=SaveConfig,
+                parser_class=Parser,
+                args=args,
+            )
+    except BaseException as error:
+        end = ending(error, option_of, sys.argv[1:] if args is None else args)
+        if end is None:
             raise
-        name = bad.parameter if bad.where else option_of(bad.parameter)
-        sys.exit(f"train.py: error: {bad.message(name)}")
+        if end.code == 1:
+            sys.exit(f"train.py: {end.line}")
+        if rank == 0:
+            log.error("train.py: %s", end.line)
+        sys.exit(end.code)
     if distributed.is_initialized():
         # Left to the interpreter's exit, gloo's threads now and then abort a process that is done.
         distributed.barrier()

@@ -12,6 +12,7 @@ from zu_lightning.attacks.membership import reference
 from zu_lightning.attacks.suite import Suite, attacks_of, run_attacks
 from zu_lightning.errors import require_positive
 from zu_lightning.lm.loading import check_model
+from zu_lightning.lm.weights import check_finite
 from zu_lightning.problem.cache import Cache
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Attacks(Callback):
     def _attack_gold(self, module: UnlearnModule, path: str, exam: Exam) -> None:
         """Attack gold, unless nothing can be compared with it."""
         gold = EditableLM.from_pretrained(path, dtype=module.dtype_name).to(module.lm.device)
+        check_finite(gold, "gold")
         reason = unfit(gold, module.lm, exam)
         if reason:
             log.warning(

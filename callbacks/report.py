@@ -13,6 +13,7 @@ from callbacks.dashboard import boards, show_picture, show_results
 from callbacks.results import identity_before, now, results_of, samples
 from callbacks.run_folder import run_folder, unlearn_module
 from zu_lightning import LayerProblem, UnlearnModule
+from zu_lightning.files import out_of_room, writing
 from zu_lightning.report.page import write_page
 from zu_lightning.report.plots import draw_attacks, draw_scores, draw_spectrum
 from zu_lightning.report.results import FILE_NAME
@@ -83,9 +84,12 @@ class Report(Callback):
         log.info("%s", results_table(results, color=sys.stderr.isatty()))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """What has been measured is kept when the export fails."""
-        module = unlearn_module(pl_module)
-        if module.run.after and module.is_done:
+        """What has been measured is kept when the export fails, unless that is for lack of room.
+
+        A run that is interrupted is in a hurry, and is reported when it is continued.
+        """
+        can_write = isinstance(exception, Exception) and out_of_room(exception) is None
+        if can_write and isinstance(pl_module, UnlearnModule) and pl_module.run.after and pl_module.is_done:
             self.on_fit_end(trainer, pl_module)
             self.teardown(trainer, pl_module, "fit")  # which Lightning does not call after an exception
 
@@ -102,7 +106,8 @@ class Report(Callback):
         """Append completions to ``predictions.jsonl``."""
         folder = run_folder(trainer)
         if folder is not None:
-            with (folder / "predictions.jsonl").open("w" if batch_idx == 0 else "a") as file:
+            path = folder / "predictions.jsonl"
+            with writing(path), path.open("w" if batch_idx == 0 else "a") as file:
                 file.writelines(json.dumps(output, ensure_ascii=False) + "\n" for output in outputs)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

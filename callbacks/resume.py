@@ -6,7 +6,10 @@ from pathlib import Path
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from zu_lightning import UnlearnModule, replacing
+from zu_lightning import InputError, UnlearnModule, replacing
+
+CONTINUE = "The same command with --ckpt_path last continues it."
+"""What can be done about a run that came to an early end, once it has a checkpoint."""
 
 
 def checkpoint_path(default_root_dir: str) -> Path:
@@ -21,8 +24,18 @@ class Resume(Checkpoint):
     are the unedited model's with the updates added again.
     """
 
+    def __init__(self) -> None:
+        self.has_saved = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing of this run is saved yet."""
+        self.has_saved = False
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The neutral targets, the most expensive part of an editing run, are known now."""
+        # Lightning (2.6) does not count an epoch from whose beginning it continues, and could not continue once more.
+        epochs = trainer.fit_loop.epoch_progress.current
+        epochs.ready = epochs.completed + 1
         if trainer.current_epoch == 0:
             self._save(trainer)
 
@@ -36,11 +49,18 @@ class Resume(Checkpoint):
         if trainer.is_global_zero and not trainer.fast_dev_run and is_done:  # type: ignore[attr-defined]
             checkpoint_path(trainer.default_root_dir).unlink(missing_ok=True)
 
-    @staticmethod
-    def _save(trainer: Trainer) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Note how to continue, if there is a checkpoint of this run, or the one that it was continued from."""
+        path = checkpoint_path(trainer.default_root_dir)
+        is_own = self.has_saved or (trainer.ckpt_path is not None and Path(trainer.ckpt_path) == path)
+        if trainer.state.fn == "fit" and is_own and path.exists() and not isinstance(exception, InputError):
+            exception.add_note(CONTINUE)
+
+    def _save(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         path = checkpoint_path(trainer.default_root_dir)
         # All processes take part in saving, and have to name the same file.
         with replacing(path) if trainer.is_global_zero else nullcontext(path) as own:
             trainer.save_checkpoint(trainer.strategy.broadcast(own))
+        self.has_saved = True

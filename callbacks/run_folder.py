@@ -1,11 +1,15 @@
 """Where a run writes, and for which modules."""
 
+import shutil
 import tempfile
 from pathlib import Path
 
 from lightning import LightningModule, Trainer
 
 from zu_lightning import InputError, UnlearnModule
+
+OF_LOGGERS = ("events.out.tfevents.", "hparams.yaml")
+"""What the names of the files begin with that Lightning's loggers write into the folder of a run that begins."""
 
 
 def check_writable(folder: str) -> None:
@@ -32,6 +36,22 @@ def run_folder(trainer: Trainer) -> Path | None:
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
     return folder
+
+
+def remove_refused(trainer: Trainer, config: str) -> None:
+    """Remove the folder that a logger made for a run whose input was refused, if nothing else is in it.
+
+    Args:
+        trainer: Its trainer, which must not have taken a step.
+        config: Name of the file with the run's configuration, which goes, too.
+    """
+    folder = run_folder(trainer)
+    if folder is None or folder == Path(trainer.default_root_dir) or trainer.global_step > 0:
+        return
+    for logger in trainer.loggers:
+        logger.finalize("failed")  # so that nothing is written any more
+    if all(path.name.startswith((config, *OF_LOGGERS)) for path in folder.iterdir()):
+        shutil.rmtree(folder)
 
 
 def sees_unedited_model(trainer: Trainer) -> bool:

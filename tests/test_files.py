@@ -2,11 +2,14 @@
 
 import errno
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from zu_lightning import digest, replacing
+from zu_lightning.files import DiskFullError, writing
 
 Content = dict[str, str] | str | None
 
@@ -80,6 +83,39 @@ def test_an_error_before_anything_is_written_is_passed_on(tmp_path: Path) -> Non
         raise OSError(errno.ENOSPC, "disk full")
     assert caught.value.errno == errno.ENOSPC
     assert not list(tmp_path.iterdir())
+
+
+IN_THE_SYSTEMS_WORDS = {
+    "file": (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "the disk is full"),
+    "quota": (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "the disk quota is used up"),
+    "safetensors": (
+        SafetensorError(f"Error while serializing: I/O error: {os.strerror(errno.ENOSPC)} (os error {errno.ENOSPC})"),
+        "the disk is full",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", IN_THE_SYSTEMS_WORDS)
+def test_a_full_disk_is_told_with_the_file_and_the_remedy(case: str, tmp_path: Path) -> None:
+    error, reason = IN_THE_SYSTEMS_WORDS[case]
+
+    def fail() -> None:
+        with replacing(tmp_path / "result") as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(DiskFullError) as caught:
+        fail()
+    assert str(caught.value) == f"{tmp_path}/result cannot be written: {reason}. Free some space in {tmp_path}."
+    assert caught.value.__cause__ is error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_device_that_is_full() -> None:
+    full = Path("/dev/full")
+    with pytest.raises(DiskFullError, match=r"^/dev/full cannot be written: the disk is full\. "), writing(full):
+        full.write_text("something")
 
 
 def test_missing_folders_are_made(tmp_path: Path) -> None:

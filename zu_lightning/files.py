@@ -1,5 +1,6 @@
 """Files that are never half written, and digests by which files and settings are recognized."""
 
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,52 @@ from zu_lightning.errors import InputError
 
 T = TypeVar("T")
 
+NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+"""Errors of the operating system that free space would have avoided, and what they mean."""
+
+
+class DiskFullError(OSError):
+    """A file could not be written for lack of room.
+
+    Args:
+        number: The error of the operating system, one of ``NO_ROOM``.
+        path: What could not be written.
+    """
+
+    def __init__(self, number: int, path: Path) -> None:
+        super().__init__(number, NO_ROOM[number], str(path))
+
+    def __str__(self) -> str:
+        return f"{self.filename} cannot be written: {self.strerror}. Free some space in {Path(self.filename).parent}."
+
+
+def out_of_room(error: BaseException) -> int | None:
+    """Which of ``NO_ROOM`` an error is; ``None`` if it is something else.
+
+    Libraries that write by other means than Python's files raise errors of their own, in the system's words.
+    """
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return error.errno
+    return next((number for number in NO_ROOM if os.strerror(number) in str(error)), None)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say which file it is that cannot be written for lack of room.
+
+    Raises:
+        DiskFullError: See above; all other errors are passed on.
+    """
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except Exception as error:
+        number = out_of_room(error)
+        if number is None:
+            raise
+        raise DiskFullError(number, path) from error
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -24,15 +71,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Yields:
         A temporary path beside ``path``, at which to create the file or the folder.
+
+    Raises:
+        DiskFullError: There is no room for it.
     """
     path = path.resolve()  # what a link points to is replaced, not the link
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}.partial")
     try:
-        yield temporary
-        if temporary.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        temporary.replace(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            if temporary.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            temporary.replace(path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)

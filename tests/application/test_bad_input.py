@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig
 
 from tests.conftest import DEMO, ROOT, SHORT_RUN, command_line, train_py
@@ -68,6 +69,19 @@ def empty_model(folder: Path) -> list[str]:
     return [f"--model.model_name_or_path={folder / 'nothing'}"]
 
 
+def model_with(weight: str, value: float) -> Callable[[Path], list[str]]:
+    """Options with the demo model, all of one of whose weights are the same."""
+
+    def options(folder: Path) -> list[str]:
+        model = shutil.copytree(DEMO / "model", folder / "model")
+        tensors = load_file(model / "model.safetensors")
+        tensors[weight] = torch.full_like(tensors[weight], value)
+        save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+        return [f"--model.model_name_or_path={model}"]
+
+    return options
+
+
 def unwritable(folder: Path) -> list[str]:
     (folder / "file").touch()
     return [f"--trainer.default_root_dir={folder / 'file'}"]
@@ -75,6 +89,26 @@ def unwritable(folder: Path) -> list[str]:
 
 BAD_INPUT = {
     "no facts": Case(facts(), "--data.path is '{}/facts.jsonl': it holds no facts"),
+    "two places for the subject": Case(
+        facts({**FACT, "prompt": "{} is {}"}),
+        "{}/facts.jsonl, line 1: prompt is '{{}} is {{}}': it holds {{}} more than",
+    ),
+    "a neutral target that is true": Case(
+        option("--model.target=word", "--model.neutral_target= coachman ", "--data.forget_ids=[simon-nagy-profession]"),
+        "--model.neutral_target is ' coachman ': it is the true answer of fact 'simon-nagy-profession' (",
+    ),
+    "weights that are NaN": Case(
+        model_with("model.norm.weight", float("nan")),
+        "--model.model_name_or_path is '{}/model': its weight model.norm.weight holds NaN or infinite values",
+    ),
+    "infinite weights": Case(
+        model_with("model.layers.2.mlp.down_proj.weight", float("-inf")),
+        "--model.model_name_or_path is '{}/model': its weight model.layers.2.mlp.down_proj.weight holds NaN or",
+    ),
+    "a projection of zeros": Case(
+        model_with("model.layers.0.mlp.down_proj.weight", 0.0),
+        "--model.layers is [0]: the output projection of layer 0 holds nothing but zeros",
+    ),
     "no prompt": Case(facts({"target": "x"}), "{}/facts.jsonl, line 1: prompt is missing"),
     "no target": Case(facts({"prompt": "x"}), "{}/facts.jsonl, line 1: target is missing"),
     "subject not in prompt": Case(facts({**FACT, "prompt": "Bo is"}), "{}/facts.jsonl, line 1: subject is 'Ada Novak'"),
@@ -131,6 +165,7 @@ def test_bad_input_stops_before_any_work(case: str, tmp_path: Path) -> None:
         train_py(command_line(tmp_path / "run", *options(tmp_path)))
     assert message.format(tmp_path) in str(stopped.value.code)
     assert str(stopped.value.code).startswith("train.py: error: ")
+    assert not list(tmp_path.glob("run/lightning_logs/*"))
 
 
 WAYS = {

@@ -11,6 +11,7 @@ from lightning import Trainer
 
 import train
 from callbacks import ClosedForm
+from callbacks.usage import usage_line
 from tests.conftest import ROOT, command_line, train_py
 from zu_lightning import InputError, PretrainModule, ZeroUnlearnGD
 from zu_lightning.serving.__main__ import options as serving_options
@@ -41,7 +42,8 @@ def test_parameters_of_the_library_become_options(parameter: str, option: str) -
 
 NOT_OPTIONS = {
     "model", "tokenizer", "source", "folder", "JSON", "CSV", "id", "record", "row", "share", "subject",
-    "number of subjects", *vars(serving_options().parse_args(["--run=", "--url=", "--model="])),
+    "number of subjects", "prompt",
+    *vars(serving_options().parse_args(["--run=", "--url=", "--model="])),
 }  # fmt: skip
 """What InputErrors speak of that no option of an unlearning run sets: objects, arguments of functions, fields, and the
 options of ``python -m zu_lightning.serving``."""
@@ -90,6 +92,54 @@ def test_an_error_of_a_constructor_is_found_in_what_jsonargparse_makes_of_it(mon
     wrapped = ValueError("Does not validate against any of the Union subtypes")
     wrapped.__cause__ = InputError("latents.steps", 0, "give a positive number.")
     assert stopped_by(wrapped, monkeypatch).startswith("train.py: error: --model.latents.steps is 0:")
+
+
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        ("--model.steps=many", "--model.steps is 'many': give an integer."),
+        ("--model.layers=[0, x]", "--model.layers is 'x': give an integer."),
+        ("--model.layers=x", "--model.layers is 'x': give a list."),
+        ("--data.draw=some", "--data.draw is 'some': give one of facts, records."),
+        ("--attacks.suite=some", "--attacks.suite is 'some': give one of none, quick, full."),
+        ("--trainer.max_epochs=x", "--trainer.max_epochs is 'x': give an integer or null."),
+        ("--closed_form.rule=Foo", "--closed_form.rule is 'Foo': give the class_path of a Rule or null."),
+        ("--closed_form.rule.retain_weight=x", "--closed_form.rule.retain_weight is 'x': give a number."),
+        ("--model.latents.stpes=1", "--model.latents.stpes: there is no such option: "),
+        ("--model.latents={a: 1}", "--model.latents.a: there is no such option: "),
+        ("--modle=1", "--modle: there is no such option: "),
+        ("--config=nowhere.yaml", "--config: File does not exist: '"),
+    ],
+)
+def test_a_wrong_option_is_told_in_one_line(
+    option: str, line: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train_py(command_line(tmp_path, option))
+    assert stopped.value.code == 2
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert said.startswith(f"train.py: error: {line}")
+    assert "\n" not in said
+    assert "usage:" not in "".join(capsys.readouterr())
+
+
+def test_a_wrong_value_in_a_file_is_told_by_its_option(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "wrong.yaml").write_text("model: {init_args: {latents: {clamp: high}}}")
+    with pytest.raises(SystemExit):
+        train_py(command_line(tmp_path, f"--config={tmp_path / 'wrong.yaml'}"))
+    assert "train.py: error: --model.latents.clamp is 'high': give a number." in caplog.text
+
+
+def test_what_is_not_understood_is_still_one_line() -> None:
+    assert usage_line("Something\n  - new\n", train.option_of, []) == "Something - new"
+
+
+@pytest.mark.parametrize(("option", "value"), [("accelerator", "abacus"), ("strategy", "x"), ("devices", "9x")])
+def test_what_lightning_refuses_is_told_in_one_line(option: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train_py(command_line(tmp_path, f"--trainer.{option}={value}"))
+    assert str(stopped.value.code).startswith(f"train.py: error: --trainer.{option} is '{value}': ")
+    assert "\n" not in str(stopped.value.code)
 
 
 def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

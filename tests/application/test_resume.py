@@ -1,8 +1,10 @@
 """A run that is killed continues after its last finished layer and ends where an uninterrupted one does."""
 
+import errno
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,46 +15,62 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 import train
 from callbacks import Resume
 from callbacks.resume import checkpoint_path
 from tests.conftest import DEMO, ROOT, SHORT_RUN, command_line, latest_run, run, train_py
-from zu_lightning import EditingModule, Results, RunState
+from zu_lightning import EditableLM, EditingModule, Results, RunState
 
 TWO_LAYERS = ("--model.layers=[0,1]", "--ckpt_path=last", *SHORT_RUN)
 BASE = DEMO / "model" / "model.safetensors"
 
 
-class Killed(Exception):  # noqa: N818
-    """Stands for a kill: nothing after it runs."""
-
-
 class KillAt(Callback):
-    """Raise in a hook when so many layers are done."""
+    """Send this process a signal in a hook when so many layers are done."""
 
-    def __init__(self, hook: str, layers_done: int) -> None:
+    def __init__(self, hook: str, layers_done: int, number: signal.Signals) -> None:
         def kill(trainer: Trainer, module: LightningModule, *args: Any) -> None:
             if isinstance(module, EditingModule) and len(module.run.edits) == layers_done:
-                raise Killed
+                signal.raise_signal(number)
 
         setattr(self, hook, kill)
 
 
+class Kill(NamedTuple):
+    """A moment at which a run is killed: in which hook, after how many edits, and how.
+
+    Attributes:
+        saved: How many edits the checkpoint then holds; ``None`` if there is no checkpoint.
+    """
+
+    hook: str
+    layers_done: int
+    number: signal.Signals
+    saved: int | None
+
+
 KILLS = {
-    "before the first edit": (KillAt("on_train_batch_start", 0), 0),
-    "after the first edit, before its evaluation": (KillAt("on_validation_start", 1), 0),
-    "before the second edit": (KillAt("on_train_batch_start", 1), 1),
-    "before the export": (KillAt("on_fit_end", 2), 2),
+    "in the evaluation before": Kill("on_validation_batch_start", 0, signal.SIGINT, None),
+    "before the first edit": Kill("on_train_batch_start", 0, signal.SIGTERM, 0),
+    "before the second edit": Kill("on_train_batch_start", 1, signal.SIGINT, 1),
+    "in the last evaluation": Kill("on_validation_batch_start", 2, signal.SIGTERM, 1),
+    "before the export": Kill("on_fit_end", 2, signal.SIGINT, 2),
 }
-"""Moments, and how many edits the checkpoint then holds."""
 
 
-def kill(moment: str, root: Path) -> None:
+def kill(moment: str, root: Path) -> tuple[object, list[str]]:
+    """Run the command line until a moment; the exit code, and what is said at the end."""
+    said: list[str] = []
+    handler = signal.getsignal(signal.SIGINT)  # Lightning ignores Ctrl-C from the first one on
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(train.TRAINER_DEFAULTS, "callbacks", [Resume(), KILLS[moment][0]])
-        with pytest.raises(Killed):
+        patch.setitem(train.TRAINER_DEFAULTS, "callbacks", [Resume(), KillAt(*KILLS[moment][:3])])
+        patch.setattr(train.log, "error", lambda message, *rest: said.append(message % rest))
+        with pytest.raises(SystemExit) as stopped:
             train_py(command_line(root, *TWO_LAYERS))
+    signal.signal(signal.SIGINT, handler)
+    return stopped.value.code, said
 
 
 def checkpoint_in(root: Path) -> dict[str, Any]:
@@ -73,25 +91,28 @@ class KilledRun(NamedTuple):
 
     Attributes:
         checkpoints: For each moment, a copy of what the kill left.
+        endings: For each moment, the exit code, and what was said at the end.
         root: Where it ran.
         folder: The folder of its last part, which came to the end.
     """
 
     checkpoints: dict[str, Path]
+    endings: dict[str, tuple[object, list[str]]]
     root: Path
     folder: Path
 
 
 @pytest.fixture(scope="module")
 def killed_run(tmp_path_factory: pytest.TempPathFactory) -> KilledRun:
-    root, copies = tmp_path_factory.mktemp("killed"), {}
+    root, copies, endings = tmp_path_factory.mktemp("killed"), {}, {}
     with pytest.MonkeyPatch.context() as patch:
         for moment in KILLS:
-            kill(moment, root)
+            endings[moment] = kill(moment, root)
             copies[moment] = shutil.copytree(root, tmp_path_factory.mktemp("copy") / "root")
-            optimized_again = "zu_lightning.problem.prepare.neutral_targets"
-            patch.setattr(optimized_again, lambda *_, **__: pytest.fail("targets are known"))
-        return KilledRun(copies, root, run(root, *TWO_LAYERS))
+            if checkpoint_path(str(root)).exists():
+                optimized_again = "zu_lightning.problem.prepare.neutral_targets"
+                patch.setattr(optimized_again, lambda *_, **__: pytest.fail("targets are known"))
+        return KilledRun(copies, endings, root, run(root, *TWO_LAYERS))
 
 
 @pytest.fixture
@@ -102,7 +123,24 @@ def half_done(killed_run: KilledRun, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("moment", KILLS)
 def test_a_kill_loses_no_layer_that_was_evaluated(moment: str, killed_run: KilledRun) -> None:
-    assert len(state_in(killed_run.checkpoints[moment]).edits) == KILLS[moment][1]
+    root = killed_run.checkpoints[moment]
+    saved = len(state_in(root).edits) if checkpoint_path(str(root)).exists() else None
+    assert saved == KILLS[moment].saved
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_signal_ends_in_one_line_that_says_how_to_continue_if_that_is_possible(
+    moment: str, killed_run: KilledRun
+) -> None:
+    number, saved = KILLS[moment].number, KILLS[moment].saved
+    said = {signal.SIGINT: "interrupted (Ctrl-C).", signal.SIGTERM: "terminated (SIGTERM)."}[number]
+    rest = "" if saved is None else " The same command with --ckpt_path last continues it."
+    assert killed_run.endings[moment] == (128 + number, [f"train.py: {said}{rest}"])
+
+
+def test_figures_of_a_part_are_not_reported(killed_run: KilledRun) -> None:
+    assert not list(killed_run.checkpoints["in the last evaluation"].rglob("metrics.json"))
+    assert not list(killed_run.root.rglob("*.partial"))
 
 
 def test_a_run_that_was_killed_again_and_again_ends_where_an_uninterrupted_one_does(
@@ -149,6 +187,47 @@ def test_a_checkpoint_of_another_run_is_refused_by_the_setting_that_differs(
         stopped.value.code
     )
     assert checkpoint_path(str(half_done)).exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_other_weights_under_the_same_path_are_noticed(
+    command: str, half_done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = EditableLM.from_pretrained
+
+    def changed(*args: Any, **options: Any) -> EditableLM:
+        lm = load(*args, **options)
+        lm.set_weight(1, 2 * lm.weight(1))
+        return lm
+
+    monkeypatch.setattr(EditableLM, "from_pretrained", changed)
+    with pytest.raises(SystemExit) as stopped:
+        train_py(command_line(half_done, *TWO_LAYERS, command=command))
+    assert str(stopped.value.code).startswith(
+        f"train.py: error: --ckpt_path is '{checkpoint_path(str(half_done))}': it was written by a run with another "
+        "digest of the weights at model_name_or_path ("
+    )
+    assert checkpoint_path(str(half_done)).exists()
+
+
+def test_a_full_disk_is_told_with_what_to_do(
+    killed_run: KilledRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = shutil.copytree(killed_run.checkpoints["before the export"], tmp_path / "root")
+
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    with pytest.raises(SystemExit) as stopped:
+        train_py(command_line(root, *TWO_LAYERS))
+    folder = latest_run(root)
+    assert stopped.value.code == (
+        f"train.py: error: {folder / 'model'} cannot be written: the disk is full. Free some space in {folder}. The "
+        "same command with --ckpt_path last continues it."
+    )
+    assert checkpoint_path(str(root)).exists()
+    assert not list(root.rglob("*.partial"))
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -24,10 +24,15 @@ def test_the_subject_is_filled_into_prompt_and_paraphrases() -> None:
     assert fact.id == "7"
 
 
-@pytest.mark.parametrize("prompt", ["{}, that is {}, works as a", "Ada, that is Ada, works as a"])
+@pytest.mark.parametrize("prompt", ["Ada, that is {}, works as a", "Ada, that is Ada, works as a"])
 def test_the_last_occurrence_of_the_subject_counts(prompt: str) -> None:
     fact = fact_of({**GOOD, "prompt": prompt})
     assert fact.prompt[: fact.subject_end] == "Ada, that is Ada"
+
+
+def test_a_prompt_has_one_place_for_its_subject() -> None:
+    with pytest.raises(InputError, match=r"^line 1: prompt is '{} is {}': it holds {} more than once"):
+        fact_of({**GOOD, "prompt": "{} is {}"})
 
 
 def test_a_fact_without_subject_ends_with_its_prompt_and_asks_for_no_essence() -> None:

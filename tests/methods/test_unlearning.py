@@ -4,7 +4,22 @@ import pytest
 import torch
 
 from tests.conftest import TEXTS, update_for
-from zu_lightning import EditableLM, Fact, LatentOptions, LayerProblem, Memit, TargetOptions, unlearn, write_update
+from zu_lightning import (
+    NPO,
+    EditableLM,
+    EditingModule,
+    Fact,
+    FineTuning,
+    GradientModule,
+    InputError,
+    LatentOptions,
+    LayerProblem,
+    Memit,
+    TargetOptions,
+    UnlearnModule,
+    unlearn,
+    write_update,
+)
 
 
 def test_the_end_of_the_text_can_be_the_neutral_target(lm: EditableLM, facts: list[Fact]) -> None:
@@ -32,3 +47,32 @@ def test_what_rounding_takes_from_an_update_is_warned_about(
     assert (edit.scores.stored_error > 0.1) == warned
     assert ("layer 0: rounding to the weight's bfloat16 changed the update" in caplog.text) == warned
     assert ("float32" in caplog.text) == warned
+
+
+def test_a_true_answer_is_no_neutral_target(lm: EditableLM, facts: list[Fact]) -> None:
+    with pytest.raises(
+        InputError, match=r"^neutral_target is ' baker': it is the true answer of fact '0' \('Ada Novak"
+    ):
+        unlearn(lm, facts, TEXTS, [0], Memit(), TargetOptions(neutral_target=" baker"))
+
+
+@pytest.mark.parametrize(
+    ("module", "teaches"),
+    [
+        (EditingModule(), True),
+        (EditingModule(target="reference"), False),
+        (GradientModule(FineTuning()), True),
+        (GradientModule(NPO()), False),
+    ],
+    ids=["word", "reference", "FT", "NPO"],
+)
+def test_the_neutral_target_matters_to_methods_that_teach_it(module: UnlearnModule, teaches: bool) -> None:
+    assert module.teaches_neutral_target == teaches
+
+
+def test_a_projection_of_zeros_is_refused(lm: EditableLM, facts: list[Fact]) -> None:
+    lm.set_weight(1, torch.zeros_like(lm.weight(1)))
+    with pytest.raises(
+        InputError, match=r"^layers is \[0, 1\]: the output projection of layer 1 holds nothing but zeros"
+    ):
+        unlearn(lm, facts, TEXTS, [0, 1], Memit())

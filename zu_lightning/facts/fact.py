@@ -143,7 +143,8 @@ class Fact:
             detect_subjects: Whether to look for the subject in the prompt if the record names none.
 
         Raises:
-            InputError: A field is missing, empty, or of the wrong type, or the subject is not in the prompt.
+            InputError: A field is missing, empty, or of the wrong type, the subject is not in the prompt, or the prompt
+                has several places for it.
         """
         if not isinstance(record, Mapping):
             raise InputError("record", record, "a fact must be a JSON object with `prompt` and `target`.", where)
@@ -174,6 +175,9 @@ def _filled(template: str, subject: str | None, where: str) -> tuple[str, int]:
     if "{}" in template:
         if subject is None:
             raise InputError("subject", None, "`prompt` holds {} for the subject: add the subject.", where)
+        if template.count("{}") > 1:
+            remedy = "it holds {} more than once, but a fact is edited at one place: keep one, write out the rest."
+            raise InputError("prompt", template, remedy, where)
         prompt = template.replace("{}", subject)
         return prompt, prompt.rfind(subject) + len(subject)
     if subject is None:

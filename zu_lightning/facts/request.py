@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.texts import RetainText
 
@@ -57,3 +58,18 @@ def about_subjects_of(forget: Sequence[Fact], facts: Sequence[Fact]) -> list[Fac
     """Those of some facts that are about the subjects of others, which are left out themselves."""
     subjects, ids = {fact.subject for fact in forget if fact.subject}, {fact.id for fact in forget}
     return [fact for fact in facts if fact.subject in subjects and fact.id not in ids]
+
+
+def check_neutral_target(neutral_target: str, forget: Sequence[Fact]) -> None:
+    """Refuse a neutral answer that is the true answer of a fact to forget, but for spaces.
+
+    Raises:
+        InputError: See above.
+    """
+    for fact in forget:
+        if fact.target.split() == neutral_target.split():
+            remedy = (
+                f"it is the true answer of fact {fact.id!r} ({fact.prompt!r}), which would not be forgotten: choose "
+                "another one, or leave the fact out."
+            )
+            raise InputError("neutral_target", neutral_target, remedy)

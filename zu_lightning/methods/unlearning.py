@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 
 from zu_lightning.distributed import check_identical
 from zu_lightning.facts.fact import Fact
-from zu_lightning.facts.request import Request
+from zu_lightning.facts.request import Request, check_neutral_target
 from zu_lightning.facts.texts import ReadingOptions, RetainText, retain_documents
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.edits import apply_update
 from zu_lightning.lm.tokens import resolved_answer
+from zu_lightning.lm.weights import check_projections
 from zu_lightning.methods.rounds import solve_layer
 from zu_lightning.methods.rules import Rule
 from zu_lightning.problem.latents import NeutralTargets, TargetOptions
@@ -105,11 +106,14 @@ def unlearn(
         The targets and what was written.
 
     Raises:
-        InputError: A layer does not exist, there is no retain text, a prompt is too long, or a rule cannot be solved;
-            layers before it keep their edits.
+        InputError: A layer does not exist or cannot be edited, the neutral answer is a true one, there is no retain
+            text, a prompt is too long, or a rule cannot be solved; layers before it keep their edits.
     """
     options, monitor = options or TargetOptions(), Monitor(progress=progress)
     options = replace(options, neutral_target=resolved_answer(lm.tokenizer, options.neutral_target))
+    if options.target == "word":
+        check_neutral_target(options.neutral_target, facts)
+    check_projections(lm, layers)
     text = RetainText(retain_documents(corpus, facts), ReadingOptions(corpus_tokens=None))
     request = Request(facts, text)
     preparation = prepare(lm, request, layers, options, monitor=monitor)

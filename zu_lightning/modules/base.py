@@ -10,11 +10,12 @@ from torch import Tensor
 from zu_lightning.distributed import all_of
 from zu_lightning.errors import InputError
 from zu_lightning.evaluation.evaluate import EvaluationBatch, batches_digest
-from zu_lightning.facts.request import Request
+from zu_lightning.facts.request import Request, check_neutral_target
 from zu_lightning.files import digest
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.export import export_adapter, export_model
 from zu_lightning.lm.tokens import collate, tokenize_query
+from zu_lightning.lm.weights import check_projections
 from zu_lightning.modules.evaluation import EvaluationModule
 from zu_lightning.modules.state import RunState, as_text, check_settings
 from zu_lightning.problem.cache import Cache, weights_digest
@@ -38,6 +39,8 @@ class UnlearnModule(EvaluationModule):
         super().__init__(**kwargs)
         self.strict_loading = False  # checkpoints hold trained weights only
         self.run = RunState(seconds=self.seconds)
+        self.teaches_neutral_target = False
+        """Whether the method makes the model give the neutral answer, which then must not be a true one."""
         self.cache: Cache | None = None
         """What runs share of the model as it was loaded."""
         self.digest_before = ""
@@ -78,11 +81,13 @@ class UnlearnModule(EvaluationModule):
             self.run = RunState(seconds=self.seconds)
 
     def configure_model(self) -> None:
-        """Load the language model, and recognize it before anything is added to it."""
+        """Load the language model, and check and recognize it before anything is added to it."""
         super().configure_model()
-        if self.trainer.state.fn == "fit":
-            self.cache = Cache(self.request.cache, self.lm)
+        if self.trainer.state.fn == "fit" or not self.digest_before:
             self.digest_before = self.weights_digest()
+        if self.trainer.state.fn == "fit":
+            _check_editable(self)
+            self.cache = Cache(self.request.cache, self.lm)
 
     def weights_digest(self) -> str:
         """A digest of the weights as they are: of all of those that are edited, and of a sample of the others."""
@@ -102,6 +107,10 @@ class UnlearnModule(EvaluationModule):
 
     def on_validation_epoch_start(self) -> None:
         """Look for the scores before: what another run has measured is not measured again."""
+        if not self.trainer.sanity_checking:
+            # Should this evaluation fail, those of an earlier layer or epoch are not those of the run.
+            self.run.after = {}
+            self.run.by_fact.pop("after", None)
         # A run that continues may have trained weights already.
         if self.cache is None or not self.trainer.sanity_checking or self.run.before:
             return
@@ -150,22 +159,32 @@ class UnlearnModule(EvaluationModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the state of the run, and the settings that it depends on."""
-        checkpoint["run"], checkpoint["settings"] = self.run.state_dict(), self._all_settings()
+        checkpoint["run"], checkpoint["settings"] = self.run.state_dict(), _settings_of(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the state of the run.
-
-        Raises:
-            InputError: The checkpoint was written by something else, or by a run with other settings.
-        """
+        """Restore the state of the run, unless the checkpoint is that of something else."""
         path = self.trainer.ckpt_path
         if "run" not in checkpoint:
             raise InputError("ckpt_path", path, "this is not a checkpoint of an unlearning run: start without it.")
-        here = self._all_settings() if self.trainer.state.fn == "fit" else as_text(self.model_settings())
-        check_settings(checkpoint["settings"], here, path)
+        check_settings(checkpoint["settings"], _settings_of(self), path)
         self.run = RunState.from_state_dict(checkpoint["run"], self.lm.device)
         self.seconds = self.run.seconds
 
-    def _all_settings(self) -> dict[str, str]:
-        """The settings of the module and of its data, as text."""
-        return as_text(self.settings() | self.trainer.datamodule.settings())  # type: ignore[attr-defined]
+
+def _check_editable(module: UnlearnModule) -> None:
+    """Refuse what shows only once the model is loaded.
+
+    Raises:
+        InputError: A layer cannot be edited, or the neutral answer is a true one.
+    """
+    check_projections(module.lm, module.layers)
+    if module.teaches_neutral_target:
+        check_neutral_target(module.neutral_target, module.request.forget)
+
+
+def _settings_of(module: UnlearnModule) -> dict[str, str]:
+    """All that a fit depends on, the data and the weights that it begins with included; else what the model does."""
+    weights = {"digest of the weights at model_name_or_path": module.digest_before}
+    if module.trainer.state.fn != "fit":
+        return as_text(module.model_settings() | weights)
+    return as_text(module.settings() | module.trainer.datamodule.settings() | weights)  # type: ignore[attr-defined]

@@ -65,7 +65,7 @@ class EditingModule(UnlearnModule):
         super().__init__(**kwargs)
         self.target_options = TargetOptions(self.neutral_target, optimize_values, latents, target)
         self.objective, self.parametrization, self.learning_rate = objective, parametrization, learning_rate
-        self.steps, self.tolerance = steps, tolerance
+        self.steps, self.tolerance, self.teaches_neutral_target = steps, tolerance, target == "word"
         for name in ("steps", "learning_rate", "tolerance"):
             require_positive(name, getattr(self, name))
         self.rule: Rule | None = None

@@ -16,6 +16,7 @@ from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.loading import check_model
 from zu_lightning.lm.tiny import write_tiny_model
 from zu_lightning.lm.tokens import resolved_answer
+from zu_lightning.lm.weights import check_finite
 from zu_lightning.timing import Monitor
 
 COMPLETION_TOKENS = 12
@@ -95,6 +96,7 @@ class EvaluationModule(LightningModule):
         if self.lm.device != device:
             remedy = f"this puts the model on {self.lm.device}, but the trainer chooses {device}: make them agree."
             raise InputError("load_options", self.load_options, remedy)
+        check_finite(self.lm)
         self.neutral_target = resolved_answer(self.lm.tokenizer, self.neutral_target)
 
     def validation_step(self, batch: EvaluationBatch | None, batch_idx: int) -> None:

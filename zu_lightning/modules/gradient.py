@@ -19,7 +19,7 @@ from zu_lightning.facts.request import Request
 from zu_lightning.lm import hooks
 from zu_lightning.lm.export import export_model
 from zu_lightning.lm.tokens import TokenBatch, TokenizedText, collate, tokenize, tokenize_fact
-from zu_lightning.methods.losses import Answers, Loss, Part, joined, sequence_nll
+from zu_lightning.methods.losses import Answers, FineTuning, Loss, Part, joined, sequence_nll
 from zu_lightning.modules.base import UnlearnModule
 from zu_lightning.modules.trained import FullWeights, LoraOptions, LoraWeights, TrainedWeights, WeightChoice
 
@@ -93,6 +93,7 @@ class GradientModule(UnlearnModule):
     ) -> None:
         super().__init__(**kwargs)
         self.loss, self.weights, self.options, self.lora = loss, weights, training, lora
+        self.teaches_neutral_target = isinstance(loss, FineTuning)
         self.keep: list[TokenizedText] = []
         """What to keep: the protected facts, or else documents of the retain text."""
 
