@@ -58,7 +58,7 @@ class ExportEditedModel(Callback):
         if not self._agrees(found, rank, exact=module.lm.model.dtype == torch.float32):
             raise RuntimeError(f"what was exported is not the edited model: {found}. Do not use {folder}.")
         log.info(
-            "exported and checked %s: reloaded, its logits differ by at most %.1e%s (the edit itself changed them by %.1e)",
+            "exported %s and checked it: reloaded, its logits differ by at most %.1e%s (the edit changed them by %.1e)",
             folder / "model", found.model,
             "" if found.adapter is None else f", and with the adapter by {found.adapter:.1e}", found.edit,
         )  # fmt: skip

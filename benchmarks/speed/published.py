@@ -25,7 +25,8 @@ def compare(arguments: argparse.Namespace, n: int) -> float:
     ours, published = measured("ours", arguments, n), measured("published", arguments, n)
     reference = published.targets.double()
     difference = (ours.targets.double() - reference).norm() / reference.norm()
-    print(f"\n{n} facts, layers {arguments.layers}, {arguments.shape}, {arguments.dtype} on {arguments.device}.")
+    model = arguments.shape or arguments.model
+    print(f"\n{n} facts, layers {arguments.layers}, {model}, {arguments.dtype} on {arguments.device}.")
     print(f"The published procedure is timed on {reference.shape[1]} of them.")
     print(f"The neutral targets of both differ by {difference:.1e} of their norm.\n")
     print(table_head(("phase", "published, s", "ours, s", "ratio")))
@@ -46,14 +47,10 @@ def compare(arguments: argparse.Namespace, n: int) -> float:
 
 def main() -> None:
     """A table for each number of facts, and how our time grows with it."""
-    parser = new_parser(__doc__, "neutral-target", "layers", "retain", "device")
+    common = ("model", "facts", "ids", "corpus", "heldout", "neutral-target", "layers", "retain", "seed", "device")
+    parser = new_parser(__doc__, *common)
     add = parser.add_argument
-    add(
-        "--shape",
-        default="demo",
-        choices=["demo", *SHAPES],
-        help="the demo model, or a random model of a shape (default: %(default)s)",
-    )
+    add("--shape", choices=SHAPES, help="a random model of a shape in place of --model")
     add("--forget", type=int, nargs="+", default=[50], help="numbers of facts to forget (default: %(default)s)")
     add(
         "--documents", type=int, default=100_000, help="maximum number of documents of each text (default: %(default)s)"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.setting import WHOLE
+from benchmarks.setting import WHOLE, named_facts
 from benchmarks.speed import transcription
 from benchmarks.speed.clock import Clock
 from benchmarks.speed.random_model import random_lm
@@ -35,7 +35,6 @@ from zu_lightning import (
     lookup_keys,
     neutral_targets,
     original_values,
-    read_facts,
     read_texts,
     sample_contexts,
     second_moments,
@@ -43,7 +42,6 @@ from zu_lightning import (
 )
 from zu_lightning.problem.keys import layer_outputs
 
-DEMO = Path("data/demo")
 COUNTED_FACTS = 200
 """Maximum number of facts for which our floating-point work is counted, and then scaled up."""
 COUNTED_PUBLISHED_FACTS = 5
@@ -83,9 +81,9 @@ class Setting:
     @classmethod
     def of(cls, arguments: argparse.Namespace, n: int) -> "Setting":
         """The setting that the options describe, with n facts to forget."""
-        lm = _model(arguments.shape, arguments.dtype, torch.device(arguments.device))
-        forget, retain, _ = split_facts(read_facts(DEMO / "facts.jsonl"), n, arguments.retain)
-        corpus, prose = (read_texts(str(DEMO / name), arguments.documents) for name in ("corpus.txt", "heldout.txt"))
+        lm = _model(arguments)
+        forget, retain, _ = split_facts(named_facts(arguments), n, arguments.retain, seed=arguments.seed)
+        corpus, prose = (read_texts(path, arguments.documents) for path in (arguments.corpus, arguments.heldout))
         latents = LatentOptions(kl_position="lookup", facts_per_batch=arguments.facts_per_batch)
         setting = cls(
             lm, arguments.layers, forget, forget[: arguments.sample or n], retain, corpus, prose, sample_contexts(lm),
@@ -214,10 +212,10 @@ def _published_targets(setting: Setting, facts: Sequence[Fact]) -> Tensor:
     return torch.stack([transcription.latent(lm, site, fact, *given) for fact in facts], 1)
 
 
-def _model(shape: str, dtype: str, device: torch.device) -> EditableLM:
-    if shape == "demo":
-        return EditableLM.from_pretrained(DEMO / "model", dtype=dtype).to(device)
-    return random_lm(shape, dtype, str(device))
+def _model(arguments: argparse.Namespace) -> EditableLM:
+    if arguments.shape is not None:
+        return random_lm(arguments.shape, arguments.dtype, arguments.device)
+    return EditableLM.from_pretrained(arguments.model, dtype=arguments.dtype).to(torch.device(arguments.device))
 
 
 def _matrix_rate(lm: EditableLM) -> float:
