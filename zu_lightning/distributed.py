@@ -1,11 +1,12 @@
 """Sharing work over processes so that any number of them gives one result.
 
-Work is cut into the same batches whatever the number of processes, each process takes every N-th batch, and what they
-find is summed. Nothing is padded with repeats; a process without a share adds zeros.
+Work is cut into the same batches whatever the number of processes, and each process takes every N-th batch. What they
+find is summed. What they find of single facts, such as keys, goes to the processes that hold these facts: each holds as
+many. Nothing is padded with repeats; a process without a share adds zeros.
 """
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, pairwise
 from typing import TypeVar
 
 import torch
@@ -33,6 +34,69 @@ def summed(*tensors: Tensor) -> tuple[Tensor, ...]:
         for tensor in tensors:
             distributed.all_reduce(tensor)
     return tensors
+
+
+def own_facts(count: int) -> slice:
+    """Which of so many facts are this process's share: contiguous, and as even as they can be."""
+    rank, edges = process()[0], _edges(count)
+    return slice(edges[rank], edges[rank + 1])
+
+
+def _edges(count: int) -> list[int]:
+    """Where the shares of so many facts begin, and where the last one ends."""
+    processes = process()[1]
+    return [count * rank // processes for rank in range(processes + 1)]
+
+
+def delivered(found: Iterable[tuple[Sequence[int], Tensor]], none: Tensor, count: int) -> Tensor:
+    """What processes have found of facts, each fact's at the process whose share it is.
+
+    A process holds what it has found and what is its share, never all of it.
+
+    Args:
+        found: Of this process's batches, each once: which facts, and a row for each of them.
+        none: No rows, of the shape and dtype that rows have.
+        count: Number of all facts.
+
+    Returns:
+        The rows of this process's share, in order.
+    """
+    own, processes = own_facts(count), process()[1]
+    rows = none.new_zeros(own.stop - own.start, *none.shape[1:])
+    if processes == 1:
+        for some, theirs in found:
+            rows[some] = theirs
+        return rows
+    batches = list(found)
+    facts = torch.tensor([fact for some, _ in batches for fact in some], dtype=torch.long, device=none.device)
+    starts = torch.tensor(_edges(count)[:-1], device=none.device)
+    order = facts.argsort()
+    sent = (torch.searchsorted(starts, facts, right=True) - 1).bincount(minlength=processes)
+    received = torch.empty_like(sent)
+    distributed.all_to_all_single(received, sent)
+
+    def exchanged(ours: Tensor) -> Tensor:
+        theirs = ours.new_empty(int(received.sum()), *ours.shape[1:])
+        distributed.all_to_all_single(theirs, ours[order], received.tolist(), sent.tolist())
+        return theirs
+
+    rows[exchanged(facts) - own.start] = exchanged(torch.cat([none, *(theirs for _, theirs in batches)]))
+    return rows
+
+
+def shares(rows: Tensor, count: int) -> Iterator[Tensor]:
+    """Every process's share of the rows of so many facts, one share after the other, on all processes."""
+    rank, processes = process()
+    for source, (start, end) in enumerate(pairwise(_edges(count))):
+        share = rows.contiguous() if source == rank else rows.new_empty(end - start, *rows.shape[1:])
+        if processes > 1 and end > start:
+            distributed.broadcast(share, source)
+        yield share
+
+
+def gathered(rows: Tensor, count: int) -> Tensor:
+    """The rows of all facts, of which this process has its share."""
+    return rows if process()[1] == 1 else torch.cat(list(shares(rows, count)))
 
 
 def largest(tensor: Tensor) -> Tensor:
