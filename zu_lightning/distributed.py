@@ -61,9 +61,9 @@ def delivered(found: Iterable[tuple[Sequence[int], Tensor]], none: Tensor, count
     Returns:
         The rows of this process's share, in order.
     """
-    own, processes = own_facts(count), process()[1]
-    rows = none.new_zeros(own.stop - own.start, *none.shape[1:])
+    processes = process()[1]
     if processes == 1:
+        rows = none.new_zeros(count, *none.shape[1:])
         for some, theirs in found:
             rows[some] = theirs
         return rows
@@ -71,17 +71,18 @@ def delivered(found: Iterable[tuple[Sequence[int], Tensor]], none: Tensor, count
     facts = torch.tensor([fact for some, _ in batches for fact in some], dtype=torch.long, device=none.device)
     starts = torch.tensor(_edges(count)[:-1], device=none.device)
     order = facts.argsort()
+    rows = torch.cat([none, *(rows for _, rows in batches)])[order]
+    batches.clear()
     sent = (torch.searchsorted(starts, facts, right=True) - 1).bincount(minlength=processes)
     received = torch.empty_like(sent)
     distributed.all_to_all_single(received, sent)
 
     def exchanged(ours: Tensor) -> Tensor:
         theirs = ours.new_empty(int(received.sum()), *ours.shape[1:])
-        distributed.all_to_all_single(theirs, ours[order], received.tolist(), sent.tolist())
+        distributed.all_to_all_single(theirs, ours, received.tolist(), sent.tolist())
         return theirs
 
-    rows[exchanged(facts) - own.start] = exchanged(torch.cat([none, *(theirs for _, theirs in batches)]))
-    return rows
+    return exchanged(rows)[exchanged(facts[order]).argsort()]
 
 
 def shares(rows: Tensor, count: int) -> Iterator[Tensor]:
