@@ -34,7 +34,8 @@ METHODS: dict[str, tuple[str, ...]] = {"closed form": (), "descent": ("methods/g
 SIZES = {
     "fifty facts": (("demo",), MANY_FACTS),
     "more facts than a key has entries": (
-        ("demo", "qwen3", "tiny"), ("--data.forget_num=80", "--model.layers=[0]", "--model.latents.steps=3"),
+        ("demo", "qwen3", "tiny"),
+        ("--data.forget_num=80", "--model.layers=[0]", "--model.latents.steps=3", "--model.dtype=float32"),
     ),
 }  # fmt: skip
 """Configurations and options."""
@@ -109,7 +110,7 @@ def test_one_two_and_three_processes_forget_alike(method: str, size: str, tmp_pa
 @pytest.mark.slow
 def test_processes_agree_on_what_another_run_has_left_in_the_cache(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    options = (*SHORT_RUN, "--model.layers=[0,1]", f"--data.cache={cache}")
+    options = (*SHORT_RUN, "--model.layers=[0,1]", "--model.optimize_values=true", f"--data.cache={cache}")
     cold = launch("lightning", tmp_path / "cold", *options)
     written = {file.name: file.stat().st_mtime_ns for file in cache.iterdir()}
     warm = launch("lightning", tmp_path / "warm", *options)
