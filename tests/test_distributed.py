@@ -51,7 +51,7 @@ def held_of(count: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]
     batches = [[fact for fact in batch if fact < count] for batch in BATCHES]
     found = ((batch, ROWS[batch]) for batch in own_share(batches))
     own = delivered(found, ROWS[:0], count)
-    return own, list(shares(own, count)), gathered(own, count)
+    return own, list(shares(own)), gathered(own)
 
 
 ROWS = random(7, 2, 3, seed=0)

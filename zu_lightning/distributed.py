@@ -6,7 +6,7 @@ many. Nothing is padded with repeats; a process without a share adds zeros.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, pairwise
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -85,19 +85,21 @@ def delivered(found: Iterable[tuple[Sequence[int], Tensor]], none: Tensor, count
     return exchanged(rows)[exchanged(facts[order]).argsort()]
 
 
-def shares(rows: Tensor, count: int) -> Iterator[Tensor]:
-    """Every process's share of the rows of so many facts, one share after the other, on all processes."""
+def shares(rows: Tensor) -> Iterator[Tensor]:
+    """The rows of every process, one process after the other, on all of them."""
     rank, processes = process()
-    for source, (start, end) in enumerate(pairwise(_edges(count))):
-        share = rows.contiguous() if source == rank else rows.new_empty(end - start, *rows.shape[1:])
-        if processes > 1 and end > start:
+    counts = torch.zeros(processes, dtype=torch.long, device=rows.device)
+    counts[rank] = len(rows)
+    for source, count in enumerate(summed(counts)[0].tolist()):
+        share = rows.contiguous() if source == rank else rows.new_empty(count, *rows.shape[1:])
+        if processes > 1 and count:
             distributed.broadcast(share, source)
         yield share
 
 
-def gathered(rows: Tensor, count: int) -> Tensor:
-    """The rows of all facts, of which this process has its share."""
-    return rows if process()[1] == 1 else torch.cat(list(shares(rows, count)))
+def gathered(rows: Tensor) -> Tensor:
+    """The rows of all processes."""
+    return rows if process()[1] == 1 else torch.cat(list(shares(rows)))
 
 
 def largest(tensor: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def test_an_own_learning_rate_is_taken() -> None:
         assert delta.optimizer(0.25, WEIGHTS).param_groups[0]["lr"] == 0.25
 
 
-@pytest.mark.parametrize("n", [1, 5, 12])
+@pytest.mark.parametrize("n", [1, 12])
 def test_processes_that_share_facts_descend_on_the_objective_of_all(n: int, tmp_path: Path) -> None:
     objective, basis = objective_with(n)
 

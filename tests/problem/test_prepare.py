@@ -239,8 +239,7 @@ COLUMNS = ("keys", "residuals", "values", "protected_keys", "deviations")
 
 
 @pytest.mark.usefixtures("short_contexts")
-@pytest.mark.parametrize("processes", [2, 3])
-@pytest.mark.parametrize("every_phrasing", [False, True])
+@pytest.mark.parametrize(("processes", "every_phrasing"), [(2, False), (3, True)])
 def test_the_columns_of_a_process_are_its_share_of_the_facts(
     facts: list[Fact], tmp_path: Path, processes: int, every_phrasing: bool
 ) -> None:

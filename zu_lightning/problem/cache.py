@@ -134,7 +134,7 @@ class Cache:
         (found,) = self._found_by_all([read_rows(file, own_facts(count), self.device)])
         if found is None:
             found = compute().contiguous()
-            everyones = shares(found, count)
+            everyones = shares(found)
             if process()[0] == 0:
                 write_rows(file, everyones, (count, *found.shape[1:]))
             for _ in everyones:  # the other processes send theirs whether or not it can be written

@@ -69,16 +69,15 @@ class NeutralTargets:
     original_lost: Tensor
 
     @classmethod
-    def of(cls, contexts: tuple[str, ...], rows: Tensor, count: int) -> "NeutralTargets":
+    def of(cls, contexts: tuple[str, ...], rows: Tensor) -> "NeutralTargets":
         """From a row for each fact of this process's share: start, optimum, probability, and whether it is lost.
 
         Args:
             contexts: See above.
             rows: share x (2 d_out + 2), float64.
-            count: Number of facts of all processes.
         """
         width = rows.shape[1] // 2 - 1
-        probability, lost = gathered(rows[:, 2 * width :], count).mT
+        probability, lost = gathered(rows[:, 2 * width :]).mT
         return cls(contexts, rows[:, :width].mT, rows[:, width : 2 * width].mT, probability, lost.bool())
 
     def rows(self) -> Tensor:
@@ -93,14 +92,14 @@ class NeutralTargets:
         All processes have to ask for it.
         """
         own, is_first = self.rows(), process()[0] == 0
-        rows = [share.cpu() for share in shares(own, len(self.probability)) if is_first]
+        rows = [share.cpu() for share in shares(own) if is_first]
         return {"contexts": self.contexts, "rows": torch.cat(rows) if is_first else own.cpu()}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], device: torch.device) -> "NeutralTargets":
         """The targets that :meth:`state_dict` gave the first of any number of processes."""
         rows = state["rows"]
-        return cls.of(state["contexts"], rows[own_facts(len(rows))].to(device, copy=True), len(rows))
+        return cls.of(state["contexts"], rows[own_facts(len(rows))].to(device, copy=True))
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ def neutral_targets(
             yield share, torch.cat([before, after, probability.double()[:, None], lost.double()[:, None]], 1)
 
     none = torch.zeros(0, 2 * lm.weight(layer).shape[0] + 2, dtype=torch.float64, device=lm.device)
-    return NeutralTargets.of(tuple(contexts), delivered(found(), none, n), n)
+    return NeutralTargets.of(tuple(contexts), delivered(found(), none, n))
 
 
 def original_values(

@@ -48,8 +48,8 @@ class LayerProblem:
 
     def gathered(self) -> "LayerProblem":
         """The same problem with the columns of all facts, weighed and at mean keys, on every process."""
-        own, n = self.at_mean_keys().weighing_facts(), self.count
-        keys, residuals, values = (gathered(columns.mT, n).mT for columns in (own.keys, own.residuals, own.values))
+        own = self.at_mean_keys().weighing_facts()
+        keys, residuals, values = (gathered(columns.mT).mT for columns in (own.keys, own.residuals, own.values))
         return replace(own, keys=keys, residuals=residuals, values=values)
 
     def whole(self) -> "LayerProblem":
@@ -67,9 +67,9 @@ class LayerProblem:
 
     def value_basis(self) -> Tensor:
         """U, d_out x r: orthonormal basis of all facts' values."""
-        n, values = self.count, self.values.double()
-        if n <= len(self.keys):
-            return orthonormal_basis(gathered(values.mT, n).mT)
+        values = self.values.double()
+        if self.count <= len(self.keys):
+            return orthonormal_basis(gathered(values.mT).mT)
         return basis_from_sums(summed(values @ values.mT)[0])
 
     def protecting(self, weight: float, *, relative: bool) -> "LayerProblem":

@@ -86,7 +86,7 @@ def prepare(
             aim = others if others.strangers else (options.neutral_target, others)
             decisive = (list(request.forget), layers[-1], contexts, aim, options.latents)
             rows = cache.rows("targets", lambda: optimized().rows(), len(request.forget), *decisive)
-            targets = NeutralTargets.of(contexts, rows, len(request.forget))
+            targets = NeutralTargets.of(contexts, rows)
         log.info(
             "neutral targets: put in directly, they take the answer away for %.0f%% of the facts, the most that any "
             "edit can reach", 100 * targets.original_lost.double().mean(),
