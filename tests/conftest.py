@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from transformers import (
 
 import train
 from zu_lightning import EditableLM, Fact, LayerProblem, LowRankUpdate, read_facts
+from zu_lightning.distributed import own_facts
 from zu_lightning.lm.tokens import TokenBatch, collate, tokenize
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes; those that tests start are meant, too
@@ -136,18 +139,55 @@ def random(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def random_problem(scale: float = 1.0) -> tuple[torch.Tensor, LayerProblem]:
-    """A layer's weight, 6 x 9, and its problem for 3 facts, float64; the same in every run.
+def random_problem(scale: float = 1.0, facts: int = 3) -> tuple[torch.Tensor, LayerProblem]:
+    """A layer's weight, 6 x 9, and its problem for some facts, float64; the same in every run.
 
     With ``scale`` it is the same layer in a model whose keys are as many times larger, and its weights smaller.
     """
     generator = torch.Generator().manual_seed(0)
     weight, keys, residuals, values, retain = (
         torch.randn(*shape, generator=generator, dtype=torch.float64)
-        for shape in ((6, 9), (9, 3), (6, 3), (6, 3), (9, 20))
+        for shape in ((6, 9), (9, facts), (6, facts), (6, facts), (9, 20))
     )
     moment = scale**2 * retain @ retain.T / 20
     return weight / scale, LayerProblem(0, scale * keys, residuals, values, moment)
+
+
+def in_processes(count: int, work: Callable[[], Any], folder: Path) -> list[Any]:
+    """What each of so many processes, which know of each other, makes of the same work; with one, this one does it.
+
+    They begin as copies of this process, and leave what ``torch.save`` takes in ``folder``.
+    """
+    if count == 1:
+        return [work()]
+    folder.mkdir(exist_ok=True)
+
+    def run_as(rank: int) -> None:
+        torch.set_num_threads(1)
+        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
+        torch.save(work(), folder / f"{rank}.pt")
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+    processes = [get_context("fork").Process(target=run_as, args=(rank,), daemon=True) for rank in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * count
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
+
+
+def own_columns(problem: LayerProblem) -> LayerProblem:
+    """The problem of all facts as this process holds it."""
+
+    def own(columns: torch.Tensor | None) -> torch.Tensor | None:
+        return None if columns is None else columns[:, own_facts(columns.shape[1])]
+
+    names = ("keys", "residuals", "values", "protected_keys", "deviations")
+    columns: dict[str, Any] = {name: own(getattr(problem, name)) for name in names}
+    weights = problem.fact_weights
+    return replace(problem, **columns, fact_weights=weights if weights is None else weights[own_facts(len(weights))])
 
 
 def write_records(folder: Path, *records: object) -> Path:

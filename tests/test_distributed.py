@@ -1,41 +1,73 @@
 """Work is shared so that any number of processes finds the same."""
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from torch.multiprocessing.spawn import spawn
 
-from zu_lightning.distributed import all_of, check_identical, own_share, process, summed
+from tests.conftest import in_processes, random
+from zu_lightning.distributed import (
+    all_of,
+    check_identical,
+    delivered,
+    gathered,
+    own_share,
+    process,
+    shares,
+    summed,
+)
 
 
-def shares(rank: int, folder: str) -> None:
+def exchanged() -> dict[str, object]:
     """What one of three processes takes, sums up, and says of tensors that agree or do not."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
     own = list(own_share(range(5)))
     total = torch.tensor([float(sum(own)), float(len(own))])
     summed(total)
     verdict = "same"
     try:
-        check_identical("the weight", torch.full((2,), float(rank == 2)))
+        check_identical("the weight", torch.full((2,), float(process()[0] == 2)))
     except RuntimeError as error:
         verdict = str(error)
     check_identical("the sum", total)
-    assert all_of(f"a{rank}", total.device) == [[97, 48], [97, 49], [97, 50]]
-    Path(folder, f"{rank}.json").write_text(json.dumps([own, total.tolist(), verdict]))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    characters = all_of(f"a{process()[0]}", total.device)
+    return {"own": own, "total": total.tolist(), "verdict": verdict, "characters": characters}
 
 
-@pytest.mark.slow
 def test_shares_are_disjoint_and_their_sums_whole(tmp_path: Path) -> None:
-    spawn(shares, (str(tmp_path),), nprocs=3)  # type: ignore[no-untyped-call]
-    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
-    assert sorted(item for own, _, _ in found for item in own) == list(range(5))
-    assert [total for _, total, _ in found] == [[10.0, 5.0]] * 3
-    assert all("the weight differs between processes (1 of 3" in verdict for _, _, verdict in found)
+    found = in_processes(3, exchanged, tmp_path)
+    assert sorted(item for each in found for item in each["own"]) == list(range(5))
+    assert [each["total"] for each in found] == [[10.0, 5.0]] * 3
+    assert all("the weight differs between processes (1 of 3" in each["verdict"] for each in found)
+    assert all(each["characters"] == [[97, 48], [97, 49], [97, 50]] for each in found)
+
+
+BATCHES = [[4, 0], [6], [5, 1, 3], [2]]
+"""Which facts are worked on together; of three processes the first has two of these batches."""
+
+
+def held_of(count: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+    """The rows of this process's share of some facts, those of all shares in turn, and those of all facts."""
+    batches = [[fact for fact in batch if fact < count] for batch in BATCHES]
+    found = ((batch, ROWS[batch]) for batch in own_share(batches))
+    own = delivered(found, ROWS[:0], count)
+    return own, list(shares(own)), gathered(own)
+
+
+ROWS = random(7, 2, 3, seed=0)
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("count", [7, 2, 0])
+def test_each_process_holds_its_share_of_what_all_have_found(processes: int, count: int, tmp_path: Path) -> None:
+    found = in_processes(processes, lambda: held_of(count), tmp_path)
+    sizes = [len(own) for own, _, _ in found]
+    assert max(sizes) - min(sizes) <= 1
+    assert torch.equal(torch.cat([own for own, _, _ in found]), ROWS[:count])
+    for _, in_turn, everything in found:
+        assert [len(share) for share in in_turn] == sizes
+        assert torch.equal(torch.cat(in_turn), ROWS[:count])
+        assert torch.equal(everything, ROWS[:count])
 
 
 def test_one_process_takes_everything() -> None:

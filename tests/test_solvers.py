@@ -146,14 +146,35 @@ def test_zero_unlearn_gd_is_where_lbfgs_ends(problem: Problem) -> None:
     assert (delta.detach() @ projector - update).norm() / update.norm() < 1e-7
 
 
-def test_the_streaming_form_of_zero_unlearn_gd_equals_the_column_form(problem: Problem) -> None:
-    p, weights = problem, {"zero_weight": 1.5, "forget_weight": 4.0, "ridge": 0.1}
-    columns = solvers.zero_unlearn_gd(p.W, p.K, p.R, p.V, p.Q, **weights).dense()
+SOLVED: dict[str, Callable[[Problem, Tensor, Tensor, Tensor], solvers.LowRankUpdate]] = {
+    "zero_unlearn": lambda p, K, R, V: solvers.zero_unlearn(p.W, K, R, V, p.full_C, retain_weight=0.7),
+    "zero_unlearn, slack": lambda p, K, R, V: solvers.zero_unlearn(p.W, K, R, V, p.full_C, slack=0.01),
+    "zero_unlearn_gd": lambda p, K, R, V: solvers.zero_unlearn_gd(
+        p.W, K, R, V, p.Q, zero_weight=1.5, forget_weight=4.0
+    ),
+    "zero_unlearn_soft": lambda p, K, R, V: solvers.zero_unlearn_soft(p.W, K, R, V, p.C, zero_weight=1.5),
+    "memit": lambda p, K, R, V: solvers.memit(p.W, K, R, p.full_C, retain_weight=0.01),
+    "alphaedit": lambda p, K, R, V: solvers.alphaedit(p.W, K, R, p.Q, ridge=0.01),
+}
+"""Solvers of columns K, R, and V, with the weight and the retain keys of a problem."""
+
+
+@pytest.mark.parametrize("solver", SOLVED)
+def test_columns_with_the_same_sums_have_the_same_update(problem: Problem, solver: str) -> None:
+    p, solved = problem, SOLVED[solver]
+    expected = solved(p, p.K, p.R, p.V).dense()
     first = solvers.ForgetSums.of(p.K[:, :1], p.R[:, :1], p.V[:, :1])
     rest = solvers.ForgetSums.of(p.K[:, 1:], p.R[:, 1:], p.V[:, 1:])
-    update = solvers.zero_unlearn_gd_from_sums(p.W, first + rest, p.Q, **weights)
-    assert (update.dense() - columns).norm() / columns.norm() < 1e-9
-    assert update.rank <= min(p.K.shape[1], p.Q.shape[1])
+    keys, residuals, values = (first + rest).columns()
+    found = solved(p, keys, residuals, values).dense()
+    assert (found - expected).norm() < 1e-9 * expected.norm()
+    assert keys.shape[1] == residuals.shape[1] == min(p.K.shape[1], D_IN)
+    assert values.shape[1] == torch.linalg.matrix_rank(p.V)
+
+
+def test_a_basis_from_sums_spans_the_values(problem: Problem) -> None:
+    U = solvers.basis_from_sums(problem.V @ problem.V.T)
+    assert close(U @ U.T, problem.U @ problem.U.T)
 
 
 def test_zero_unlearn_soft_minimizes_its_objective(problem: Problem) -> None:

@@ -147,10 +147,11 @@ def zero_unlearn_gd(
 
 @dataclass(frozen=True)
 class ForgetSums:
-    """All that ZeroUnlearn-GD needs to know of any number of facts, in memory that does not grow with them.
+    """All that a solver needs to know of any number of facts, in memory that does not grow with them.
 
-    Sums over facts, so that batches and processes add up: ``ForgetSums.of(...) + ForgetSums.of(...)``, or an
-    all-reduce of each field.
+    Every solver but :func:`rome` minimizes squares that are added up over facts, so that its minimizer depends on these
+    sums alone. Batches and processes add up: ``ForgetSums.of(...) + ForgetSums.of(...)``, or an all-reduce of each
+    field.
 
     Attributes:
         keys: ``K K^T``, d_in x d_in.
@@ -175,45 +176,25 @@ class ForgetSums:
     def __add__(self, other: "ForgetSums") -> "ForgetSums":
         return ForgetSums(self.keys + other.keys, self.residuals + other.residuals, self.values + other.values)
 
+    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """At most d_in columns in place of any number of facts: keys, residuals, and values with the same sums.
 
-def zero_unlearn_gd_from_sums(
-    weight: Tensor,
-    sums: ForgetSums,
-    null_space: Tensor,
-    *,
-    zero_weight: float = 1.0,
-    forget_weight: float = 100.0,
-    ridge: float = 0.1,
-) -> LowRankUpdate:
-    """The optimum of :func:`zero_unlearn_gd` for more facts than fit in memory: n > d_in.
+        With ``K K^T = Ug S^2 Ug^T`` they are ``Ug S``, ``R K^T Ug S^-1``, and likewise for V, so that
+        ``solvers.zero_unlearn_gd(weight, *sums.columns(), null_space)`` is the optimum for all facts. Squaring halves
+        the digits: directions in which K or V have less than 1e-6 of their largest singular value are lost in rounding,
+        and count as zero. What is lost of the residuals, a part that no update can reach, moves no optimum.
 
-    With ``Q^T K = Ug S Vg^T``, the eigenvectors of ``Q^T (K K^T) Q`` are Ug and its eigenvalues S^2, and the right-hand
-    side that the column form has, times Vg and S, is ``(forget_weight R K^T - zero_weight U U^T W K K^T) Q Ug``.
-    Costs O(d^3) whatever n is. Squaring halves the digits: directions in which K or V have less than
-    1e-6 of their largest singular value are lost in rounding, and count as zero here as in the column form.
+        Returns:
+            Keys d_in x r, residuals d_out x r, and values d_out x r', where r and r' are the ranks of K and V.
 
-    Args:
-        weight: W, d_out x d_in.
-        sums: Sums over the forget keys, residuals, and values.
-        null_space: Q, d_in x q, orthonormal columns.
-        zero_weight: Weight of the zero term.
-        forget_weight: Weight of the distance to the neutral targets.
-        ridge: Weight of the size of the update.
-
-    Returns:
-        X, of rank at most the smaller of q and n.
-
-    Raises:
-        ValueError: Shapes disagree or something is not finite.
-    """
-    W, Q, KK, RK, VV = _checked(
-        weight=weight, null_space=null_space, key_sums=sums.keys, residual_sums=sums.residuals, value_sums=sums.values
-    )
-    squares, left = _positive_eigenpairs(Q.mT @ KK @ Q)
-    U = _positive_eigenpairs(VV)[1]
-    directions = Q @ left
-    rhs = forget_weight * RK @ directions - zero_weight * U @ (U.mT @ (W @ (KK @ directions)))
-    return _separable_optimum(rhs, squares, U, directions.mT, zero_weight, forget_weight, ridge)
+        Raises:
+            ValueError: Shapes disagree or something is not finite.
+        """
+        KK, RK, VV = _checked(key_sums=self.keys, residual_sums=self.residuals, value_sums=self.values)
+        squares, Ug = _positive_eigenpairs(KK)
+        s = squares.sqrt()
+        value_squares, U = _positive_eigenpairs(VV)
+        return Ug * s, RK @ Ug / s, U * value_squares.sqrt()
 
 
 def zero_unlearn_soft(
@@ -396,22 +377,22 @@ def _additive_optimum(
     left, s, right = _thin_svd(features)
     along = U @ (U.mT @ outputs) @ right.mT
     wanted = residuals @ right.mT
+    # Column i solves ((forget I + zero U U^T) s_i^2 + ridge I) y = rhs_i.
     rhs = (forget_weight * wanted - zero_weight * along) * s
-    return _separable_optimum(rhs, s.square(), U, left.mT, zero_weight, forget_weight, ridge)
-
-
-def _separable_optimum(
-    rhs: Tensor, squares: Tensor, U: Tensor, right: Tensor, zero_weight: float, forget_weight: float, ridge: float
-) -> LowRankUpdate:
-    """The update ``Z right`` where column i of Z solves ``((forget I + zero U U^T) squares_i + ridge I) z = rhs_i``."""
     inside = U @ (U.mT @ rhs)
-    curvature = forget_weight * squares + ridge
-    return _finite(LowRankUpdate((rhs - inside) / curvature + inside / (curvature + zero_weight * squares), right))
+    curvature = forget_weight * s.square() + ridge
+    inside_curvature = curvature + zero_weight * s.square()
+    return _finite(LowRankUpdate((rhs - inside) / curvature + inside / inside_curvature, left.mT))
 
 
 def orthonormal_basis(values: Tensor) -> Tensor:
     """U, d_out x rank: orthonormal basis of the column span of ``values``."""
     return _thin_svd(values)[0]
+
+
+def basis_from_sums(value_sums: Tensor) -> Tensor:
+    """The same from ``V V^T``, d_out x d_out, in place of V."""
+    return _positive_eigenpairs(value_sums)[1]
 
 
 def _thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:

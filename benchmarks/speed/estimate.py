@@ -9,6 +9,8 @@ from benchmarks.speed.shapes import SHAPES, Shape
 ESTIMATED = ("3b", "4b", "8b")
 RATE = 0.4 * 790e12
 """Flop/s: 40 % of what bfloat16 products of large matrices have been seen to reach on an H200."""
+DOUBLE_RATE = 6.7e12
+"""The same in float64, a tenth of what its tensor cores are made for: eigenvalue problems are bound by memory."""
 STEPS, CONTEXTS, PREFIX, SUFFIX, PLACES = 25, 7, 8, 6, 1.5
 """Steps of a fact that is never done early; rows per fact; tokens of a row up to the lookup token, and from there on;
 logits per row."""
@@ -35,13 +37,17 @@ def seconds(shape: Shape, facts: int, gpus: int) -> dict[str, float]:
         "moments": RETAIN_TOKENS * (2 * below + products),
         "evaluation": queries * (1 + len(shape.layers)),
     }
-    # In float64, on the tensor cores at a tenth of their 67 Tflop/s: eigenvalue problems are bound by memory.
+    inner, width, layers = shape.inner, shape.width, len(shape.layers)
+    solve = float(width**3 + (inner + width) * facts**2)
+    if facts > inner:
+        solve = 2 * facts / gpus * (inner**2 + inner * width + width**2) + 9 * (inner**3 + width**3)
     return {name: flop / RATE / gpus for name, flop in shared.items()} | {
-        "null space": len(shape.layers) * 9 * shape.inner**3 / 6.7e12
+        "null space": layers * 9 * inner**3 / DOUBLE_RATE,
+        "solve": layers * solve / DOUBLE_RATE,
     }
 
 
-def gibibytes(shape: Shape, facts: int) -> dict[str, float]:
+def gibibytes(shape: Shape, facts: int, gpus: int) -> dict[str, float]:
     """GiB by what is held, on every GPU."""
     rows = 64 * CONTEXTS
     above = shape.above(shape.layers[0])
@@ -49,12 +55,15 @@ def gibibytes(shape: Shape, facts: int) -> dict[str, float]:
     # and 4 of the MLP's that a layer keeps for its gradient. Logits, their softmax, and its gradient in float32.
     cached = 2 * 2 * (12 + PREFIX) * shape.key_value_heads * shape.head_width * above
     activations = 2 * SUFFIX * (12 * shape.width + 4 * shape.inner) * above + 3 * 4 * PLACES * shape.vocabulary
+    to_solve = 3 * shape.inner**2 + 2 * shape.inner * shape.width + shape.width**2
+    of_few = facts * (shape.inner + 2 * shape.width)
     sizes = {
         "weights": 2 * (shape.depth * shape.layer_parameters + shape.head_parameters),
         "second moments": 8 * len(shape.layers) * shape.inner**2,
         "eigenvectors, temporarily": 3 * 8 * shape.inner**2,
         "a batch of 64 facts": rows * (cached + activations),
-        "columns": 8 * facts * (shape.inner + 3 * shape.width),
+        "columns, with copies": 8 * facts / gpus * (2 * shape.inner + 6 * shape.width),
+        "columns or sums to solve from": 8 * (to_solve if facts > shape.inner else of_few),
     }
     return {name: size / 2**30 for name, size in sizes.items()}
 
@@ -69,7 +78,7 @@ def main() -> None:
     print(f"{arguments.facts} facts, GPUs: {arguments.gpus}; computed from shapes, not measured\n")
     print(table_head(("", *(shape.name for shape in shapes))))
     times = [seconds(shape, arguments.facts, arguments.gpus) for shape in shapes]
-    spaces = [gibibytes(shape, arguments.facts) for shape in shapes]
+    spaces = [gibibytes(shape, arguments.facts, arguments.gpus) for shape in shapes]
     for unit, columns in (("s", times), ("GiB", spaces)):
         for column in columns:
             column["total"] = sum(column.values())

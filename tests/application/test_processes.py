@@ -30,7 +30,15 @@ FEWER_FACTS_THAN_PROCESSES = (*SHORT_RUN, "--model.latents.facts_per_batch=1")
 MANY_FACTS = (
     "--data.forget_num=50", "--data.retain_num=50", "--model.latents.steps=5", "--data.reading.corpus_documents=300",
 )  # fmt: skip
-METHODS = {"closed form": ("demo",), "descent": ("demo", "methods/gradient_descent")}
+METHODS: dict[str, tuple[str, ...]] = {"closed form": (), "descent": ("methods/gradient_descent",)}
+SIZES = {
+    "fifty facts": (("demo",), MANY_FACTS),
+    "more facts than a key has entries": (
+        ("demo", "qwen3", "tiny"),
+        ("--data.forget_num=80", "--model.layers=[0]", "--model.latents.steps=3", "--model.dtype=float32"),
+    ),
+}  # fmt: skip
+"""Configurations and options."""
 WEIGHT = "model.layers.0.mlp.down_proj.weight"
 
 
@@ -90,17 +98,19 @@ def test_a_tiny_model_runs_in_several_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("method", METHODS)
-def test_one_two_and_three_processes_forget_fifty_facts_alike(method: str, tmp_path: Path) -> None:
-    one = run(tmp_path / "one", *MANY_FACTS, configs=METHODS[method])
+def test_one_two_and_three_processes_forget_alike(method: str, size: str, tmp_path: Path) -> None:
+    configs, options = (*SIZES[size][0], *METHODS[method]), SIZES[size][1]
+    one = run(tmp_path / "one", *options, configs=configs)
     for launcher in ("lightning", "torchrun"):
-        assert_same(launch(launcher, tmp_path / launcher, *MANY_FACTS, configs=METHODS[method]), one)
+        assert_same(launch(launcher, tmp_path / launcher, *options, configs=configs), one)
 
 
 @pytest.mark.slow
 def test_processes_agree_on_what_another_run_has_left_in_the_cache(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    options = (*SHORT_RUN, "--model.layers=[0,1]", f"--data.cache={cache}")
+    options = (*SHORT_RUN, "--model.layers=[0,1]", "--model.optimize_values=true", f"--data.cache={cache}")
     cold = launch("lightning", tmp_path / "cold", *options)
     written = {file.name: file.stat().st_mtime_ns for file in cache.iterdir()}
     warm = launch("lightning", tmp_path / "warm", *options)

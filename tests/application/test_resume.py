@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 import train
 from callbacks import Resume
 from callbacks.resume import checkpoint_path
+from tests.application.test_processes import assert_same, launch
 from tests.conftest import DEMO, ROOT, SHORT_RUN, command_line, latest_run, run, train_py
 from zu_lightning import EditableLM, EditingModule, Results, RunState
 
@@ -263,6 +264,11 @@ def test_a_run_that_was_stopped_early_keeps_its_checkpoint_and_exports_nothing(
     assert checkpoint_path(str(tmp_path)).exists()
     assert not (stopped / "model").exists()
     assert "stopped early: nothing is exported" in caplog.text
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_continues_what_another_began(half_done: Path, two_layers_run: Path) -> None:
+    assert_same(launch("torchrun", half_done, *TWO_LAYERS), two_layers_run)
 
 
 @pytest.mark.slow

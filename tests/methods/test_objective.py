@@ -1,12 +1,15 @@
 """The objective of a layer, and gradient descent on it, against the exact optimum."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import in_processes, own_columns
 from zu_lightning import LayerProblem, LowRankUpdate
+from zu_lightning.distributed import summed
 from zu_lightning.methods.objective import Delta, DenseDelta, LayerObjective, TermWeights, WhitenedDelta, new_delta
 from zu_lightning.solvers import null_space
 
@@ -122,3 +125,33 @@ def test_an_own_learning_rate_is_taken() -> None:
     for delta, default in ((WhitenedDelta(D_OUT, 3), 30 / (2 * 32)), (DenseDelta(D_OUT, D_IN), 1e-3)):
         assert delta.optimizer(None, WEIGHTS).param_groups[0]["lr"] == pytest.approx(default)
         assert delta.optimizer(0.25, WEIGHTS).param_groups[0]["lr"] == 0.25
+
+
+@pytest.mark.parametrize("n", [1, 12])
+def test_processes_that_share_facts_descend_on_the_objective_of_all(n: int, tmp_path: Path) -> None:
+    objective, basis = objective_with(n)
+
+    def descended() -> tuple[list[Tensor], Tensor]:
+        """Terms, exact optimum, and gradient of a process in DDP; all, if there is one."""
+        own = LayerObjective(objective.weight, own_columns(objective.problem), WEIGHTS)
+        delta = new_delta("whitened", own.weight, n)
+        delta.begin(own.whole.keys, basis, WEIGHTS)
+        with torch.no_grad():
+            delta.coordinates.fill_(0.1)
+        torch.autograd.backward(own.terms(delta()).loss)
+        assert delta.coordinates.grad is not None
+        gradient = summed(delta.coordinates.grad @ delta().right)[0] / count
+        terms = own.terms(delta()).summed()
+        return [terms.zero, terms.forget, terms.ridge, own.terms(own.exact(basis)).summed().total], gradient
+
+    count = 1
+    (expected,) = in_processes(1, descended, tmp_path)
+    count = 3
+    for found in in_processes(3, descended, tmp_path):
+        assert torch.allclose(torch.stack(found[0]), torch.stack(expected[0]), rtol=1e-10)
+        assert torch.allclose(found[1], expected[1], rtol=1e-8)
+
+
+def test_a_whitened_update_has_no_more_coordinates_than_a_rank() -> None:
+    assert new_delta("whitened", torch.zeros(D_OUT, D_IN), 1000).coordinates.shape == (D_OUT, D_IN)
+    assert new_delta("whitened", torch.zeros(D_OUT, D_IN), 4).coordinates.shape == (D_OUT, 4)

@@ -1,16 +1,18 @@
 """Rules: units that carry over from model to model, refusals, and a rule added from outside the package."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import TEXTS, random, random_problem
+from tests.conftest import TEXTS, in_processes, own_columns, random, random_problem
 from zu_lightning import (
     AlphaEdit,
     EditableLM,
+    Erase,
     Fact,
     InputError,
     LatentOptions,
@@ -230,3 +232,44 @@ def test_with_a_mean_over_facts_one_weight_suits_any_number_of_them(rule: Retain
     assert torch.allclose(mean(weight, problem).dense(), total(weight, problem).dense())
     weighed = replace(problem, fact_weights=torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
     assert torch.allclose(mean(weight, weighed).dense(), total(weight, weighed).dense())
+
+
+VARIED = [*RULES, Erase(), Memit(scale_free=False, protect_weight=2.0)]
+
+
+def problem_of_many(facts: int) -> tuple[Tensor, LayerProblem]:
+    """A layer's weight and its problem with all that a problem can have."""
+    weight, problem = random_problem(facts=facts)
+    return weight, replace(
+        problem,
+        protected_keys=random(9, 2, seed=5),
+        deviations=0.1 * random(9, facts, 4, seed=6),
+        fact_weights=1 + random(facts, seed=7).abs(),
+    )
+
+
+@pytest.mark.parametrize(("facts", "processes"), [(1, 3), (8, 2), (25, 2), (25, 3)])
+def test_processes_that_share_facts_find_the_update_of_one(facts: int, processes: int, tmp_path: Path) -> None:
+    weight, problem = problem_of_many(facts)
+
+    def updates() -> list[Tensor]:
+        own = own_columns(problem)
+        assert own.keys.shape[1] <= -(-facts // processes)
+        return [rule(weight, own).dense() for rule in VARIED]
+
+    expected = [rule(weight, problem).dense() for rule in VARIED]
+    for found in in_processes(processes, updates, tmp_path):
+        for rule, ours, alone in zip(VARIED, found, expected, strict=True):
+            assert (ours - alone).norm() <= 1e-10 * alone.norm(), name(rule)
+
+
+@pytest.mark.parametrize("rule", VARIED, ids=name)
+def test_more_facts_than_keys_have_entries_are_solved_from_their_sums(rule: Rule) -> None:
+    weight, problem = problem_of_many(25)
+    from_columns = rule.solve(weight, rule.in_units(problem))
+    found = rule(weight, problem)
+    assert (found.dense() - from_columns.dense()).norm() <= 1e-10 * from_columns.dense().norm()
+    if isinstance(rule, Rome):
+        assert found.rank == 25, "facts are met one by one"
+    else:
+        assert found.rank < from_columns.rank or found.rank <= 9

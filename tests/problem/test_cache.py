@@ -5,11 +5,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from tests.conftest import TEXTS, random, random_lm, train_tokenizer, update_for
+from tests.conftest import TEXTS, in_processes, random, random_lm, train_tokenizer, update_for
 from zu_lightning import EditableLM, apply_update
+from zu_lightning.distributed import own_facts
 from zu_lightning.lm.tokens import tokenize
 from zu_lightning.problem import cache as cache_module
 from zu_lightning.problem.cache import Cache, folded, read_tensors, unfolded, weights_digest, write_tensors
@@ -198,6 +200,50 @@ def test_a_file_that_another_process_misses_is_computed_by_all(
     assert cache.tensor("keys", lambda: torch.ones(1)).item() == 1
     monkeypatch.undo()
     assert cache.tensor("keys", never).item() == 0  # only the first process writes
+
+
+ROWS = random(5, 2, 3, seed=0)
+
+
+def own_rows() -> torch.Tensor:
+    return ROWS[own_facts(5)]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_file_holds_the_rows_of_all_facts_and_each_process_reads_its_share(
+    lm: EditableLM, tmp_path: Path, processes: int
+) -> None:
+    cache = Cache(tmp_path / "cache", lm)
+    cold = in_processes(processes, lambda: cache.rows("keys", own_rows, 5, "fact"), tmp_path / "cold")
+    (file,) = (tmp_path / "cache").iterdir()
+    assert np.array_equal(np.load(file), ROWS.numpy())
+    warm = in_processes(processes, lambda: cache.rows("keys", never, 5, "fact"), tmp_path / "warm")
+    for found in (cold, warm):
+        assert torch.equal(torch.cat(found), ROWS)
+    assert [rows.stride() for rows in cold] == [rows.stride() for rows in warm]
+    assert len(cold[0]) == 5 // processes
+
+
+def test_rows_that_cannot_be_read_are_computed_again(
+    lm: EditableLM, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = Cache(tmp_path, lm)
+    cache.rows("keys", own_rows, 5)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    for broken in (whole[:-1], b"no rows", b""):
+        file.write_bytes(broken)
+        assert torch.equal(cache.rows("keys", own_rows, 5), ROWS)
+        assert file.read_bytes() == whole
+    assert caplog.text.count("cannot be read") == 3
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_rows_that_cannot_be_written_are_there_nevertheless(lm: EditableLM, tmp_path: Path, processes: int) -> None:
+    (tmp_path / "a file").touch()
+    cache = Cache(tmp_path / "a file" / "below", lm)
+    found = in_processes(processes, lambda: cache.rows("keys", own_rows, 5), tmp_path / "processes")
+    assert torch.equal(torch.cat(found), ROWS)
 
 
 def write_often(file: Path) -> None:

@@ -1,5 +1,6 @@
 """The road from facts to the problem of a layer."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import TEXTS, random_lm, update_for
+from tests.conftest import TEXTS, in_processes, own_columns, random_lm, update_for
 from zu_lightning import (
     AlphaEdit,
     EditableLM,
@@ -16,6 +17,7 @@ from zu_lightning import (
     LatentOptions,
     LayerProblem,
     Monitor,
+    NeutralTargets,
     Preparation,
     Request,
     RetainText,
@@ -144,16 +146,19 @@ def shared(facts: list[Fact], folder: Path | None, **changes: Any) -> Request:
 def test_a_second_method_never_runs_the_model(
     facts: list[Fact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = cache.read_tensors
     alone = problem_of(random_lm("llama"), shared(facts, None))
     first = problem_of(random_lm("llama"), shared(facts, tmp_path))
     read: list[str] = []
 
-    def noted(file: Path, device: torch.device) -> dict[str, torch.Tensor] | None:
-        read.append(file.name.partition("-")[0])
-        return load(file, device)
+    def noting(load: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(file: Path, *of_it: object) -> object:
+            read.append(file.name.partition("-")[0])
+            return load(file, *of_it)
 
-    monkeypatch.setattr(cache, "read_tensors", noted)
+        return noted
+
+    for load in (cache.read_tensors, cache.read_rows):
+        monkeypatch.setattr(cache, load.__name__, noting(load))
     monkeypatch.setattr(EditableLM, "_forward", lambda *_, **__: pytest.fail("the model was run"))
     second = problem_of(random_lm("llama"), shared(facts, tmp_path))
     assert same(first, second)
@@ -228,6 +233,61 @@ def test_another_edit_below_is_not_confused_with_this_one(facts: list[Fact], tmp
         uncached = layer_problem(lm, replace(request, cache=None), 1, [0, 1], preparation, OPTIONS)
         assert same(found[-1], uncached)
     assert not torch.allclose(found[0].keys, found[1].keys)
+
+
+COLUMNS = ("keys", "residuals", "values", "protected_keys", "deviations")
+
+
+@pytest.mark.usefixtures("short_contexts")
+@pytest.mark.parametrize(("processes", "every_phrasing"), [(2, False), (3, True)])
+def test_the_columns_of_a_process_are_its_share_of_the_facts(
+    facts: list[Fact], tmp_path: Path, processes: int, every_phrasing: bool
+) -> None:
+    # One fact a batch: work is shared in other ways than facts are.
+    latents = LatentOptions(steps=2, facts_per_batch=1, every_phrasing=every_phrasing)
+    options = TargetOptions("mill", latents=latents)
+    request = replace(requested(facts[:3]), protect=facts[3:])
+    whole = problem_of(random_lm("llama"), request, options)
+
+    def held() -> tuple[int, list[str]]:
+        own, expected = problem_of(random_lm("llama"), request, options), own_columns(whole)
+        together = own.gathered()
+        assert all(torch.equal(getattr(together, name), getattr(whole, name)) for name in COLUMNS[:3])
+        assert torch.allclose(own.second_moment, whole.second_moment)
+        pairs = {name: (getattr(own, name), getattr(expected, name)) for name in COLUMNS}
+        return own.keys.shape[1], [name for name, pair in pairs.items() if pair[0] is not None and torch.equal(*pair)]
+
+    found = in_processes(processes, held, tmp_path)
+    assert [count for count, _ in found] == {2: [1, 2], 3: [1, 1, 1]}[processes]
+    assert all(same == list(COLUMNS if every_phrasing else COLUMNS[:4]) for _, same in found)
+
+
+@pytest.mark.usefixtures("short_contexts")
+def test_any_number_of_processes_reads_what_another_number_has_kept(facts: list[Fact], tmp_path: Path) -> None:
+    request = requested(facts[:3])
+    targets = prepare(random_lm("llama"), request, [1], OPTIONS).targets
+
+    def kept(cache: Path) -> object:
+        lm, shared = random_lm("llama"), replace(request, cache=cache)
+        preparation = prepare(lm, shared, [1], OPTIONS)
+        layer_problem(lm, shared, 1, [1], preparation, OPTIONS)
+        return preparation.targets.state_dict()
+
+    for first, then in ((3, 1), (1, 2)):
+        cache = tmp_path / f"cache of {first}"
+        (saved, *_) = in_processes(first, lambda cache=cache: kept(cache), tmp_path / f"first {first}")  # type: ignore[misc]
+        assert torch.equal(saved["rows"], targets.rows())
+        written = {file.name: file.stat().st_mtime_ns for file in cache.iterdir()}
+        again = in_processes(then, lambda cache=cache: kept(cache), tmp_path / f"then {first}")  # type: ignore[misc]
+        assert {file.name: file.stat().st_mtime_ns for file in cache.iterdir()} == written
+        assert torch.equal(again[0]["rows"], saved["rows"])
+
+    def continued() -> torch.Tensor:
+        return NeutralTargets.from_state_dict(saved, torch.device("cpu")).optimum
+
+    optima = in_processes(2, continued, tmp_path / "continued")
+    assert [optimum.shape[1] for optimum in optima] == [1, 2]
+    assert torch.equal(torch.cat(optima, 1), targets.optimum)
 
 
 def long_prompt(fact: Fact) -> Fact:

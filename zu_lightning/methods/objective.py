@@ -2,14 +2,16 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
+from zu_lightning.distributed import process, summed
 from zu_lightning.problem.layer_problem import LayerProblem
-from zu_lightning.solvers import LowRankUpdate, orthonormal_basis, zero_unlearn_gd
+from zu_lightning.solvers import LowRankUpdate, zero_unlearn_gd
 
 Parametrization = Literal["whitened", "dense"]
 """What gradient descent trains: whitened coordinates, or the matrix Delta."""
@@ -17,7 +19,7 @@ Parametrization = Literal["whitened", "dense"]
 
 @dataclass(frozen=True)
 class Terms:
-    """The three terms of the objective (arXiv 2605.18879, Eq. 10), each with its weight.
+    """The three terms of the objective (arXiv 2605.18879, Eq. 10), each with its weight, or a process's part of them.
 
     Attributes:
         zero: ``zero_weight ||U^T (W + X) K||^2``: what is left of the original values.
@@ -34,6 +36,15 @@ class Terms:
         """The objective."""
         return self.zero + self.forget + self.ridge
 
+    @property
+    def loss(self) -> Tensor:
+        """What a process descends on: DDP's mean of gradients over processes is the gradient of the whole objective."""
+        return process()[1] * self.total
+
+    def summed(self) -> "Terms":
+        """The terms of all processes together; without a gradient."""
+        return Terms(*summed(torch.stack([self.zero, self.forget, self.ridge]).detach())[0])
+
 
 @dataclass(frozen=True)
 class TermWeights:
@@ -47,6 +58,8 @@ class TermWeights:
 class LayerObjective:
     """The ZeroUnlearn-GD objective of one layer: a sum over facts, as a function of a low-rank update.
 
+    Each process has its share of the facts, and its part of the sum.
+
     Args:
         weight: W, d_out x d_in.
         problem: Keys, residuals, and values of n facts.
@@ -54,25 +67,30 @@ class LayerObjective:
     """
 
     def __init__(self, weight: Tensor, problem: LayerProblem, weights: TermWeights) -> None:
-        self.weight, self.weights, self.values = weight, weights, problem.values
+        self.weight, self.weights, self.problem = weight, weights, problem
         self.keys, self.residuals = problem.keys.double(), problem.residuals.double()
-        self.basis = orthonormal_basis(problem.values.double())
+        self.basis = problem.value_basis()
         self.along = self.basis.mT @ (weight.double() @ self.keys)
 
+    @cached_property
+    def whole(self) -> LayerProblem:
+        """The problem of all processes' facts; all of them have to ask for it."""
+        return self.problem.whole()
+
     def terms(self, update: LowRankUpdate) -> Terms:
-        """The three terms at an update; differentiable in its factors."""
+        """This process's part of the three terms at an update; differentiable in its factors."""
         change = update.left @ (update.right @ self.keys)
         gram = (update.left.mT @ update.left) * (update.right @ update.right.mT)
         return Terms(
             zero=self.weights.zero * (self.along + self.basis.mT @ change).square().sum(),
             forget=self.weights.forget * (change - self.residuals).square().sum(),
-            ridge=self.weights.ridge * gram.sum(),
+            ridge=self.weights.ridge * gram.sum() / process()[1],
         )
 
     def exact(self, null_space: Tensor) -> LowRankUpdate:
         """The minimizer over ``X = Delta Q Q^T``, see :func:`zu_lightning.solvers.zero_unlearn_gd`."""
         return zero_unlearn_gd(
-            self.weight, self.keys, self.residuals, self.values, null_space,
+            self.weight, self.whole.keys, self.whole.residuals, self.whole.values, null_space,
             zero_weight=self.weights.zero, forget_weight=self.weights.forget, ridge=self.weights.ridge,
         )  # fmt: skip
 
@@ -87,7 +105,13 @@ class Delta(torch.nn.Module, ABC):
 
     @abstractmethod
     def begin(self, keys: Tensor, null_space: Tensor, weights: TermWeights) -> None:
-        """Start at zero, with the projector of another layer: ``keys`` d_in x n, ``null_space`` d_in x q."""
+        """Start at zero, with the projector of another layer.
+
+        Args:
+            keys: d_in x n, of all facts, or columns with the same sum of k k^T.
+            null_space: Q, d_in x q.
+            weights: Weights of the objective's terms.
+        """
 
     @abstractmethod
     def forward(self) -> LowRankUpdate:
@@ -107,14 +131,14 @@ class WhitenedDelta(Delta):
 
     Args:
         d_out: Rows of the weight.
-        facts: n, the largest rank; coordinates beyond the rank of ``Q Q^T K`` have no effect.
+        rank: Largest rank that an update can have; coordinates beyond the rank of ``Q Q^T K`` have no effect.
     """
 
     right: Tensor
 
-    def __init__(self, d_out: int, facts: int) -> None:
+    def __init__(self, d_out: int, rank: int) -> None:
         super().__init__()
-        self.coordinates = torch.nn.Parameter(torch.zeros(d_out, facts, dtype=torch.float64))
+        self.coordinates = torch.nn.Parameter(torch.zeros(d_out, rank, dtype=torch.float64))
 
     def begin(self, keys: Tensor, null_space: Tensor, weights: TermWeights) -> None:
         """See :meth:`Delta.begin`."""
@@ -161,7 +185,7 @@ class DenseDelta(Delta):
 def new_delta(parametrization: Parametrization, weight: Tensor, facts: int) -> Delta:
     """A Delta for ``weight`` (d_out x d_in) and ``facts`` facts, in the coordinates of a parametrization."""
     d_out, d_in = weight.shape
-    return DenseDelta(d_out, d_in) if parametrization == "dense" else WhitenedDelta(d_out, facts)
+    return DenseDelta(d_out, d_in) if parametrization == "dense" else WhitenedDelta(d_out, min(facts, d_in))
 
 
 def step_size(weights: TermWeights) -> float:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from zu_lightning.distributed import own_share, summed
+from zu_lightning.distributed import own_facts, own_share, summed
 from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.request import Request
 from zu_lightning.lm.batching import batches
@@ -62,7 +62,7 @@ def solve_in_rounds(
         rule: The rule that solves the layer; ``rule.rounds`` is how often facts are weighed anew, fewer times if none
             is known any more.
         problem: The layer's problem, n facts.
-        facts: These facts.
+        facts: These facts, all of them on every process.
         phrasings: How they are put.
 
     Returns:
@@ -83,7 +83,7 @@ def solve_in_rounds(
         if not known.any():
             break
         weights = weights * torch.where(known, RAISE, 1.0)
-        update = rule(weight, replace(problem, fact_weights=weights))
+        update = rule(weight, replace(problem, fact_weights=weights[own_facts(len(facts))]))
     return update
 
 

@@ -49,7 +49,14 @@ class Rule(ABC):
             InputError: These weights or this threshold do not suit this layer's retain keys.
         """
         with _explained(self, problem):
-            return self.solve(weight, self.in_units(problem))
+            return self.solve(weight, self.together(self.in_units(problem)))
+
+    def together(self, problem: LayerProblem) -> LayerProblem:
+        """The problem of all facts, of which each process has its share; many of them become fewer columns.
+
+        A rule that does not minimize squares that are added up over facts overrides this, and takes all columns.
+        """
+        return problem.whole()
 
     def in_units(self, problem: LayerProblem) -> LayerProblem:
         """The problem in the units of this rule's weights."""
@@ -73,7 +80,7 @@ class Rule(ABC):
 
     @abstractmethod
     def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
-        """The update, for a problem in this rule's units."""
+        """The update, for a problem in this rule's units that :meth:`together` gave."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +124,7 @@ class RetainRule(Rule):
             weights = (
                 problem.keys.new_ones(problem.keys.shape[1]) if problem.fact_weights is None else problem.fact_weights
             )
-            problem = replace(problem, fact_weights=weights / len(weights))
+            problem = replace(problem, fact_weights=weights / problem.count)
         return super().in_units(problem)
 
     @property
@@ -260,6 +267,10 @@ class AlphaEdit(NullSpaceRule):
 @dataclass(frozen=True, kw_only=True)
 class Rome(Rule):
     """:func:`zu_lightning.solvers.rome`, one fact after the other; each sees the edits before it."""
+
+    def together(self, problem: LayerProblem) -> LayerProblem:
+        """See :class:`Rule`; facts are met one by one, so that every column counts."""
+        return problem.gathered()
 
     def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
         """See :func:`zu_lightning.solvers.rome`."""

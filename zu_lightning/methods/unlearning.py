@@ -4,7 +4,9 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from zu_lightning.distributed import check_identical
+import torch
+
+from zu_lightning.distributed import check_identical, summed
 from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.request import Request, check_neutral_target
 from zu_lightning.facts.texts import ReadingOptions, RetainText, retain_documents
@@ -17,7 +19,7 @@ from zu_lightning.methods.rules import Rule
 from zu_lightning.problem.latents import NeutralTargets, TargetOptions
 from zu_lightning.problem.layer_problem import LayerProblem
 from zu_lightning.problem.prepare import Preparation, layer_problem, prepare
-from zu_lightning.solvers import LowRankUpdate, orthonormal_basis
+from zu_lightning.solvers import LowRankUpdate
 from zu_lightning.timing import Monitor
 
 log = logging.getLogger(__name__)
@@ -152,17 +154,19 @@ def write_update(lm: EditableLM, problem: LayerProblem, update: LowRankUpdate) -
         ValueError: The update holds NaN or infinite entries; the weight is then unchanged.
         RuntimeError: Processes disagree about the edited weight.
     """
-    facts = problem.keys.shape[1] ** 0.5
-    basis = orthonormal_basis(problem.values)
-    outputs = lm.weight(problem.layer).double() @ problem.keys
+    basis = problem.value_basis()
+    along = basis.mT @ (lm.weight(problem.layer).double() @ problem.keys)
     change = update.left @ (update.right @ problem.keys)
     report = apply_update(lm, problem.layer, update)
     check_identical(f"the edited weight of layer {problem.layer}", lm.weight(problem.layer))
+    missing = problem.residuals, problem.residuals - change, along, along + basis.mT @ change
+    squares = summed(torch.stack([errors.square().sum() for errors in missing]))[0]
+    norms = (squares / problem.count).sqrt().tolist()
     scores = LayerScores(
-        residual_before=problem.residuals.norm().item() / facts,
-        residual_after=(problem.residuals - change).norm().item() / facts,
-        zero_term_before=(basis.mT @ outputs).norm().item() / facts,
-        zero_term_after=(basis.mT @ (outputs + change)).norm().item() / facts,
+        residual_before=norms[0],
+        residual_after=norms[1],
+        zero_term_before=norms[2],
+        zero_term_after=norms[3],
         relative_norm=report.relative_norm,
         rank=report.rank,
         stored_error=report.stored_error,

@@ -129,21 +129,22 @@ class EditingModule(UnlearnModule):
         if self.solution is None:
             with self.monitor.timed("null_space"):
                 projector = self.objective.null_space(problem)
-            self.delta.begin(problem.keys, projector, self.objective.weights)
+            self.delta.begin(self.layer_objective.whole.keys, projector, self.objective.weights)
             self.optimizers().state.clear()  # type: ignore[union-attr]  # Adam's moments are another layer's
-            self.optimum = self.layer_objective.terms(self.layer_objective.exact(projector)).total
+            self.optimum = self.layer_objective.terms(self.layer_objective.exact(projector)).summed().total
 
     def training_step(self, batch: LayerProblem, batch_idx: int) -> Tensor:
         """The objective at the present update; with a closed form it is measured and has no gradient."""
-        terms = self.layer_objective.terms(self.solution or self.delta())
+        own = self.layer_objective.terms(self.solution or self.delta())
+        terms = own.summed()
         logged = {"zero": terms.zero, "forget": terms.forget, "ridge": terms.ridge}
         if self.optimum is not None:
             gap = logged["gap"] = (terms.total - self.optimum) / self.optimum
             logged["step_size"] = torch.tensor(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
             # All processes have to agree on the last step.
             self.converged = self.trainer.strategy.reduce_boolean_decision(bool(gap <= self.tolerance))
-        self.log_dict({f"train/{name}": value.detach() for name, value in logged.items()}, batch_size=1)
-        return terms.total + 0.0 * self.delta.coordinates.sum()
+        self.log_dict({f"train/{name}": value for name, value in logged.items()}, batch_size=1)
+        return own.loss + 0.0 * self.delta.coordinates.sum()
 
     def on_train_batch_end(self, outputs: Any, batch: LayerProblem, batch_idx: int) -> None:
         """After the last step write the update into the weight: validation comes next and must see it."""
@@ -151,8 +152,7 @@ class EditingModule(UnlearnModule):
             return
         with torch.no_grad(), self.monitor.timed("apply"):
             update = self.solution or self.delta()
-            if self.optimum is not None:
-                _warn_if_far((self.layer_objective.terms(update).total / self.optimum - 1).item(), batch.layer)
+            _warn_if_far(self.layer_objective, update, self.optimum)
             edit = write_update(self.lm, batch, update)
         self.run.edits[EditKey(self.request.number, batch.layer)] = edit
         self.solution, self.converged = None, False
@@ -192,11 +192,13 @@ def _next_problem(module: EditingModule, request: Request) -> LayerProblem:
     return layer_problem(module.lm, request, left[0], module.layers, module.preparation, options, module.monitor)
 
 
-def _warn_if_far(gap: float, layer: int) -> None:
+def _warn_if_far(objective: LayerObjective, update: LowRankUpdate, optimum: Tensor | None) -> None:
+    """Log a warning if descent, of which alone the optimum is known, ended far from it."""
+    gap = 0.0 if optimum is None else (objective.terms(update).summed().total / optimum - 1).item()
     if not gap <= FAR:
         log.warning(
             "layer %d: descent ended with an optimality gap of %.2g: allow more steps, change the "
-            "learning rate, or use a closed form.", layer, gap,
+            "learning rate, or use a closed form.", objective.problem.layer, gap,
         )  # fmt: skip
 
 

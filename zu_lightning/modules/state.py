@@ -66,15 +66,19 @@ class RunState:
         return {layer: summed_update(updates) for layer, updates in by_layer.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, as plain containers of tensors and numbers."""
+        """Everything, as plain containers of tensors and numbers.
+
+        All processes have to ask for it; the first one gets the targets of all facts, in main memory, the others those
+        of their share.
+        """
         edits = {
             tuple(key): {"update": vars(edit.update), "scores": vars(edit.scores)} for key, edit in self.edits.items()
         }
-        return vars(self) | {"targets": None if self.targets is None else vars(self.targets), "edits": edits}
+        return vars(self) | {"targets": self.targets and self.targets.state_dict(), "edits": edits}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any], device: torch.device) -> "RunState":
-        """The state that :meth:`state_dict` gave, with its tensors on ``device``."""
+        """The state that :meth:`state_dict` gave the first of any number of processes; its tensors on ``device``."""
 
         def there(values: dict[str, Any]) -> dict[str, Any]:
             return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()}
@@ -83,7 +87,7 @@ class RunState:
             EditKey(*key): LayerEdit(LowRankUpdate(**there(edit["update"])), LayerScores(**edit["scores"]))
             for key, edit in state["edits"].items()
         }
-        targets = state["targets"] and NeutralTargets(**there(state["targets"]))
+        targets = state["targets"] and NeutralTargets.from_state_dict(state["targets"], device)
         return cls(**state | {"targets": targets, "edits": edits})
 
 

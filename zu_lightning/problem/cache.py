@@ -2,17 +2,18 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zu_lightning.distributed import process, summed
+from zu_lightning.distributed import own_facts, process, shares, summed
 from zu_lightning.files import digest, replacing
 from zu_lightning.lm.editable import EditableLM
 
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Tensors = dict[str, Tensor]
 
-VERSION = 2
+VERSION = 3
 """To be raised when something that is kept is computed in another way, so that older files are not found."""
 
 _MENTIONED: set[Path] = set()
@@ -67,13 +68,15 @@ class Cache:
         """What the files hold; ``None`` for those that some process does not find, so that all of them agree."""
         if self.folder is None:
             return [None] * len(files)
-        found = [None if file is None else read_tensors(file, self.device) for file in files]
-        here = torch.tensor([tensors is not None for tensors in found], device=self.device).long()
+        return self._found_by_all([None if file is None else read_tensors(file, self.device) for file in files])
+
+    def _found_by_all(self, found: Sequence[T | None]) -> list[T | None]:
+        here = torch.tensor([there is not None for there in found], device=self.device).long()
         everywhere = (summed(here)[0] == process()[1]).tolist()
-        if any(everywhere) and self.folder not in _MENTIONED:
+        if any(everywhere) and self.folder and self.folder not in _MENTIONED:
             _MENTIONED.add(self.folder)
             log.info("what runs have computed before is read from %s", self.folder)
-        return [tensors if there else None for tensors, there in zip(found, everywhere, strict=True)]
+        return [there if by_all else None for there, by_all in zip(found, everywhere, strict=True)]
 
     def keep(self, file: Path | None, tensors: Tensors) -> Tensors:
         """Write tensors, from the first process; returns them as a later run would find them."""
@@ -112,6 +115,32 @@ class Cache:
         """The same for a single tensor."""
         return self.tensors(kind, lambda: {kind: compute()}, *parts)[kind]
 
+    def rows(self, kind: str, compute: Callable[[], Tensor], count: int, *parts: object) -> Tensor:
+        """A row for each fact of this process's share: found, or computed and kept.
+
+        The file holds the rows of all facts, whatever the number of processes: each of them reads its share, and the
+        first one writes one share after the other, so that none has all of them in memory.
+
+        Args:
+            kind: What it is, for the file's name and the log.
+            compute: Gives the rows of this process's share.
+            count: Number of facts of all processes.
+            parts: Everything that decides about the rows, besides the model.
+        """
+        named = self.file(kind, *parts)
+        if named is None:
+            return compute().contiguous()
+        file = named.with_suffix(".npy")
+        (found,) = self._found_by_all([read_rows(file, own_facts(count), self.device)])
+        if found is None:
+            found = compute().contiguous()
+            everyones = shares(found)
+            if process()[0] == 0:
+                write_rows(file, everyones, (count, *found.shape[1:]))
+            for _ in everyones:  # the other processes send theirs whether or not it can be written
+                pass
+        return found
+
     def eigh(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
         """Eigenvalues and eigenvectors of a symmetric matrix; those of a matrix with the same bits are found again.
 
@@ -149,6 +178,29 @@ def read_tensors(file: Path, device: torch.device) -> Tensors | None:
     except (OSError, SafetensorError) as error:
         log.warning("cache: %s cannot be read (%s) and is computed again", file, error)
         return None
+
+
+def read_rows(file: Path, part: slice, device: torch.device) -> Tensor | None:
+    """Some of the rows that were written; ``None`` if none were, or none that can be read."""
+    try:
+        return torch.tensor(np.load(file, mmap_mode="r")[part], device=device)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as error:
+        log.warning("cache: %s cannot be read (%s) and is computed again", file, error)
+        return None
+
+
+def write_rows(file: Path, rows: Iterator[Tensor], shape: tuple[int, ...]) -> None:
+    """Write the rows of all facts, float64, share by share, as a file of NumPy; if that fails, a warning says so."""
+    header = {"descr": "<f8", "fortran_order": False, "shape": shape}
+    try:
+        with replacing(file) as temporary, temporary.open("wb") as stream:
+            np.lib.format.write_array_header_1_0(stream, header)
+            for share in rows:
+                stream.write(share.double().cpu().numpy().data)
+    except OSError as error:
+        log.warning("cache: %s cannot be written (%s)", file, error)
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,7 @@
-"""Keys and hidden states at the lookup tokens of facts."""
+"""Keys and hidden states at the lookup tokens of facts.
+
+With several processes, each gets the columns of its share of n facts (:func:`zu_lightning.distributed.own_facts`).
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from zu_lightning.distributed import own_share, summed
+from zu_lightning.distributed import delivered, own_share
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
@@ -30,6 +33,15 @@ class VariedKeys:
 
     mean: Tensor
     deviations: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor) -> "VariedKeys":
+        """From a row for each fact, n x (1 + ways) x d_in: the mean, then the deviations."""
+        return cls(rows[:, 0].mT, rows[:, 1:].permute(2, 0, 1))
+
+    def rows(self) -> Tensor:
+        """What :meth:`of` takes."""
+        return torch.cat([self.mean.mT[:, None], self.deviations.permute(1, 2, 0)], 1)
 
 
 def lookup_keys(
@@ -56,12 +68,14 @@ def lookup_keys(
 
 def mean_keys(lm: EditableLM, facts: Sequence[Fact], layer: int, phrasings: Phrasings) -> Tensor:
     """The same for any phrasings: K, d_in x n, float64."""
-    keys = torch.zeros(len(facts), lm.weight(layer).shape[1], dtype=torch.float64, device=lm.device)
-    for put in _keys_as_put(lm, facts, layer, phrasings):
-        rest = put.fact.bincount()[put.fact] - 1
-        share = torch.where(put.number == 0, torch.where(rest == 0, 1.0, 0.5), 0.5 / rest).double()
-        keys[put.facts] = put.summed(share)
-    return summed(keys)[0].mT
+
+    def found() -> Iterator[tuple[Sequence[int], Tensor]]:
+        for put in _keys_as_put(lm, facts, layer, phrasings):
+            rest = put.fact.bincount()[put.fact] - 1
+            share = torch.where(put.number == 0, torch.where(rest == 0, 1.0, 0.5), 0.5 / rest).double()
+            yield put.facts, put.summed(share)
+
+    return delivered(found(), _no_rows(lm, lm.weight(layer).shape[1]), len(facts)).mT
 
 
 def varied_keys(lm: EditableLM, facts: Sequence[Fact], layer: int, phrasings: Phrasings) -> VariedKeys:
@@ -77,21 +91,24 @@ def varied_keys(lm: EditableLM, facts: Sequence[Fact], layer: int, phrasings: Ph
         Means and deviations, float64.
     """
     ways, width = max((len(phrasings.of(fact)) for fact in facts), default=1), lm.weight(layer).shape[1]
-    mean = torch.zeros(len(facts), width, dtype=torch.float64, device=lm.device)
-    deviations = torch.zeros(len(facts), ways, width, dtype=torch.float64, device=lm.device)
-    for put in _keys_as_put(lm, facts, layer, phrasings):
-        share = 1.0 / put.fact.bincount()[put.fact].double()
-        found = mean[put.facts] = put.summed(share)
-        deviations[put.facts[put.fact], put.number] = share.sqrt()[:, None] * (put.keys - found[put.fact])
-    mean, deviations = summed(mean, deviations)
-    return VariedKeys(mean.mT, deviations.permute(2, 0, 1).contiguous())
+
+    def found() -> Iterator[tuple[Sequence[int], Tensor]]:
+        for put in _keys_as_put(lm, facts, layer, phrasings):
+            share = 1.0 / put.fact.bincount()[put.fact].double()
+            mean = put.summed(share)
+            rows = mean.new_zeros(len(mean), 1 + ways, width)
+            rows[:, 0] = mean
+            rows[put.fact, 1 + put.number] = share.sqrt()[:, None] * (put.keys - mean[put.fact])
+            yield put.facts, rows
+
+    return VariedKeys.of(delivered(found(), _no_rows(lm, 1 + ways, width), len(facts)))
 
 
 @dataclass(frozen=True)
 class _KeysAsPut:
     """Keys of a batch of facts, one for each way in which each of them is put."""
 
-    facts: Tensor
+    facts: list[int]
     """Indices of the facts of the batch."""
     number: Tensor
     """Rows, in which way; 0 for the bare prompt."""
@@ -118,7 +135,7 @@ def _keys_as_put(lm: EditableLM, facts: Sequence[Fact], layer: int, phrasings: P
         suffix = after_shared_prefix(lm, batch, number)
         (record,) = suffix.record(lm, [lm.projections[layer]])
         at_lookup = record.input[range(len(texts)), batch.lookup - suffix.start].double()
-        yield _KeysAsPut(torch.tensor(indices, device=lm.device), number, fact, at_lookup)
+        yield _KeysAsPut(indices, number, fact, at_lookup)
 
 
 def _longest(lm: EditableLM, fact: Fact, phrasings: Phrasings) -> TokenizedText:
@@ -131,9 +148,15 @@ def _longest(lm: EditableLM, fact: Fact, phrasings: Phrasings) -> TokenizedText:
 def layer_outputs(lm: EditableLM, facts: Sequence[Fact], layer: int) -> Tensor:
     """Hidden states after a layer at the lookup tokens of the bare prompts, d_out x n, float64."""
     texts = [tokenize_fact(lm.tokenizer, fact) for fact in facts]
-    outputs = torch.zeros(len(facts), lm.weight(layer).shape[0], dtype=torch.float64, device=lm.device)
-    for indices in own_share(batches(texts, BATCH_TOKENS)):
-        batch = collate([texts[i] for i in indices], lm.tokenizer).to(lm.device)
-        (record,) = lm.record(batch, [lm.layers[layer]])
-        outputs[indices] = record.output[range(len(indices)), batch.lookup].double()
-    return summed(outputs)[0].mT
+
+    def found() -> Iterator[tuple[Sequence[int], Tensor]]:
+        for indices in own_share(batches(texts, BATCH_TOKENS)):
+            batch = collate([texts[i] for i in indices], lm.tokenizer).to(lm.device)
+            (record,) = lm.record(batch, [lm.layers[layer]])
+            yield indices, record.output[range(len(indices)), batch.lookup].double()
+
+    return delivered(found(), _no_rows(lm, lm.weight(layer).shape[0]), len(facts)).mT
+
+
+def _no_rows(lm: EditableLM, *shape: int) -> Tensor:
+    return torch.zeros(0, *shape, dtype=torch.float64, device=lm.device)

@@ -6,12 +6,12 @@ place; one routine serves both, many facts at a time.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from zu_lightning.distributed import own_share, summed
+from zu_lightning.distributed import delivered, gathered, own_facts, own_share, process, shares
 from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.batching import even_batches, halving
@@ -53,8 +53,9 @@ class NeutralTargets:
 
     Attributes:
         contexts: Texts put before prompts when they were optimized, the first one empty.
-        start: What the model computed at the lookup token, d_out x n.
-        optimum: What makes it give the neutral answer, d_out x n.
+        start: What the model computed at the lookup token, d_out x n; of several processes each has the columns of its
+            share of the facts.
+        optimum: What makes it give the neutral answer, likewise.
         probability: Of the neutral answer to the bare prompt with the optimum in place, n; with references the share
             of their next-token distribution that the model's has in common.
         original_lost: Whether greedy decoding, with the optimum in place, no longer gives the fact's own target, n.
@@ -67,9 +68,38 @@ class NeutralTargets:
     probability: Tensor
     original_lost: Tensor
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything but the contexts, by name."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+    @classmethod
+    def of(cls, contexts: tuple[str, ...], rows: Tensor) -> "NeutralTargets":
+        """From a row for each fact of this process's share: start, optimum, probability, and whether it is lost.
+
+        Args:
+            contexts: See above.
+            rows: share x (2 d_out + 2), float64.
+        """
+        width = rows.shape[1] // 2 - 1
+        probability, lost = gathered(rows[:, 2 * width :]).mT
+        return cls(contexts, rows[:, :width].mT, rows[:, width : 2 * width].mT, probability, lost.bool())
+
+    def rows(self) -> Tensor:
+        """What :meth:`of` takes."""
+        own = own_facts(len(self.probability))
+        scores = torch.stack([self.probability[own], self.original_lost[own].double()], 1)
+        return torch.cat([self.start.mT, self.optimum.mT, scores], 1)
+
+    def state_dict(self) -> dict[str, object]:
+        """Contexts, and the rows of all facts in main memory of the first process; the others get those of their share.
+
+        All processes have to ask for it.
+        """
+        own, is_first = self.rows(), process()[0] == 0
+        rows = [share.cpu() for share in shares(own) if is_first]
+        return {"contexts": self.contexts, "rows": torch.cat(rows) if is_first else own.cpu()}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], device: torch.device) -> "NeutralTargets":
+        """The targets that :meth:`state_dict` gave the first of any number of processes."""
+        rows = state["rows"]
+        return cls.of(state["contexts"], rows[own_facts(len(rows))].to(device, copy=True))
 
 
 @dataclass(frozen=True)
@@ -124,22 +154,20 @@ def neutral_targets(
         said = references.of(some, [others.strangers[i] for i in share])
         return Goal([""] * len(share), said, first_tokens(lm, some))
 
-    start, optimum = torch.zeros(2, lm.weight(layer).shape[0], n, dtype=torch.float64, device=lm.device)
-    probability, original_lost = torch.zeros(2, n, dtype=torch.float64, device=lm.device)
-    for share, before, after in _optima(problem, facts, answers, goal, "Neutral targets", monitor):
-        start[:, share], optimum[:, share] = before, after
-        some, delta = [facts[i] for i in share], (after - before).mT.float()
-        if by_reference:
-            said = references.of(some, [others.strangers[i] for i in share])[0].exp()
-            common = problem.next_token(some, delta).exp().minimum(said).sum(1)
-            probability[share] = common.double()
-        else:
-            words = [options.neutral_target] * len(some)
-            probability[share] = problem.scores(some, words, delta).probability.double()
-        own = [fact.target for fact in some]
-        original_lost[share] = (~problem.scores(some, own, delta).exact).double()
-    summed(start, optimum, probability, original_lost)
-    return NeutralTargets(tuple(contexts), start, optimum, probability, original_lost.bool())
+    def found() -> Iterator[tuple[Sequence[int], Tensor]]:
+        for share, before, after in _optima(problem, facts, answers, goal, "Neutral targets", monitor):
+            some, delta = [facts[i] for i in share], (after - before).float()
+            if by_reference:
+                said = references.of(some, [others.strangers[i] for i in share])[0].exp()
+                probability = problem.next_token(some, delta).exp().minimum(said).sum(1)
+            else:
+                words = [options.neutral_target] * len(some)
+                probability = problem.scores(some, words, delta).probability
+            lost = ~problem.scores(some, [fact.target for fact in some], delta).exact
+            yield share, torch.cat([before, after, probability.double()[:, None], lost.double()[:, None]], 1)
+
+    none = torch.zeros(0, 2 * lm.weight(layer).shape[0] + 2, dtype=torch.float64, device=lm.device)
+    return NeutralTargets.of(tuple(contexts), delivered(found(), none, n))
 
 
 def original_values(
@@ -161,18 +189,17 @@ def original_values(
         monitor: Shows progress.
 
     Returns:
-        V, d_out x n, float64.
+        V, d_out x n, float64; of several processes each gets the columns of its share of the facts.
     """
     problem = LatentProblem(lm, lm.projections[layer], layer, Phrasings(contexts), options)
-    values = torch.zeros(lm.weight(layer).shape[0], len(facts), dtype=torch.float64, device=lm.device)
     answers = [fact.target for fact in facts]
 
     def goal(share: list[int]) -> Goal:
         return Goal([answers[i] for i in share])
 
-    for share, _, after in _optima(problem, facts, answers, goal, "Original values", monitor):
-        values[:, share] = after
-    return summed(values)[0]
+    optima = _optima(problem, facts, answers, goal, "Original values", monitor)
+    none = torch.zeros(0, lm.weight(layer).shape[0], dtype=torch.float64, device=lm.device)
+    return delivered(((share, after) for share, _, after in optima), none, len(facts)).mT
 
 
 def _optima(
@@ -183,7 +210,7 @@ def _optima(
     name: str,
     monitor: Monitor | None,
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """For each of this process's batches of facts: their indices, start, and optimum (each d_out x facts)."""
+    """For each of this process's batches of facts: their indices, start, and optimum (each facts x d_out)."""
     tokenizer = problem.lm.tokenizer
 
     def length(fact: Fact, answer: str) -> int:
@@ -200,5 +227,5 @@ def _optima(
 
     with (monitor or Monitor()).bar(name, sum(map(len, shares)), "facts") as bar:
         for share, (start, optimum) in halving(solve, shares, name):
-            yield share, start.mT.double(), optimum.mT.double()
+            yield share, start.double(), optimum.double()
             bar.update(len(share))

@@ -5,12 +5,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from zu_lightning.solvers import Eigh
+from zu_lightning.distributed import gathered, summed
+from zu_lightning.solvers import Eigh, ForgetSums, basis_from_sums, orthonormal_basis
 
 
 @dataclass(frozen=True)
 class LayerProblem:
     """What a rule is given to solve at one layer; facts are columns.
+
+    With several processes, the columns of each are its share of the facts
+    (:func:`zu_lightning.distributed.own_facts`). What is added up over facts is then added up over processes, all of
+    which have to ask for it.
 
     Attributes:
         layer: Index of the layer.
@@ -19,7 +24,7 @@ class LayerProblem:
         residuals: R, d_out x n: this layer's share of the distance to the neutral targets.
         values: V, d_out x n: original-knowledge values.
         second_moment: C, d_in x d_in: uncentered mean of k k^T over retain tokens.
-        protected_keys: d_in x m: keys of facts to keep, as those of the facts to forget.
+        protected_keys: d_in x m: keys of facts to keep, as those of the facts to forget; of m facts a share, too.
         deviations: d_in x n x ways: how a fact's keys vary with the way it is put, see
             :class:`zu_lightning.problem.keys.VariedKeys`; ``None`` if a rule should look at the mean keys alone.
         fact_weights: n, how much each fact counts beside the others; ``None`` if all count alike.
@@ -36,6 +41,37 @@ class LayerProblem:
     fact_weights: Tensor | None = None
     eigh: Eigh = torch.linalg.eigh
 
+    @property
+    def count(self) -> int:
+        """Number of facts of all processes."""
+        return int(summed(torch.tensor(self.keys.shape[1], device=self.keys.device))[0])
+
+    def gathered(self) -> "LayerProblem":
+        """The same problem with the columns of all facts, weighed and at mean keys, on every process."""
+        own = self.at_mean_keys().weighing_facts()
+        keys, residuals, values = (gathered(columns.mT).mT for columns in (own.keys, own.residuals, own.values))
+        return replace(own, keys=keys, residuals=residuals, values=values)
+
+    def whole(self) -> "LayerProblem":
+        """The same problem with columns for all facts, on every process; at most as many as keys have entries.
+
+        More facts than that are replaced by fewer columns with the same sums, for which rules that minimize squares
+        find the same update (:meth:`zu_lightning.solvers.ForgetSums.columns`).
+        """
+        if self.count <= len(self.keys):
+            return self.gathered()
+        own = self.at_mean_keys().weighing_facts()
+        sums = vars(ForgetSums.of(own.keys, own.residuals, own.values))
+        keys, residuals, values = ForgetSums(*summed(*sums.values())).columns()
+        return replace(own, keys=keys, residuals=residuals, values=values)
+
+    def value_basis(self) -> Tensor:
+        """U, d_out x r: orthonormal basis of all facts' values."""
+        values = self.values.double()
+        if self.count <= len(self.keys):
+            return orthonormal_basis(gathered(values.mT).mT)
+        return basis_from_sums(summed(values @ values.mT)[0])
+
     def protecting(self, weight: float, *, relative: bool) -> "LayerProblem":
         """The same problem, with the protected keys as part of the second moment.
 
@@ -45,9 +81,11 @@ class LayerProblem:
                 their sum of k k^T beside the mean over the text's tokens.
         """
         keys = self.protected_keys
-        if keys is None or not keys.shape[1] or not weight:
+        if keys is None or not weight:
             return self
-        moment = keys @ keys.mT
+        moment = summed(keys @ keys.mT)[0]
+        if not moment.any():
+            return self
         factor = weight * self.second_moment.trace() / moment.trace() if relative else weight
         return replace(self, second_moment=self.second_moment + factor * moment)
 
@@ -83,8 +121,9 @@ class LayerProblem:
         """
         if self.deviations is None:
             return self
-        columns = self.deviations.flatten(1)
-        return replace(self.at_mean_keys(), second_moment=self.second_moment + weight * (columns @ columns.mT))
+        ways = self.deviations.permute(1, 2, 0).flatten(0, 1)
+        covariance = summed(ways.mT @ ways)[0]
+        return replace(self.at_mean_keys(), second_moment=self.second_moment + weight * covariance)
 
     def scale_free(self) -> "LayerProblem":
         """The same problem in units that do not depend on the model.

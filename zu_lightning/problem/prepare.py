@@ -1,7 +1,7 @@
 """The road from facts to the problem of a layer."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +17,7 @@ from zu_lightning.lm.contexts import CONTEXT_STARTS, sample_contexts
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import check_lengths, tokenize_fact
 from zu_lightning.problem.cache import Cache
-from zu_lightning.problem.keys import layer_outputs, mean_keys, varied_keys
+from zu_lightning.problem.keys import VariedKeys, layer_outputs, mean_keys, varied_keys
 from zu_lightning.problem.latents import NeutralTargets, Others, TargetOptions, neutral_targets, original_values
 from zu_lightning.problem.layer_problem import LayerProblem
 from zu_lightning.problem.moments import second_moments
@@ -85,7 +85,8 @@ def prepare(
             optimized = partial(neutral_targets, lm, request.forget, layers[-1], contexts, options, others, monitor)
             aim = others if others.strangers else (options.neutral_target, others)
             decisive = (list(request.forget), layers[-1], contexts, aim, options.latents)
-            targets = NeutralTargets(contexts, **cache.tensors("targets", lambda: optimized().tensors(), *decisive))
+            rows = cache.rows("targets", lambda: optimized().rows(), len(request.forget), *decisive)
+            targets = NeutralTargets.of(contexts, rows)
         log.info(
             "neutral targets: put in directly, they take the answer away for %.0f%% of the facts, the most that any "
             "edit can reach", 100 * targets.original_lost.double().mean(),
@@ -114,7 +115,8 @@ def layer_problem(
         monitor: Times the phase ``keys_and_values``, and shows progress.
 
     Returns:
-        Keys, residuals, values, second moment, protected keys, and how keys vary, float64.
+        Keys, residuals, values, second moment, protected keys, and how keys vary, float64; of several processes each
+        gets the columns of its share of the facts.
     """
     monitor = monitor or Monitor()
     targets, facts = preparation.targets, request.forget
@@ -126,19 +128,20 @@ def layer_problem(
 
         def keys_of(some: Sequence[Fact]) -> Tensor:
             computed = partial(mean_keys, lm, some, layer, phrasings)
-            return cache.tensor("keys", computed, list(some), layer, phrasings)
+            return columns("keys", computed, some, layer, phrasings)
 
-        def varied() -> dict[str, Tensor]:
-            return vars(varied_keys(lm, facts, layer, phrasings))
+        def columns(kind: str, computed: Callable[[], Tensor], some: Sequence[Fact], *parts: object) -> Tensor:
+            return cache.rows(kind, lambda: computed().mT, len(some), list(some), *parts).mT
 
         if options.latents.every_phrasing:
-            found = cache.tensors("varied_keys", varied, list(facts), layer, phrasings)
-            keys, deviations = found["mean"], found["deviations"]
+            varied = partial(varied_keys, lm, facts, layer, phrasings)
+            rows = cache.rows("varied_keys", lambda: varied().rows(), len(facts), list(facts), layer, phrasings)
+            keys, deviations = vars(VariedKeys.of(rows)).values()
         else:
             keys, deviations = keys_of(facts), None
         if options.optimize_values:
             optimized = partial(original_values, lm, facts, layer, contexts, options.latents, monitor)
-            values = cache.tensor("values", optimized, list(facts), layer, contexts, options.latents)
+            values = columns("values", optimized, facts, layer, contexts, options.latents)
             bias = lm.bias(layer)
             if bias is not None:
                 values = values - bias.double()[:, None]
@@ -146,7 +149,7 @@ def layer_problem(
             values = lm.weight(layer).double() @ keys
         layers_left = len(layers) - list(layers).index(layer)
         top = layers[-1]
-        outputs = cache.tensor("outputs", partial(layer_outputs, lm, facts, top), list(facts), top)
+        outputs = columns("outputs", partial(layer_outputs, lm, facts, top), facts, top)
         residuals = (targets.optimum - outputs) / layers_left
         protected = keys_of(request.protect) if request.protect else None
     moment = preparation.second_moments[layer]
