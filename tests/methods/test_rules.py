@@ -166,7 +166,7 @@ def test_a_rule_from_outside_the_package_is_a_rule_like_any_other(
     lm: EditableLM, facts: list[Fact], share: float
 ) -> None:
     weights = [lm.weight(layer).clone() for layer in range(3)]
-    options = TargetOptions(neutral_target="mill", latents=LatentOptions(steps=2), optimize_values=False)
+    options = TargetOptions(neutral_target="barn", latents=LatentOptions(steps=2), optimize_values=False)
     result = unlearn(lm, facts, TEXTS, [1], LeastSquares(share=share), options)
     scores = result.edits[1].scores
     assert scores.rank == len(facts)
