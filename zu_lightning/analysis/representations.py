@@ -22,7 +22,7 @@ from zu_lightning.files import read_json, replacing
 from zu_lightning.lm.architecture import adapter_around
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.tokens import collate, tokenize_fact
+from zu_lightning.lm.tokens import collate, tokenize_facts
 from zu_lightning.problem.keys import BATCH_TOKENS
 
 FILE_NAME = "representations.json"
@@ -173,7 +173,7 @@ def projection_outputs(lm: EditableLM, facts: Sequence[Fact], layers: Sequence[i
     Returns:
         For each layer N x D, float64, the same in all processes.
     """
-    texts = [tokenize_fact(lm.tokenizer, fact) for fact in facts]
+    texts = tokenize_facts(lm.tokenizer, facts)
     modules = [adapter_around(lm.model, lm.projections[layer]) for layer in layers]
     found = [
         torch.zeros(len(facts), lm.weight(layer).shape[0], dtype=torch.float64, device=lm.device) for layer in layers

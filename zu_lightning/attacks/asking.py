@@ -12,7 +12,7 @@ from zu_lightning.attacks.attack import words
 from zu_lightning.facts.fact import Query
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.tokens import collate, tokenize_query
+from zu_lightning.lm.tokens import collate, tokenize_queries
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def told(lm: EditableLM, queries: Sequence[Query], batch_tokens: int) -> list[To
         One entry for each query, on the CPU.
     """
     different = list(dict.fromkeys(queries))
-    texts = [tokenize_query(lm.tokenizer, query) for query in different]
+    texts = tokenize_queries(lm.tokenizer, different)
     found: dict[Query, Told] = {}
     for indices in batches(texts, batch_tokens):
         batch = collate([texts[i] for i in indices], lm.tokenizer).to(lm.device)

@@ -14,7 +14,7 @@ from zu_lightning.facts.texts import ReadingOptions
 from zu_lightning.files import digest
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.tokens import TokenBatch, check_lengths, collate, tokenize, tokenize_query
+from zu_lightning.lm.tokens import TokenBatch, check_lengths, collate, tokenize, tokenize_queries
 from zu_lightning.metrics import (
     AnswerMetric,
     Efficacy,
@@ -107,7 +107,7 @@ def evaluation_batches(
         "same_subject": [(i, fact.query) for i, fact in enumerate(same_subject)],
         "protected": [(i, fact.query) for i, fact in enumerate(protect)],
     }
-    texts = {name: [tokenize_query(lm.tokenizer, query) for _, query in asked] for name, asked in queries.items()}
+    texts = {name: tokenize_queries(lm.tokenizer, [query for _, query in asked]) for name, asked in queries.items()}
     for name, tokenized in texts.items():
         names = [f"the prompt {query.prompt[:60]!r}... with its answer ({name})" for _, query in queries[name]]
         check_lengths(tokenized, names, lm.context_length)

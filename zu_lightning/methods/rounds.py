@@ -14,7 +14,7 @@ from zu_lightning.facts.request import Request
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.edits import apply_update
-from zu_lightning.lm.tokens import collate, tokenize_fact
+from zu_lightning.lm.tokens import Asked, collate, tokenize_all
 from zu_lightning.methods.rules import Rule
 from zu_lightning.problem.latents import TargetOptions
 from zu_lightning.problem.layer_problem import LayerProblem
@@ -91,7 +91,7 @@ def solve_in_rounds(
 def answer_probability(lm: EditableLM, facts: Sequence[Fact], phrasings: Phrasings) -> Tensor:
     """Probability of the first token of each fact's answer, a mean over the ways to put it: n, float64."""
     put, truth = phrasings.rows(facts), first_tokens(lm, facts)
-    texts = [tokenize_fact(lm.tokenizer, one.fact, context=one.context) for one in put]
+    texts = tokenize_all(lm.tokenizer, [Asked.about(one.fact, context=one.context) for one in put])
     position = torch.tensor([one.position for one in put], device=lm.device)
     found = torch.zeros(len(texts), dtype=torch.float64, device=lm.device)
     for indices in own_share(batches(texts, BATCH_TOKENS)):

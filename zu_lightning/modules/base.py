@@ -14,7 +14,7 @@ from zu_lightning.facts.request import Request, check_neutral_target
 from zu_lightning.files import digest
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.export import export_adapter, export_model
-from zu_lightning.lm.tokens import collate, tokenize_query
+from zu_lightning.lm.tokens import collate, tokenize_queries
 from zu_lightning.lm.weights import check_projections
 from zu_lightning.modules.evaluation import EvaluationModule
 from zu_lightning.modules.state import RunState, as_text, check_settings
@@ -101,7 +101,7 @@ class UnlearnModule(EvaluationModule):
 
         By default the prompts to forget with their answers, as TokenBatches, the same ones in every process.
         """
-        texts = [tokenize_query(self.lm.tokenizer, fact.query) for fact in request.forget]
+        texts = tokenize_queries(self.lm.tokenizer, [fact.query for fact in request.forget])
         for indices in batches(texts, request.text.reading.batch_tokens):
             yield collate([texts[i] for i in indices], self.lm.tokenizer).to(self.lm.device)
 

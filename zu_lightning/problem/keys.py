@@ -14,7 +14,7 @@ from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.suffix import after_shared_prefix
-from zu_lightning.lm.tokens import TokenizedText, collate, tokenize_fact
+from zu_lightning.lm.tokens import Asked, collate, tokenize_all, tokenize_facts
 from zu_lightning.problem.phrasings import Phrasings
 
 BATCH_TOKENS = 2048
@@ -126,10 +126,10 @@ class _KeysAsPut:
 def _keys_as_put(lm: EditableLM, facts: Sequence[Fact], layer: int, phrasings: Phrasings) -> Iterator[_KeysAsPut]:
     """This process's batches of facts."""
     ways = max((len(phrasings.of(fact)) for fact in facts), default=1)
-    longest = [_longest(lm, fact, phrasings) for fact in facts]
+    longest = tokenize_all(lm.tokenizer, [_longest(fact, phrasings) for fact in facts])
     for indices in own_share(batches(longest, max(1, BATCH_TOKENS // ways))):
         put = phrasings.rows([facts[i] for i in indices])
-        texts = [tokenize_fact(lm.tokenizer, one.fact, context=one.context) for one in put]
+        texts = tokenize_all(lm.tokenizer, [Asked.about(one.fact, context=one.context) for one in put])
         batch = collate(texts, lm.tokenizer).to(lm.device)
         number, fact = torch.tensor([(one.number, one.position) for one in put], device=lm.device).T
         suffix = after_shared_prefix(lm, batch, number)
@@ -138,16 +138,16 @@ def _keys_as_put(lm: EditableLM, facts: Sequence[Fact], layer: int, phrasings: P
         yield _KeysAsPut(indices, number, fact, at_lookup)
 
 
-def _longest(lm: EditableLM, fact: Fact, phrasings: Phrasings) -> TokenizedText:
+def _longest(fact: Fact, phrasings: Phrasings) -> Asked:
     """A fact's longest text, but for contexts that all facts share: those are read once for all."""
     own = replace(phrasings, contexts=("",))
     context, put = max(own.of(fact), key=lambda way: len(way[0]) + len(way[1].prompt))
-    return tokenize_fact(lm.tokenizer, put, context=context)
+    return Asked.about(put, context=context)
 
 
 def layer_outputs(lm: EditableLM, facts: Sequence[Fact], layer: int) -> Tensor:
     """Hidden states after a layer at the lookup tokens of the bare prompts, d_out x n, float64."""
-    texts = [tokenize_fact(lm.tokenizer, fact) for fact in facts]
+    texts = tokenize_facts(lm.tokenizer, facts)
 
     def found() -> Iterator[tuple[Sequence[int], Tensor]]:
         for indices in own_share(batches(texts, BATCH_TOKENS)):

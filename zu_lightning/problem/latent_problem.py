@@ -19,7 +19,7 @@ from zu_lightning.errors import InputError, require_positive
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.contexts import CONTEXT_STARTS
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.tokens import TokenBatch, collate, tokenize_fact
+from zu_lightning.lm.tokens import Asked, TokenBatch, collate, tokenize_all, tokenize_facts
 from zu_lightning.metrics.functional import AnswerScores, answer_scores
 from zu_lightning.problem.latent_rows import Kept, Rows
 from zu_lightning.problem.phrasings import Phrasings
@@ -179,7 +179,8 @@ class LatentProblem:
     def scores(self, facts: Sequence[Fact], answers: Sequence[str], delta: Tensor) -> AnswerScores:
         """How the model answers the bare prompts with ``delta`` (N x D) in place."""
         tokenizer = self.lm.tokenizer
-        texts = [tokenize_fact(tokenizer, fact, answer=answer) for fact, answer in zip(facts, answers, strict=True)]
+        asked = [Asked.about(fact, answer=answer) for fact, answer in zip(facts, answers, strict=True)]
+        texts = tokenize_all(tokenizer, asked)
         batch = collate(texts, tokenizer).to(self.lm.device)
         rows, positions, tokens = batch.answer_positions()
         return answer_scores(self._shifted(batch, rows, positions, delta), tokens, rows, len(texts))
@@ -187,7 +188,7 @@ class LatentProblem:
     @torch.no_grad()
     def next_token(self, facts: Sequence[Fact], delta: Tensor) -> Tensor:
         """Log-probabilities of what follows the bare prompts with ``delta`` (N x D) in place, N x vocabulary."""
-        texts = [tokenize_fact(self.lm.tokenizer, fact) for fact in facts]
+        texts = tokenize_facts(self.lm.tokenizer, facts)
         batch = collate(texts, self.lm.tokenizer).to(self.lm.device)
         rows = torch.arange(len(facts), device=self.lm.device)
         return log_softmax(self._shifted(batch, rows, batch.lengths - 1, delta), -1)
@@ -211,9 +212,9 @@ class LatentProblem:
 
     def _to_keep(self, fact: Fact) -> Iterator[tuple[Fact, bool, float]]:
         """Prompts about a fact's subject after which nothing should change, if at the lookup token, and weights."""
-        if fact.essence is not None:
+        if fact.essence is not None and self.options.kl_weight:
             yield fact.essence, self.options.kl_position == "lookup", self.options.kl_weight
-        siblings = self.siblings.get(fact.id, ())
+        siblings = self.siblings.get(fact.id, ()) if self.options.same_subject_weight else ()
         for sibling in siblings:
             yield sibling, False, self.options.same_subject_weight / len(siblings)
 

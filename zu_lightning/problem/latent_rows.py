@@ -11,7 +11,7 @@ from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.batching import alike
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.suffix import Suffix, after_shared_prefix
-from zu_lightning.lm.tokens import TokenBatch, collate, tokenize_fact
+from zu_lightning.lm.tokens import Asked, TokenBatch, collate, tokenize_all, tokenize_facts
 from zu_lightning.problem.phrasings import Phrasings
 
 PASS_TOKENS = 128
@@ -90,13 +90,14 @@ class Rows:
             kept: Prompts to keep.
         """
         put, tokenizer = phrasings.rows(facts), lm.tokenizer
-        texts = [tokenize_fact(tokenizer, one.fact, context=one.context, answer=answers[one.position]) for one in put]
+        asked = [Asked.about(one.fact, context=one.context, answer=answers[one.position]) for one in put]
+        texts, to_keep = tokenize_all(tokenizer, asked), tokenize_facts(tokenizer, [one.prompt for one in kept])
         count = 1 + max(one.number for one in put)
         number = [one.number for one in put] + [count + one.number for one in kept]
         phrasing = torch.tensor(number, device=lm.device)
         fact = torch.tensor([one.position for one in put] + [one.fact for one in kept], device=lm.device)
         at_lookup = torch.tensor([False] * len(texts) + [one.at_lookup for one in kept], device=lm.device)
-        batch = collate([*texts, *(tokenize_fact(tokenizer, one.prompt) for one in kept)], tokenizer).to(lm.device)
+        batch = collate([*texts, *to_keep], tokenizer).to(lm.device)
         # Mean over an answer's tokens, then over the ways in which its fact is put.
         weight = 1.0 / (batch.lengths - batch.answer).clamp(min=1).float() / fact[: len(texts)].bincount()[fact]
         weight[len(texts) :] = weight.new_tensor([one.weight for one in kept])

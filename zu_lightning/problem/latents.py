@@ -16,7 +16,7 @@ from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.batching import even_batches, halving
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.tokens import tokenize_fact
+from zu_lightning.lm.tokens import Asked, tokenize_all
 from zu_lightning.problem.latent_problem import Goal, LatentOptions, LatentProblem
 from zu_lightning.problem.phrasings import Phrasings
 from zu_lightning.problem.references import References, first_tokens
@@ -213,13 +213,12 @@ def _optima(
     """For each of this process's batches of facts: their indices, start, and optimum (each facts x d_out)."""
     tokenizer = problem.lm.tokenizer
 
-    def length(fact: Fact, answer: str) -> int:
-        """What is computed in every step: from the lookup token up to the place before the last token."""
-        ways = {put.template: put for _, put in problem.phrasings.of(fact)}.values()
-        texts = [tokenize_fact(tokenizer, put, answer=answer) for put in ways]
-        return max(len(text.ids) - (text.answer < len(text.ids)) - text.lookup for text in texts)
-
-    lengths = [length(fact, answer) for fact, answer in zip(facts, answers, strict=True)]
+    # What is computed in every step: from the lookup token up to the place before the last token.
+    lengths = [0] * len(facts)
+    ways = [{put.template: put for _, put in problem.phrasings.of(fact)}.values() for fact in facts]
+    asked = [(i, Asked.about(put, answer=answers[i])) for i, puts in enumerate(ways) for put in puts]
+    for (i, _), text in zip(asked, tokenize_all(tokenizer, [one for _, one in asked]), strict=True):
+        lengths[i] = max(lengths[i], len(text.ids) - (text.answer < len(text.ids)) - text.lookup)
     shares = list(own_share(even_batches(lengths, problem.options.facts_per_batch)))
 
     def solve(share: list[int]) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from zu_lightning.facts.strangers import strangers_for
 from zu_lightning.lm.architecture import check_layers
 from zu_lightning.lm.contexts import CONTEXT_STARTS, sample_contexts
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.tokens import check_lengths, tokenize_fact
+from zu_lightning.lm.tokens import Asked, check_lengths, tokenize_all
 from zu_lightning.problem.cache import Cache
 from zu_lightning.problem.keys import VariedKeys, layer_outputs, mean_keys, varied_keys
 from zu_lightning.problem.latents import NeutralTargets, Others, TargetOptions, neutral_targets, original_values
@@ -195,12 +195,12 @@ def _siblings(request: Request) -> dict[str, list[Fact]]:
 
 def _check_lengths(lm: EditableLM, request: Request, phrasings: Phrasings, neutral_target: str) -> None:
     """Refuse facts that the model cannot read in the longest way to put them, with the longer of their answers."""
+    asked, names = [], []
     for fact in (*request.forget, *request.protect):
         context, put = max(phrasings.of(fact), key=lambda way: len(way[0]) + len(way[1].prompt))
-        texts = [
-            tokenize_fact(lm.tokenizer, put, context=context, answer=answer) for answer in (neutral_target, fact.target)
-        ]
-        check_lengths(texts, [f"fact {fact.id!r} with an answer after a context"] * 2, lm.context_length)
+        asked += [Asked.about(put, context=context, answer=answer) for answer in (neutral_target, fact.target)]
+        names += [f"fact {fact.id!r} with an answer after a context"] * 2
+    check_lengths(tokenize_all(lm.tokenizer, asked), names, lm.context_length)
 
 
 def _warn(lm: EditableLM, facts: int, layers: Sequence[int]) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.tokens import collate, tokenize_fact
+from zu_lightning.lm.tokens import Asked, collate, tokenize_all
 from zu_lightning.problem.phrasings import Phrasings
 
 BATCH_TOKENS = 2048
@@ -59,7 +59,7 @@ class References:
         if not new:
             return
         put = [(i, way[0], way[1].about(name)) for i, way in enumerate(ways[key] for key in new) for name in way[2]]
-        texts = [tokenize_fact(self.lm.tokenizer, fact, context=context) for _, context, fact in put]
+        texts = tokenize_all(self.lm.tokenizer, [Asked.about(fact, context=context) for _, context, fact in put])
         owner = torch.tensor([i for i, _, _ in put], device=self.lm.device)
         total: Tensor | None = None
         for indices in batches(texts, BATCH_TOKENS):
@@ -80,5 +80,5 @@ def _key(context: str, fact: Fact, names: tuple[str, ...]) -> Key:
 
 def first_tokens(lm: EditableLM, facts: Sequence[Fact]) -> Tensor:
     """Id of the first token of each fact's answer, n."""
-    texts = [tokenize_fact(lm.tokenizer, fact, answer=fact.target) for fact in facts]
+    texts = tokenize_all(lm.tokenizer, [Asked.about(fact, answer=fact.target) for fact in facts])
     return torch.tensor([text.ids[text.answer] for text in texts], device=lm.device)
