@@ -94,9 +94,9 @@ def separability(before: Tensor, after: Tensor, seed: int = 0) -> float | None:
         S = within.T @ within / len(within)
         # Without any variation within the classes the discriminant is the difference of their means.
         penalty = RIDGE * S.trace().item() / dimensions or 1.0
-        direction = torch.linalg.solve(
-            S + penalty * torch.eye(len(S), dtype=S.dtype, device=S.device), means[1] - means[0]
-        )
+        apart = means[1] - means[0]
+        apart = torch.where(apart.abs() > 1e-12 * x.abs().max(), apart, 0.0)  # the rest is rounding
+        direction = torch.linalg.solve(S + penalty * torch.eye(len(S), dtype=S.dtype, device=S.device), apart)
         scores[:, fold] = (x[:, fold] - means.mean(0)) @ direction
     return _area_under_curve(scores[1], scores[0])
 
