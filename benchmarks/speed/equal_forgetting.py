@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from zu_lightning import (
 )
 from zu_lightning.attacks.exam import Exam
 from zu_lightning.attacks.rank import Rank
+from zu_lightning.lm.tokens import resolved_answer
 
 PUBLISHED = "published procedure"
 EQUAL = "ours, equal steps"
@@ -90,7 +91,9 @@ class Job:
 def forget(lm: EditableLM, job: Job) -> tuple[Scores, float]:
     """Scores, and seconds from facts to the exported model, with nothing computed before."""
     assert job.closed_form.rule is not None
-    layers, options, request, clock = job.module.layers, job.module.target_options, job.request, Clock(lm.device)
+    layers, request, clock = job.module.layers, job.request, Clock(lm.device)
+    neutral = resolved_answer(lm.tokenizer, job.module.neutral_target)
+    options = replace(job.module.target_options, neutral_target=neutral)
     with clock.timed("all"), tempfile.TemporaryDirectory() as folder:
         preparation = prepare(lm, request, layers, options)
         edits = edit_layers(lm, request, layers, job.closed_form.rule, preparation, options)

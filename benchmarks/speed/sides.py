@@ -40,6 +40,7 @@ from zu_lightning import (
     second_moments,
     split_facts,
 )
+from zu_lightning.lm.tokens import resolved_answer
 from zu_lightning.problem.keys import layer_outputs
 
 COUNTED_FACTS = 200
@@ -87,7 +88,7 @@ class Setting:
         latents = LatentOptions(kl_position="lookup", facts_per_batch=arguments.facts_per_batch)
         setting = cls(
             lm, arguments.layers, forget, forget[: arguments.sample or n], retain, corpus, prose, sample_contexts(lm),
-            TargetOptions(arguments.neutral_target, latents=latents), ZeroUnlearn(),
+            TargetOptions(resolved_answer(lm.tokenizer, arguments.neutral_target), latents=latents), ZeroUnlearn(),
         )  # fmt: skip
         lookup_keys(lm, forget[:2], arguments.layers[-1], setting.contexts)  # warm up
         return setting
