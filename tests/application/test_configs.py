@@ -33,6 +33,7 @@ METHODS: dict[Configs, dict[str, object]] = {
     ("demo", "methods/zero_unlearn"): {"name": "ZeroUnlearn", "scale_free": True},
     ("demo", "methods/zero_unlearn_gd"): {"name": "ZeroUnlearnGD"},
     ("demo", "methods/zero_unlearn_soft"): {"name": "ZeroUnlearnSoft"},
+    ("demo", "presets/fast"): {"name": "Erase", "rounds": 0, "mean_over_facts": False},
     ("demo", "presets/profile"): {"name": "Erase"},
     ("demo", "presets/representations"): {"name": "Erase"},
 }
