@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import callbacks  # noqa: F401  (its classes can be named in configurations)
 import data
-from callbacks import Attacks, ClosedForm, Downstream, Resume, TraceLayers
+from callbacks import Attacks, ClosedForm, Downstream, RecordRequest, Resume, TraceLayers
 from callbacks.progress import BesideBars, Progress
 from callbacks.resume import checkpoint_path
 from callbacks.run_folder import check_writable, run_folder
@@ -32,7 +32,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "reload_dataloaders_every_n_epochs": 1,  # the next layer's keys
     "num_sanity_val_steps": -1,  # the evaluation before
     "use_distributed_sampler": False,  # it pads with repeats
-    "callbacks": [Resume()],
+    "callbacks": [RecordRequest(), Resume()],
     "enable_model_summary": False,
     "log_every_n_steps": 1,
 }

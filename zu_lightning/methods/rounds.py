@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from zu_lightning.distributed import own_share, summed
 from zu_lightning.facts.fact import Fact
@@ -73,7 +74,7 @@ def solve_in_rounds(
         ValueError: An update holds NaN or infinite entries.
     """
     weight = lm.weight(problem.layer)
-    weights = torch.ones(len(facts), dtype=torch.float64, device=lm.device)
+    weights = torch.ones(problem.keys.shape[1], dtype=torch.float64, device=lm.device)
     update = rule(weight, problem)
     for number in range(1, rule.rounds + 1):
         with _edited(lm, problem.layer, update):
@@ -82,7 +83,8 @@ def solve_in_rounds(
         log.info("round %d: %d facts are still answered with a probability above %g", number, known.sum(), KNOWN)
         if not known.any():
             break
-        weights = weights * torch.where(known, RAISE, 1.0)
+        # Facts of earlier requests, after these, have arrived at their targets.
+        weights = weights * pad(torch.where(known, RAISE, 1.0), (0, problem.earlier), value=1.0)
         update = rule(weight, replace(problem, fact_weights=weights))
     return update
 

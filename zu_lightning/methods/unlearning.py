@@ -28,7 +28,7 @@ between the numbers that bfloat16 can tell apart."""
 
 @dataclass(frozen=True)
 class LayerScores:
-    """What an edit did to its layer. Norms are root mean squares over facts.
+    """What an edit did to its layer. Norms are root mean squares over the facts of the request.
 
     Attributes:
         residual_before: Norm of the residual before the edit.
@@ -148,6 +148,7 @@ def write_update(lm: EditableLM, problem: LayerProblem, update: LowRankUpdate) -
         ValueError: The update holds NaN or infinite entries; the weight is then unchanged.
         RuntimeError: Processes disagree about the edited weight.
     """
+    problem = problem.without_earlier()
     facts = problem.keys.shape[1] ** 0.5
     basis = orthonormal_basis(problem.values)
     outputs = lm.weight(problem.layer).double() @ problem.keys
