@@ -53,7 +53,7 @@ class UndoEntry:
         undone: Number of the request whose update was subtracted.
         again: Numbers of later requests that depend on it: their updates were subtracted, too, and they are to be
             solved again.
-        dependence: How much each later request depends on it, by number.
+        dependence: How much each later request depends on it, by number; ``None`` if that cannot be known.
         weights: Digests of the weights ``after``, by their names.
     """
 
@@ -61,7 +61,7 @@ class UndoEntry:
     time: str
     undone: int
     again: Sequence[int] = ()
-    dependence: Mapping[str, float] = field(default_factory=dict)
+    dependence: Mapping[str, float | None] = field(default_factory=dict)
     weights: Mapping[str, Digests] = field(default_factory=dict)
 
 

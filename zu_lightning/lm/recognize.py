@@ -24,7 +24,7 @@ def digests_of(lm: EditableLM, layers: Iterable[int]) -> dict[str, str]:
     Returns:
         By name, ``layer N`` or ``OTHERS``.
     """
-    found = {name_of(layer): _exact(lm.weight(layer)) for layer in sorted(set(layers))}
+    found = {name_of(layer): tensor_digest(lm.weight(layer)) for layer in sorted(set(layers))}
     if not lm.is_dispatched:
         found[OTHERS] = _sampled(lm)
     return found
@@ -40,8 +40,9 @@ def layers_in(digests: Mapping[str, str]) -> list[int]:
     return [int(name.split()[1]) for name in digests if name != OTHERS]
 
 
-def _exact(weight: torch.Tensor) -> str:
-    return digest(weight.dtype, tuple(weight.shape), weight.detach().float().cpu().numpy().tobytes())
+def tensor_digest(weight: torch.Tensor) -> str:
+    """A digest of every entry of a matrix, the same in every precision that can hold it."""
+    return digest(tuple(weight.shape), weight.detach().float().cpu().contiguous().numpy().tobytes())
 
 
 def _sampled(lm: EditableLM) -> str:
