@@ -76,21 +76,14 @@ def _record(fact: Fact) -> dict[str, Any]:
 
 def write_layers(folder: Path, updates: Mapping[int, LowRankUpdate], kept: Mapping[int, Mapping[str, Tensor]]) -> None:
     """Write thin factors, and what keeps them in effect."""
-    factors = {f"{layer}.{name}": one for layer, update in updates.items() for name, one in vars(update).items()}
-    keys = {f"{layer}.{name}": one for layer, tensors in kept.items() for name, one in tensors.items()}
-    save_file(pack(factors), folder / UPDATE)
-    save_file(pack(keys), folder / KEYS)
+    # A file cannot hold two tensors in the same memory.
+    for file, by_layer in ((UPDATE, {layer: vars(update) for layer, update in updates.items()}), (KEYS, kept)):
+        named = {f"{layer}.{name}": one.clone() for layer, some in by_layer.items() for name, one in some.items()}
+        save_file(pack(named), folder / file)
 
 
 def read_layers(folder: Path, scores: Mapping[str, Mapping[str, float]]) -> dict[int, EarlierLayer]:
-    """What a request did to each layer, with the scores that the ledger has of it; float64, on the CPU.
-
-    Raises:
-        InputError: A file is missing.
-    """
-    for name in (UPDATE, KEYS):
-        if not (folder / name).exists():
-            raise InputError("project", str(folder), f"{name} is missing: restore it from a backup.")
+    """What a request did to each layer, with the scores that the ledger has of it; float64, on the CPU."""
     factors, kept = (unpack(load_file(folder / name)) for name in (UPDATE, KEYS))
     return {
         int(layer): EarlierLayer(
@@ -107,3 +100,16 @@ def read_layers(folder: Path, scores: Mapping[str, Mapping[str, float]]) -> dict
 def file_digests(folder: Path) -> dict[str, str]:
     """Digests of the files that a request needs; not of its texts, which may be deleted."""
     return {path.name: digest(path.read_bytes()) for path in sorted(folder.iterdir()) if path.name != FACTS}
+
+
+def check_files(folder: Path, digests: Mapping[str, str]) -> None:
+    """Refuse files of a request that are missing or are not as they were written.
+
+    Raises:
+        InputError: See above.
+    """
+    for name, value in digests.items():
+        path = folder / name
+        if not path.exists() or digest(path.read_bytes()) != value:
+            what = "is not as it was written" if path.exists() else "is missing"
+            raise InputError("project", str(folder.parent.parent), f"{path} {what}: restore it from a backup.")

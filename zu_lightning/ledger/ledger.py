@@ -9,10 +9,9 @@ from pathlib import Path
 from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.request import EarlierRequest, History
-from zu_lightning.files import digest
 from zu_lightning.ledger import chain
 from zu_lightning.ledger.entries import Entry, RequestEntry, UndoEntry, active, entry_of, line_of, waiting
-from zu_lightning.ledger.kept import FACTS, fact_digest, read_facts_kept, read_layers, read_salt
+from zu_lightning.ledger.kept import FACTS, check_files, fact_digest, read_facts_kept, read_layers, read_salt
 
 FILE_NAME = "ledger.jsonl"
 
@@ -105,21 +104,9 @@ class Ledger:
         Raises:
             InputError: A file of it is missing, or is not as it was written.
         """
-        self.check_files(entry)
         folder = self.folder_of(entry.number)
+        check_files(folder, entry.files)
         return EarlierRequest(entry.number, read_layers(folder, entry.layers), self.facts_of(entry.number))
-
-    def check_files(self, entry: RequestEntry) -> None:
-        """Refuse files of a request that are missing or are not as they were written.
-
-        Raises:
-            InputError: See above.
-        """
-        for name, value in entry.files.items():
-            path = self.folder_of(entry.number) / name
-            if not path.exists() or digest(path.read_bytes()) != value:
-                what = "is not as it was written" if path.exists() else "is missing"
-                raise InputError("project", str(self.folder), f"{path} {what}: restore it from a backup.")
 
     def until(self, number: int) -> "Ledger":
         """The ledger as it was before a line."""

@@ -24,13 +24,13 @@ def read_adapter(lm: EditableLM, folder: str | Path) -> dict[int, LowRankUpdate]
     Raises:
         InputError: It is no LoRA adapter, does not fit the model, or changes other weights, too.
     """
+    layers = {lm.weight_name(layer): layer for layer in range(len(lm.layers))}
     try:
         config = PeftConfig.from_pretrained(str(folder))
         model = PeftModel.from_pretrained(lm.model, str(folder), config=config)
     except (OSError, ValueError, RuntimeError) as error:
         remedy = f"it cannot be read as an adapter of {lm.name_or_path} ({str(error).splitlines()[0]})."
         raise InputError("adapters", str(folder), remedy) from error
-    layers = {lm.weight_name(layer): layer for layer in range(len(lm.layers))}
     found: dict[int, LowRankUpdate] = {}
     others: list[str] = []
     for name, module in lm.model.named_modules():

@@ -170,9 +170,8 @@ class EditingModule(UnlearnModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the state of the run; in a fit its edits wait until the unedited model is no longer needed."""
         super().on_load_checkpoint(checkpoint)
-        own = {key.layer: edit for key, edit in self.run.edits.items() if key.request == self.request.number}
-        self.unwritten = [(layer, edit.update) for layer, edit in own.items()]
-        log.info("checkpoint: layers %s are edited", list(own))
+        self.unwritten = list(self.run.updates_of(self.request.number).items())
+        log.info("checkpoint: layers %s are edited", [layer for layer, _ in self.unwritten])
         if self.trainer.state.fn != "fit":
             self.restore_edits()
 

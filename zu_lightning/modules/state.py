@@ -63,6 +63,10 @@ class RunState:
         """The layers that a request has not edited yet, the next one first."""
         return [layer for layer in layers if EditKey(request, layer) not in self.edits]
 
+    def updates_of(self, request: int) -> dict[int, LowRankUpdate]:
+        """What a request has written, by layer."""
+        return {key.layer: edit.update for key, edit in self.edits.items() if key.request == request}
+
     def updates(self) -> dict[int, LowRankUpdate]:
         """For each edited layer, the sum of all updates."""
         by_layer: dict[int, list[LowRankUpdate]] = {}
