@@ -105,7 +105,8 @@ def undo(project: str, number: int) -> None:
             "trainer.default_root_dir": Path(project) / "runs" / f"again_{again:04d}",
             "ckpt_path": "last",
         }
-        train.main(["fit", *(f"--{name}={value}" for name, value in options.items())])
+        sys.argv = ["train.py", "fit", *(f"--{name}={value}" for name, value in options.items())]
+        train.main()
     _ask_again(Ledger.existing(project), number)
 
 

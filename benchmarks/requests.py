@@ -1,13 +1,16 @@
-"""Five requests of 10 facts, one after the other, beside one of 50 and beside naive repetition, as Markdown tables.
+r"""Five requests of 10 facts, one after the other, beside one of 50 and beside naive repetition, as Markdown tables.
 
 Naive repetition gives each request to the model that the one before has exported, and tells it nothing else.
 
-python -m benchmarks.requests --seed 1 --folder outputs/requests
+python -m benchmarks.requests --seed 1 --folder outputs/requests \
+    --ledger-options "--closed_form.rule.retain_weight=0.03 --closed_form.rule.rounds=3"
 """
 
 import argparse
 import json
+import shlex
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -53,14 +56,14 @@ class Comparison:
     def fit(self, name: str, number: int, *options: str) -> Path:
         """Forget the facts of a request (0: of all of them); the exported model."""
         root = self.folder / name
-        train.main(
-            [
-                "fit", f"--config={self.arguments.config}", f"--data.forget_path={self.folder / f'{number}.jsonl'}",
-                f"--data.retain_ids={json.dumps([fact.id for fact in self.retain])}", "--attacks.suite=none",
-                f"--data.cache={Path(self.arguments.folder) / 'cache'}", f"--trainer.default_root_dir={root}",
-                "--trainer.enable_progress_bar=false", *options,
-            ]
-        )  # fmt: skip
+        sys.argv = [
+            "train.py", "fit", f"--config={self.arguments.config}", "--attacks.suite=none",
+            f"--data.forget_path={self.folder / f'{number}.jsonl'}",
+            f"--data.retain_ids={json.dumps([fact.id for fact in self.retain])}",
+            f"--data.cache={Path(self.arguments.folder) / 'cache'}", f"--trainer.default_root_dir={root}",
+            "--trainer.enable_progress_bar=false", *options,
+        ]  # fmt: skip
+        train.main()
         runs = (root / "lightning_logs").iterdir()
         return max(runs, key=lambda folder: int(folder.name.removeprefix("version_"))) / "model"
 
@@ -119,13 +122,15 @@ def main() -> None:
     parser.add_argument("--forget", type=int, default=50, help="number of facts of all requests (default: %(default)s)")
     parser.add_argument("--requests", type=int, default=5, help="number of requests (default: %(default)s)")
     parser.add_argument("--folder", default="outputs/requests", help="where runs write (default: %(default)s)")
-    parser.add_argument("--options", nargs="*", default=[], help="more options of train.py")
+    parser.add_argument("--options", default="", help="more options of train.py, in one text")
+    parser.add_argument("--ledger-options", default="", help="more of them for the runs with a ledger")
     arguments = parser.parse_args()
-    comparison, more = Comparison(arguments), arguments.options
+    comparison, more = Comparison(arguments), shlex.split(arguments.options)
+    own = [*more, *shlex.split(arguments.ledger_options)]
     size = len(comparison.requests[0])
     project = f"--data.project={comparison.folder / 'project'}"
     ways = {
-        "with a ledger": comparison.over_time("ledger", lambda _: [project, *more]),
+        "with a ledger": comparison.over_time("ledger", lambda _: [project, *own]),
         "naive repetition": comparison.over_time(
             "naive", lambda model: [*([f"--model.model_name_or_path={model}"] if model else []), *more]
         ),
