@@ -39,9 +39,10 @@ def test_parameters_of_the_library_become_options(parameter: str, option: str) -
 
 NOT_OPTIONS = {
     "model", "tokenizer", "source", "folder", "JSON", "CSV", "id", "record", "row", "share", "subject",
-    "number of subjects",
+    "number of subjects", "adapters", "base", "ledger", "number",
 }  # fmt: skip
-"""What InputErrors speak of that no option of an unlearning run sets: objects, arguments of functions, and fields."""
+"""What InputErrors speak of that no option of an unlearning run sets: objects, arguments of functions or of
+``ledger.py``, and fields."""
 
 
 def parameters_in(path: Path) -> Iterator[str]:

@@ -103,6 +103,7 @@ def test_another_base_model_is_refused(two_requests: Path) -> None:
     assert "give the base model, without any request" in str(stopped.value.code)
 
 
+@pytest.mark.slow
 def test_a_request_is_taken_back_and_what_depends_on_it_is_solved_again(
     project_root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

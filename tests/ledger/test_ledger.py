@@ -39,6 +39,12 @@ def test_no_text_is_in_the_ledger_itself(project: Project) -> None:
     assert not [fact for fact in facts if fact.target in text or (fact.subject or "") in text]
 
 
+def test_nobody_else_can_read_the_files_of_a_request(project: Project) -> None:
+    ledger = project.add(people(1))
+    for path in (ledger.folder_of(1), project.folder / "salt"):
+        assert path.stat().st_mode & 0o077 == 0
+
+
 def test_without_texts_a_request_stays_in_effect_and_its_facts_are_recognized_all_the_same(project: Project) -> None:
     facts = people(4)
     ledger = project.add(facts[:2], keeps_texts=False)
@@ -134,6 +140,8 @@ def test_while_requests_wait_nothing_else_is_begun(project: Project) -> None:
     with pytest.raises(InputError, match=r"requests \[2\] wait to be solved again"):
         ledger.history()
     assert ledger.history(replaces=2).replaces == 2
+    with pytest.raises(InputError, match="replaces is 1: "):
+        ledger.history(replaces=1)
 
 
 def test_facts_are_kept_exactly(tmp_path: Path) -> None:

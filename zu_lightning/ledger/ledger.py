@@ -119,7 +119,9 @@ class Ledger:
             InputError: Requests wait to be solved again, or a file is not as it was written.
         """
         left = self.waiting
-        if left and replaces not in left:
+        if replaces is not None and replaces not in left:
+            raise InputError("replaces", replaces, f"requests {left} wait to be solved again: leave it out.")
+        if left and replaces is None:
             undone = [one.undone for one in self.entries if isinstance(one, UndoEntry)][-1]
             remedy = (
                 f"requests {left} wait to be solved again: first run `python ledger.py undo {self.folder} {undone}`."
