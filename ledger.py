@@ -127,7 +127,7 @@ def merge(project: str, into: str, requests: list[int] | None = None) -> None:
     log.info("requests %s: %s and %s", [entry.number for entry in entries], model, adapter)
 
 
-def compose(base: str, into: str, adapters: list[str], facts: list[str]) -> None:
+def compose(base: str, into: str, adapters: tuple[str, ...] = (), facts: tuple[str, ...] = ()) -> None:
     """Add up adapters that were made without knowledge of each other, and check what the sum does to each one's facts.
 
     The exit status is 1 if the sum answers more of what an adapter took away than that adapter alone.
