@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import ledger as commands
 from tests.conftest import DEMO, ROOT, SHORT_RUN, command_line, latest_run, run, train_py
 from zu_lightning import EditableLM, Results
-from zu_lightning.ledger import Ledger
+from zu_lightning.ledger import Ledger, locked
 from zu_lightning.ledger.kept import write_facts
 
 WEIGHT = "model.layers.0.mlp.down_proj.weight"
@@ -101,6 +101,21 @@ def test_another_base_model_is_refused(two_requests: Path) -> None:
         train_py(command_line(two_requests, *options(two_requests), f"--model.model_name_or_path={edited}"))
     assert "--model.model_name_or_path is" in str(stopped.value.code)
     assert "give the base model, without any request" in str(stopped.value.code)
+
+
+def test_a_method_without_thin_updates_is_refused(tmp_path: Path) -> None:
+    short = [option for option in options(tmp_path) if "latents" not in option]
+    with pytest.raises(SystemExit) as stopped:
+        train_py(command_line(tmp_path, *short, configs=("demo", "methods/npo")))
+    assert "GradientModule has no thin updates for its ledger" in str(stopped.value.code)
+    assert not Ledger.read(tmp_path / "project").entries
+
+
+def test_two_runs_do_not_work_on_one_project(two_requests: Path) -> None:
+    with locked(two_requests / "project"), pytest.raises(SystemExit) as stopped:
+        train_py(command_line(two_requests, *options(two_requests)))
+    assert "--data.project is" in str(stopped.value.code)
+    assert "another process works on it" in str(stopped.value.code)
 
 
 @pytest.mark.slow
