@@ -114,6 +114,12 @@ class UnlearnCLI(LightningCLI):
             config.ckpt_path = str(path) if path.exists() else None
             log.info("continuing from %s" if path.exists() else "%s does not exist: starting from the beginning", path)
 
+    def instantiate_classes(self) -> None:
+        """Tell the data whether a run is continued, which Lightning says too late for its ``setup``."""
+        super().instantiate_classes()
+        if isinstance(self.datamodule, data.UnlearnDataModule):
+            self.datamodule.continues = self.config[self.subcommand].ckpt_path is not None
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add progress bars that match those of longer steps, unless others are asked for."""
         configured = self.config_init[self.subcommand].trainer

@@ -88,6 +88,8 @@ class UnlearnDataModule(LightningDataModule):
     """
 
     request: Request
+    continues: bool = False
+    """Whether a run is continued from a checkpoint."""
 
     def __init__(
         self,
@@ -218,8 +220,8 @@ class UnlearnDataModule(LightningDataModule):
             known = facts if asked is None else [*asked, *without(facts, asked)]
             return None, known, self._split(known, asked)
         ledger = Ledger.read(self.project) if stage == "fit" else Ledger.existing(self.project)
-        continues = stage == "fit" and self.trainer is not None and self.trainer.ckpt_path is not None
-        for before in [ledger.until(len(ledger.entries)), ledger] if continues and ledger.entries else [ledger]:
+        may_have_line = stage == "fit" and self.continues and ledger.entries
+        for before in [ledger.until(len(ledger.entries)), ledger] if may_have_line else [ledger]:
             known = before.not_forgotten(facts)
             known = known if asked is None else [*asked, *without(known, asked)]
             sets = self._split(known, asked)

@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 import ledger as commands
+from callbacks import Resume
+from callbacks.resume import checkpoint_path
 from tests.conftest import DEMO, ROOT, SHORT_RUN, command_line, latest_run, run, train_py
 from zu_lightning import EditableLM, Results
 from zu_lightning.ledger import Ledger, locked
@@ -155,6 +157,26 @@ def test_what_remains_is_listed_and_deleted_only_on_demand(
     # The last model, and all that later requests need, is still there.
     commands.main(["verify", str(project_root / "project"), str(second_run(project_root) / "model")])
     assert len(Ledger.read(project_root / "project").history().earlier) == 2
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_after_its_line_was_written_is_recorded_once(
+    project_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Resume, "on_fit_end", die)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(project_root, *options(project_root))
+    before = (project_root / "project" / "ledger.jsonl").read_bytes()
+    assert len(Ledger.read(project_root / "project").entries) == 3
+    assert checkpoint_path(str(project_root)).exists()
+    folder = run(project_root, *options(project_root), "--ckpt_path=last")
+    assert (project_root / "project" / "ledger.jsonl").read_bytes() == before
+    assert not checkpoint_path(str(project_root)).exists()
+    commands.main(["verify", str(project_root / "project"), str(folder / "model")])
 
 
 @pytest.mark.slow
