@@ -70,9 +70,10 @@ class RecordRequest(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the request, after everything else is written; a run that is continued may have done so."""
-        history, folder, module = _history(trainer, pl_module), run_folder(trainer), unlearn_module(pl_module)
-        if history is not None and folder is not None and module.is_done:
-            record(module.request, _outcome(module, self.weights), folder / "config.yaml")
+        if _history(trainer, pl_module) is not None:
+            folder, module = run_folder(trainer), unlearn_module(pl_module)
+            if folder is not None and module.is_done:
+                record(module.request, _outcome(module, self.weights), folder / "config.yaml")
         self.lock.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
