@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import callbacks  # noqa: F401  (its classes can be named in configurations)
 import data
-from callbacks import Attacks, ClosedForm, Downstream, ExportEditedModel, Resume, TraceLayers
+from callbacks import Attacks, ClosedForm, Downstream, ExportEditedModel, RecordRequest, Resume, TraceLayers
 from callbacks.progress import BesideBars, Progress
 from callbacks.resume import checkpoint_path
 from callbacks.run_folder import check_writable, remove_refused, run_folder
@@ -35,7 +35,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "reload_dataloaders_every_n_epochs": 1,  # the next layer's keys
     "num_sanity_val_steps": -1,  # the evaluation before
     "use_distributed_sampler": False,  # it pads with repeats
-    "callbacks": [Resume()],
+    "callbacks": [RecordRequest(), Resume()],
     "enable_model_summary": False,
     "log_every_n_steps": 1,
 }
@@ -126,6 +126,12 @@ class UnlearnCLI(LightningCLI):
             path = checkpoint_path(folder)
             config.ckpt_path = str(path) if path.exists() else None
             log.info("continuing from %s" if path.exists() else "%s does not exist: starting from the beginning", path)
+
+    def instantiate_classes(self) -> None:
+        """Tell the data whether a run is continued, which Lightning says too late for its ``setup``."""
+        super().instantiate_classes()
+        if isinstance(self.datamodule, data.UnlearnDataModule):
+            self.datamodule.continues = self.config[self.subcommand].ckpt_path is not None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add progress bars that match those of longer steps, unless others are asked for."""

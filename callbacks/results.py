@@ -59,7 +59,7 @@ def results_of(module: UnlearnModule, *, texts: bool = True) -> Results:
     """
     run, forget = module.run, module.request.forget
     attacks = run.attacks
-    found = verdict(attacks["edited"], attacks["base"], attacks.get("gold")) if "edited" in attacks else None
+    tried = verdict(attacks["edited"], attacks["base"], attacks.get("gold")) if "edited" in attacks else None
     return Results(
         before=run.before,
         after=run.after,
@@ -71,13 +71,14 @@ def results_of(module: UnlearnModule, *, texts: bool = True) -> Results:
         targets=None if run.targets is None else _target_scores(run.targets),
         layers={key.layer: edit.scores for key, edit in run.edits.items() if key.request == module.request.number},
         forgotten=[fact.id for fact in forget],
-        attacks={} if found is None else found.scores_by_name(),
-        comparisons={} if found is None else found.comparisons,
-        verdict=None if found is None else found.sentence,
+        attacks={} if tried is None else tried.scores_by_name(),
+        comparisons={} if tried is None else tried.comparisons,
+        verdict=None if tried is None else tried.sentence,
         intervals={when: score_intervals(by_metric) for when, by_metric in run.by_fact.items()},
         per_fact=[_fact_result(run.by_fact, i, fact, texts=texts) for i, fact in enumerate(forget)],
         completions=_completions(module) if texts else [],
         identity=run.identity | {"weights after": module.weights_digest()},
+        earlier={when: {str(number): of for number, of in found.items()} for when, found in run.earlier.items()},
         started=run.started,
         finished=now(),
     )

@@ -30,6 +30,8 @@ from zu_lightning import (
     split_facts,
 )
 from zu_lightning.facts.request import about_subjects_of
+from zu_lightning.facts.splits import without
+from zu_lightning.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,8 @@ class UnlearnDataModule(LightningDataModule):
         strangers: File with one name per line: subjects of whom the model knows nothing, for ``target: reference``. By
             default names are made up from halves of those of the data set.
         seed: Seed of the draw and of the context templates.
+        forget_path: File with the facts to forget, in the forms of ``path``, which then only says what stays. It may
+            hold facts of ``path``. ``forget_num`` and ``forget_ids`` are ignored.
         forget_ids: Ids of the facts to forget.
         retain_ids: Ids of the facts to watch.
         protect_ids: Ids of the facts to keep of which the method is told.
@@ -76,9 +80,16 @@ class UnlearnDataModule(LightningDataModule):
         reading: How much text is read, and in what batches.
         cache: Folder in which runs share what they have computed: neutral targets, values, second moments, and the
             scores before. By default ``cache`` in the run's folder; give all runs of a grid the same one.
+        project: Folder of a model that is given one request after the other: its ledger knows the earlier ones, starts
+            from their updates, and keeps them in effect.
+        keep_texts: Whether the project folder keeps the texts of this request. Without them it can be neither
+            evaluated again nor solved again, but stays in effect.
+        replaces: Number of a request of the project that was taken back together with another, to solve it again.
     """
 
     request: Request
+    continues: bool = False
+    """Whether a run is continued from a checkpoint."""
 
     def __init__(
         self,
@@ -92,6 +103,7 @@ class UnlearnDataModule(LightningDataModule):
         protect_same_subject: bool = False,
         strangers: str | None = None,
         seed: int = 0,
+        forget_path: str | None = None,
         forget_ids: list[str] | None = None,
         retain_ids: list[str] | None = None,
         protect_ids: list[str] | None = None,
@@ -103,6 +115,9 @@ class UnlearnDataModule(LightningDataModule):
         chat: bool = False,
         reading: ReadingOptions = ReadingOptions(),  # noqa: B008 (frozen)
         cache: str | None = None,
+        project: str | None = None,
+        keep_texts: bool = True,
+        replaces: int | None = None,
     ) -> None:
         super().__init__()
         self.path, self.corpus, self.heldout, self.ids = path, corpus, heldout, ids
@@ -111,12 +126,12 @@ class UnlearnDataModule(LightningDataModule):
         self.seed, self.halves, self.draw, self.nq_prefix = seed, halves, draw, nq_prefix
         self.fact_token, self.detect_subjects, self.chat = fact_token, detect_subjects, chat
         self.reading, self.cache, self.strangers = reading, cache, strangers
-        self.protect_same_subject = protect_same_subject
+        self.protect_same_subject, self.forget_path = protect_same_subject, forget_path
+        self.project, self.keep_texts, self.replaces = project, keep_texts, replaces
 
     def setup(self, stage: str) -> None:
         """Read and split the facts, and read the text: everything that can be wrong with the input shows here."""
-        known = self._known_facts()
-        forget, retain, protect = self._split(known)
+        ledger, known, (forget, retain, protect) = self._drawn(self._read(self.path), stage)
         log.info("%d facts to forget, %d to keep, %d more to protect", len(forget), len(retain), len(protect))
         heldout: list[str] | None = None
         if self.heldout is not None:
@@ -137,12 +152,15 @@ class UnlearnDataModule(LightningDataModule):
             heldout=heldout[: self.reading.heldout_documents],
             seed=self.seed,
             cache=self._cache_folder,
+            number=len(ledger.entries) + 1 if ledger else 0,
+            history=ledger.history(keeps_texts=self.keep_texts, replaces=self.replaces) if ledger else None,
         )
 
     def settings(self) -> dict[str, object]:
         """Everything in this data that decides which weights a run ends with, by option."""
-        text, reading = self.request.text, self.reading
-        return {
+        text, reading, history = self.request.text, self.reading, self.request.history
+        earlier = {"data.project": history.head} if history else {}
+        return earlier | {
             "data.path, or another option that decides which facts are drawn": digest(
                 *self.request.forget, "protected", *self.request.protect, "seed", self.request.seed
             ),
@@ -187,15 +205,37 @@ class UnlearnDataModule(LightningDataModule):
             raise InputError("model", type(module).__name__, "UnlearnDataModule reads data for an UnlearnModule.")
         return module
 
-    def _known_facts(self) -> list[Fact]:
-        facts = read_facts(self.path, detect_subjects=self.detect_subjects, nq_prefix=self.nq_prefix)
-        if self.ids is not None:
+    def _read(self, path: str) -> list[Fact]:
+        facts = read_facts(path, detect_subjects=self.detect_subjects, nq_prefix=self.nq_prefix)
+        if self.ids is not None and path == self.path:
             facts = facts_by_id(facts, read_texts(self.ids, sys.maxsize, "ids"))
         return [replace(fact.as_chat() if self.chat else fact, fact_token=self.fact_token) for fact in facts]
 
-    def _split(self, facts: Sequence[Fact]) -> tuple[list[Fact], list[Fact], list[Fact]]:
+    def _drawn(
+        self, facts: list[Fact], stage: str
+    ) -> tuple[Ledger | None, list[Fact], tuple[list[Fact], list[Fact], list[Fact]]]:
+        """The ledger, what is left of the facts by its requests, and which of them go and stay."""
+        asked = None if self.forget_path is None else self._read(self.forget_path)
+        if self.project is None:
+            known = facts if asked is None else [*asked, *without(facts, asked)]
+            return None, known, self._split(known, asked)
+        ledger = Ledger.read(self.project) if stage == "fit" else Ledger.existing(self.project)
+        may_have_line = stage == "fit" and self.continues and ledger.entries
+        for before in [ledger.until(len(ledger.entries)), ledger] if may_have_line else [ledger]:
+            known = before.not_forgotten(facts)
+            known = known if asked is None else [*asked, *without(known, asked)]
+            sets = self._split(known, asked)
+            # A run that was killed after its last line was written has that line already.
+            if before is ledger or ledger.ends_in(sets[0]):
+                break
+        if stage == "fit":
+            before.check_new(sets[0])
+        return before, known, sets
+
+    def _split(self, facts: Sequence[Fact], given: Sequence[Fact] | None) -> tuple[list[Fact], list[Fact], list[Fact]]:
+        forget_ids = self.forget_ids if given is None else [fact.id for fact in given]
         asked = {
-            "forget": self.forget_num if self.forget_ids is None else self.forget_ids,
+            "forget": self.forget_num if forget_ids is None else forget_ids,
             "retain": self.retain_num if self.retain_ids is None else self.retain_ids,
             "protect": self.protect_num if self.protect_ids is None else self.protect_ids,
         }

@@ -42,11 +42,11 @@ def test_parameters_of_the_library_become_options(parameter: str, option: str) -
 
 NOT_OPTIONS = {
     "model", "tokenizer", "source", "folder", "JSON", "CSV", "id", "record", "row", "share", "subject",
-    "number of subjects", "prompt",
+    "number of subjects", "prompt", "adapters", "base", "ledger", "number",
     *vars(serving_options().parse_args(["--run=", "--url=", "--model="])),
 }  # fmt: skip
 """What InputErrors speak of that no option of an unlearning run sets: objects, arguments of functions, fields, and the
-options of ``python -m zu_lightning.serving``."""
+options of ``python -m zu_lightning.ledger`` and ``python -m zu_lightning.serving``."""
 
 
 def parameters_in(path: Path) -> Iterator[str]:

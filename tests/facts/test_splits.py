@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from zu_lightning import Fact, InputError, split_facts
+from zu_lightning.facts.splits import without
 
 
 def make(count: int) -> list[Fact]:
@@ -118,3 +119,12 @@ def test_all_that_is_left_is_protected_where_more_is_asked_for() -> None:
     forget, retain, protect = split_facts(make(10), 5, 4, 20)
     assert {*ids(forget), *ids(retain), *ids(protect)} == {str(i) for i in range(10)}
     assert len(protect) == 1
+
+
+def test_facts_are_left_out_by_what_they_say() -> None:
+    some = make(3)
+    renamed = replace(some[1], id="other", paraphrases=("p",))
+    assert without(some, [renamed]) == [some[0], some[2]]
+    assert without(some, []) == some
+    with pytest.raises(InputError, match="forget_path"):
+        without(some, [replace(renamed, id="2")])

@@ -1,12 +1,76 @@
 """A request to forget: what goes, what stays, and the text that says what must not change."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.texts import RetainText
+from zu_lightning.solvers import LowRankUpdate
+
+
+@dataclass(frozen=True)
+class EarlierLayer:
+    """What an earlier request did to a layer, and by what it is kept; its n facts are columns.
+
+    Attributes:
+        update: What was added to the weight.
+        scores: What that did, by the names of :class:`zu_lightning.LayerScores`.
+        keys: K, d_in x n.
+        values: V, d_out x n.
+        deviations: How keys vary, d_in x n x ways; ``None`` if it was not known.
+    """
+
+    update: LowRankUpdate
+    scores: Mapping[str, Any]
+    keys: Tensor
+    values: Tensor
+    deviations: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class EarlierRequest:
+    """A request whose update is in the model already, and must stay in effect.
+
+    Attributes:
+        number: Its number.
+        layers: What it did, by layer.
+        facts: Its facts; empty if their texts were not kept.
+    """
+
+    number: int
+    layers: Mapping[int, EarlierLayer]
+    facts: Sequence[Fact] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of its facts, whether or not their texts were kept."""
+        return next(iter(self.layers.values())).keys.shape[1]
+
+
+@dataclass(frozen=True)
+class History:
+    """What a ledger says of the model that a request is for.
+
+    Attributes:
+        folder: The project folder, which holds the ledger.
+        head: Hash of the last line before this request.
+        base: Digests of the base model's weights, by their names in the ledger.
+        earlier: The requests whose updates make it the model as it is now, in order.
+        keeps_texts: Whether the texts of this request are to be kept beside the ledger.
+        replaces: Number of the request that this one solves again; ``None`` if there is none.
+    """
+
+    folder: Path
+    head: str
+    base: Mapping[str, str] = field(default_factory=dict)
+    earlier: Sequence[EarlierRequest] = ()
+    keeps_texts: bool = True
+    replaces: int | None = None
 
 
 @dataclass(frozen=True)
@@ -22,7 +86,8 @@ class Request:
         strangers: Subjects of whom the model knows nothing; without any, some are made up when they are needed.
         heldout: Text for the perplexity, one document each.
         seed: Seed of the context templates.
-        number: Which request of a model this is, from 0.
+        number: Its line in the ledger, from 1; 0 without a ledger.
+        history: What the ledger knows of earlier requests; ``None`` without one.
         cache: Folder in which what other runs have computed is looked for and kept; ``None`` for no cache.
     """
 
@@ -35,7 +100,18 @@ class Request:
     heldout: Sequence[str] = ()
     seed: int = 0
     number: int = 0
+    history: History | None = None
     cache: Path | None = None
+
+    @property
+    def earlier(self) -> Sequence[EarlierRequest]:
+        """Requests whose updates are in the model already."""
+        return self.history.earlier if self.history else ()
+
+    @property
+    def size(self) -> int:
+        """Number of the facts to forget, those of earlier requests among them."""
+        return len(self.forget) + sum(one.size for one in self.earlier)
 
     @property
     def all_facts(self) -> list[Fact]:

@@ -71,6 +71,21 @@ def split_facts(
     return chosen, choose("retain"), choose("protect")
 
 
+def without(facts: Sequence[Fact], others: Sequence[Fact]) -> list[Fact]:
+    """The facts that are not among others, by prompt and answer.
+
+    Raises:
+        InputError: One of those that are left has the id of one of the others.
+    """
+    queries, ids = {fact.query for fact in others}, {fact.id for fact in others}
+    left = [fact for fact in facts if fact.query not in queries]
+    both = [fact.id for fact in left if fact.id in ids]
+    if both:
+        remedy = "facts of `path` that say something else have these ids: give the facts to forget ids of their own."
+        raise InputError("forget_path", both[:5], remedy)
+    return left
+
+
 def _units(facts: Sequence[Fact], by_record: bool) -> dict[str, list[Fact]]:
     """What is drawn as a whole, by name: each fact, or the facts of each record, in order."""
     units: dict[str, list[Fact]] = {}

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from zu_lightning.distributed import own_facts, own_share, summed
 from zu_lightning.facts.fact import Fact
@@ -79,11 +80,17 @@ def solve_in_rounds(
         with _edited(lm, problem.layer, update):
             probability = answer_probability(lm, facts, phrasings)
         known = probability > KNOWN
-        log.info("round %d: %d facts are still answered with a probability above %g", number, known.sum(), KNOWN)
         if not known.any():
+            log.info("layer %d: no fact is answered with a probability above %g any more", problem.layer, KNOWN)
             break
+        log.info(
+            "layer %d: %d of %d facts are still answered with a probability above %g; they weigh more now (round %d of %d)",
+            problem.layer, known.sum(), len(facts), KNOWN, number, rule.rounds,
+        )  # fmt: skip
         weights = weights * torch.where(known, RAISE, 1.0)
-        update = rule(weight, replace(problem, fact_weights=weights[own_facts(len(facts))]))
+        # Facts of earlier requests, after these, have arrived at their targets.
+        of_share = pad(weights[own_facts(len(facts))], (0, problem.earlier), value=1.0)
+        update = rule(weight, replace(problem, fact_weights=of_share))
     return update
 
 

@@ -31,7 +31,7 @@ between the numbers that bfloat16 can tell apart."""
 
 @dataclass(frozen=True)
 class LayerScores:
-    """What an edit did to its layer. Norms are root mean squares over facts.
+    """What an edit did to its layer. Norms are root mean squares over the facts of the request.
 
     Attributes:
         residual_before: Norm of the residual before the edit.
@@ -154,6 +154,7 @@ def write_update(lm: EditableLM, problem: LayerProblem, update: LowRankUpdate) -
         ValueError: The update holds NaN or infinite entries; the weight is then unchanged.
         RuntimeError: Processes disagree about the edited weight.
     """
+    problem = problem.without_earlier()
     basis = problem.value_basis()
     along = basis.mT @ (lm.weight(problem.layer).double() @ problem.keys)
     change = update.left @ (update.right @ problem.keys)
@@ -172,9 +173,8 @@ def write_update(lm: EditableLM, problem: LayerProblem, update: LowRankUpdate) -
         stored_error=report.stored_error,
     )
     log.info(
-        "layer %d: update of %.3g of the weight's norm, rank %d; residual %.3g -> %.3g, zero term %.3g -> %.3g",
-        problem.layer, scores.relative_norm, scores.rank, scores.residual_before, scores.residual_after,
-        scores.zero_term_before, scores.zero_term_after,
+        "layer %d: edited by an update of rank %d, %.3g times the weight's norm; mean distance to the targets %.3g -> %.3g",
+        problem.layer, scores.rank, scores.relative_norm, scores.residual_before, scores.residual_after,
     )  # fmt: skip
     if scores.stored_error > LOST_SHARE:
         log.warning(

@@ -110,7 +110,7 @@ class EditingModule(UnlearnModule):
         super().configure_model()
         self.target_options = replace(self.target_options, neutral_target=self.neutral_target)
         if not hasattr(self, "delta"):
-            self.delta = new_delta(self.parametrization, self.lm.weight(self.layers[0]), len(self.request.forget))
+            self.delta = new_delta(self.parametrization, self.lm.weight(self.layers[0]), self.request.size)
 
     def training_batches(self, request: Request) -> Iterable[LayerProblem]:
         """The problem of the layer whose turn it is, once for each step until the module has solved it."""
@@ -170,8 +170,8 @@ class EditingModule(UnlearnModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the state of the run; in a fit its edits wait until the unedited model is no longer needed."""
         super().on_load_checkpoint(checkpoint)
-        self.unwritten = [(key.layer, edit.update) for key, edit in self.run.edits.items()]
-        log.info("checkpoint: layers %s are edited", [key.layer for key in self.run.edits])
+        self.unwritten = list(self.run.updates_of(self.request.number).items())
+        log.info("checkpoint: layers %s are edited", [layer for layer, _ in self.unwritten])
         if self.trainer.state.fn != "fit":
             self.restore_edits()
 

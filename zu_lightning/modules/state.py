@@ -39,6 +39,9 @@ class RunState:
         representations: For each layer what the unedited model's projection returns for some facts, facts x d_out.
         downstream: Scores of the unedited model on downstream tasks, by a name that tells what was asked.
         seconds: Seconds spent in each phase.
+        earlier: Scores of the facts of earlier requests, ``before`` and ``after``, by number of the request.
+        kept: For each edited layer what later requests need to keep this one in effect: keys, values, and deviations,
+            by name; only with a project folder.
     """
 
     targets: NeutralTargets | None = None
@@ -53,10 +56,16 @@ class RunState:
     representations: dict[int, Tensor] = field(default_factory=dict)
     downstream: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    earlier: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
+    kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     def layers_left(self, request: int, layers: Sequence[int]) -> list[int]:
         """The layers that a request has not edited yet, the next one first."""
         return [layer for layer in layers if EditKey(request, layer) not in self.edits]
+
+    def updates_of(self, request: int) -> dict[int, LowRankUpdate]:
+        """What a request has written, by layer."""
+        return {key.layer: edit.update for key, edit in self.edits.items() if key.request == request}
 
     def updates(self) -> dict[int, LowRankUpdate]:
         """For each edited layer, the sum of all updates."""

@@ -82,10 +82,10 @@ class Cache:
         """Write tensors, from the first process; returns them as a later run would find them."""
         if file is None:
             return tensors
-        packed = _packed(tensors)
+        packed = pack(tensors)
         if process()[0] == 0:
             write_packed(file, packed)
-        return _unpacked({name: tensor.to(self.device) for name, tensor in packed.items()})
+        return unpack({name: tensor.to(self.device) for name, tensor in packed.items()})
 
     def each(
         self, kind: str, items: Sequence[T], compute: Callable[[list[T]], Mapping[T, Tensors]], *parts: object
@@ -172,7 +172,7 @@ def weights_digest(model: PreTrainedModel) -> str:
 def read_tensors(file: Path, device: torch.device) -> Tensors | None:
     """What was written; ``None`` if nothing was, or nothing that can be read."""
     try:
-        return _unpacked(load_file(file, device=str(device)))
+        return unpack(load_file(file, device=str(device)))
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError) as error:
@@ -209,7 +209,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     A symmetric matrix takes half of its size, and a matrix is read with the strides that it was written with: products
     round alike only if their factors lie in memory alike.
     """
-    write_packed(file, _packed(tensors))
+    write_packed(file, pack(tensors))
 
 
 def write_packed(file: Path, packed: Mapping[str, Tensor]) -> None:
@@ -221,7 +221,7 @@ def write_packed(file: Path, packed: Mapping[str, Tensor]) -> None:
         log.warning("cache: %s cannot be written (%s)", file, error)
 
 
-def _packed(tensors: Mapping[str, Tensor]) -> Tensors:
+def pack(tensors: Mapping[str, Tensor]) -> Tensors:
     """The tensors in main memory, in the form in which a file holds them."""
     packed = {}
     for name, tensor in tensors.items():
@@ -235,7 +235,7 @@ def _packed(tensors: Mapping[str, Tensor]) -> Tensors:
     return packed
 
 
-def _unpacked(packed: Mapping[str, Tensor]) -> Tensors:
+def unpack(packed: Mapping[str, Tensor]) -> Tensors:
     """What was packed, in memory of its own: a file's tensors are not aligned as those that torch makes."""
     tensors = {}
     for name, tensor in packed.items():

@@ -28,6 +28,8 @@ class LayerProblem:
         deviations: d_in x n x ways: how a fact's keys vary with the way it is put, see
             :class:`zu_lightning.problem.keys.VariedKeys`; ``None`` if a rule should look at the mean keys alone.
         fact_weights: n, how much each fact counts beside the others; ``None`` if all count alike.
+        earlier: How many of this process's facts, the last ones, are those of earlier requests: their residuals are
+            zero, so that what the model says of them stays as it is, and their values are still removed.
         eigh: Finds eigenvectors of second moments in any units, or knows them from another run.
     """
 
@@ -39,6 +41,7 @@ class LayerProblem:
     protected_keys: Tensor | None = None
     deviations: Tensor | None = None
     fact_weights: Tensor | None = None
+    earlier: int = 0
     eigh: Eigh = torch.linalg.eigh
 
     @property
@@ -71,6 +74,19 @@ class LayerProblem:
         if self.count <= len(self.keys):
             return orthonormal_basis(gathered(values.mT).mT)
         return basis_from_sums(summed(values @ values.mT)[0])
+
+    def without_earlier(self) -> "LayerProblem":
+        """The same problem without the facts of earlier requests."""
+        own = self.keys.shape[1] - self.earlier
+        return replace(
+            self,
+            keys=self.keys[:, :own],
+            residuals=self.residuals[:, :own],
+            values=self.values[:, :own],
+            deviations=None if self.deviations is None else self.deviations[:, :own],
+            fact_weights=None if self.fact_weights is None else self.fact_weights[:own],
+            earlier=0,
+        )
 
     def protecting(self, weight: float, *, relative: bool) -> "LayerProblem":
         """The same problem, with the protected keys as part of the second moment.

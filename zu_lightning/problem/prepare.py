@@ -17,6 +17,7 @@ from zu_lightning.lm.contexts import CONTEXT_STARTS, sample_contexts
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import Asked, check_lengths, tokenize_all
 from zu_lightning.problem.cache import Cache
+from zu_lightning.problem.earlier import with_earlier
 from zu_lightning.problem.keys import VariedKeys, layer_outputs, mean_keys, varied_keys
 from zu_lightning.problem.latents import NeutralTargets, Others, TargetOptions, neutral_targets, original_values
 from zu_lightning.problem.layer_problem import LayerProblem
@@ -69,7 +70,7 @@ def prepare(
     """
     monitor = monitor or Monitor()
     check_layers(layers, len(lm.layers))
-    _warn(lm, len(request.forget), layers)
+    _warn(lm, request.size, layers)
     starts = CONTEXT_STARTS[: options.latents.contexts - 1]
     contexts = targets.contexts if targets else sample_contexts(lm, starts, seed=request.seed)
     phrasings = phrasings_of(request, contexts, options)
@@ -153,7 +154,8 @@ def layer_problem(
         residuals = (targets.optimum - outputs) / layers_left
         protected = keys_of(request.protect) if request.protect else None
     moment = preparation.second_moments[layer]
-    return LayerProblem(layer, keys, residuals, values, moment, protected, deviations, eigh=cache.eigh)
+    problem = LayerProblem(layer, keys, residuals, values, moment, protected, deviations, eigh=cache.eigh)
+    return with_earlier(problem, lm, request.earlier, contexts)
 
 
 def phrasings_of(request: Request, contexts: Sequence[str], options: TargetOptions) -> Phrasings:
@@ -186,9 +188,9 @@ def _examples(request: Request, options: TargetOptions) -> dict[str, tuple[str, 
 
 
 def _siblings(request: Request) -> dict[str, list[Fact]]:
-    """For each fact to forget that has some, the protected facts about its subject."""
+    """For each fact to forget that has some, the facts about its subject of which what is said must stay."""
     about: dict[str | None, list[Fact]] = {}
-    for fact in request.protect:
+    for fact in (*request.protect, *(fact for one in request.earlier for fact in one.facts)):
         about.setdefault(fact.subject, []).append(fact)
     return {fact.id: about[fact.subject] for fact in request.forget if fact.subject and fact.subject in about}
 

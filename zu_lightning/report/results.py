@@ -97,6 +97,8 @@ class Results:
         per_fact: What happened to each of the facts to forget.
         completions: Sample completions.
         identity: What the run was made of: versions, and digests by which weights and data are recognized, by name.
+        earlier: Scores of the facts of earlier requests of the project, ``before`` and ``after`` this one, by number of
+            the request.
         started: When the run began, in ISO 8601 and UTC.
         finished: When its results were written.
     """
@@ -118,6 +120,7 @@ class Results:
     per_fact: list[FactResult] = field(default_factory=list)
     completions: list[Completion] = field(default_factory=list)
     identity: dict[str, str] = field(default_factory=dict)
+    earlier: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     started: str = ""
     finished: str = ""
 

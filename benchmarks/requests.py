@@ -1,0 +1,151 @@
+r"""Five requests of 10 facts, one after the other, beside one of 50 and beside naive repetition, as Markdown tables.
+
+Naive repetition gives each request to the model that the one before has exported, and tells it nothing else.
+
+python -m benchmarks.requests --seed 1 --folder outputs/requests \
+    --ledger-options "--closed_form.rule.retain_weight=0.03 --closed_form.rule.rounds=3"
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+import train
+from benchmarks.console import new_parser, table_head, table_row
+from benchmarks.setting import draw_facts, heldout_documents, named_facts
+from zu_lightning import EditableLM, EvaluationBatch, Fact, evaluation_batches
+from zu_lightning.evaluation.by_fact import FactScores
+from zu_lightning.evaluation.evaluate import compute_metrics, evaluation_metrics, update_metric
+from zu_lightning.facts.request import about_subjects_of
+from zu_lightning.ledger.kept import write_facts
+
+SCORES = ("efficacy", "generalization", "efficacy_probability", "retain", "same_subject", "perplexity")
+"""Columns of the table of whole models."""
+
+State = tuple[dict[str, float], torch.Tensor]
+"""Scores of a model, and for each fact the share of its questions, in all words, that are answered."""
+
+
+class Comparison:
+    """The facts of a seed, cut into requests, and the models that come of them.
+
+    Args:
+        arguments: Of the command line.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.folder = Path(arguments.folder) / f"seed_{arguments.seed}"
+        forget, self.retain = draw_facts(arguments, arguments.seed)
+        self.forget, size = forget, len(forget) // arguments.requests
+        self.requests = [forget[i : i + size] for i in range(0, len(forget), size)]
+        others = about_subjects_of(forget, named_facts(arguments))
+        kept = {fact.id for fact in self.retain}
+        self.same_subject = [fact for fact in others if fact.id not in kept]
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        for number, facts in enumerate([self.forget, *self.requests]):
+            write_facts(self.folder / f"{number}.jsonl", facts)
+
+    def fit(self, name: str, number: int, *options: str) -> Path:
+        """Forget the facts of a request (0: of all of them); the exported model."""
+        root = self.folder / name
+        sys.argv = [
+            "train.py", "fit", f"--config={self.arguments.config}", "--attacks.suite=none",
+            f"--data.forget_path={self.folder / f'{number}.jsonl'}",
+            f"--data.retain_ids={json.dumps([fact.id for fact in self.retain])}",
+            f"--data.cache={Path(self.arguments.folder) / 'cache'}", f"--trainer.default_root_dir={root}",
+            "--trainer.enable_progress_bar=false", *options,
+        ]  # fmt: skip
+        train.main()
+        runs = (root / "lightning_logs").iterdir()
+        return max(runs, key=lambda folder: int(folder.name.removeprefix("version_"))) / "model"
+
+    def state(self, model: str | Path) -> State:
+        """What a model says of all facts."""
+        lm = EditableLM.from_pretrained(model)
+        asked = evaluation_batches(
+            lm, self.forget, self.retain, heldout_documents(self.arguments), same_subject=self.same_subject
+        )
+        scores, by_fact = measured(lm, asked)
+        sums = by_fact.sums["efficacy"] + by_fact.sums["generalization"]
+        return scores, sums[:, 0] / sums[:, 2]
+
+    def over_time(self, name: str, options: Callable[[Path | None], Sequence[str]]) -> list[State]:
+        """The states after each of the requests."""
+        states, model = [], None
+        for number in range(1, len(self.requests) + 1):
+            model = self.fit(name, number, *options(model))
+            states.append(self.state(model))
+        return states
+
+
+def measured(lm: EditableLM, asked: Sequence[EvaluationBatch]) -> tuple[dict[str, float], FactScores]:
+    """All scores, and what each fact adds to them."""
+    metrics = evaluation_metrics()
+    by_fact = FactScores(map(str, metrics))
+    for batch in asked:
+        update_metric(lm, metrics, batch, by_fact)
+    return compute_metrics(metrics), by_fact
+
+
+def over_requests(name: str, states: Sequence[State], requests: Sequence[Sequence[Fact]]) -> str:
+    """A table: after each request, percent of the questions about each request's facts that are answered."""
+    size = len(requests[0])
+    numbers = range(1, len(requests) + 1)
+    rows = [table_head([f"{name}: after request", *(f"facts of {number}" for number in numbers)])]
+    for number, (_, answered) in zip(numbers, states, strict=True):
+        means = [100 * answered[i : i + size].mean().item() for i in range(0, size * len(requests), size)]
+        rows.append(table_row([number, *(f"{mean:.0f}" for mean in means)]))
+    return "\n".join(rows)
+
+
+def came_back(states: Sequence[State], size: int) -> float:
+    """Percent of the facts of all requests but the last that are answered more at the end than after their request."""
+    last = states[-1][1]
+    own = torch.cat([state[1][i * size : (i + 1) * size] for i, state in enumerate(states[:-1])])
+    return 100 * (last[: len(own)] > own).double().mean().item()
+
+
+def main() -> None:
+    """Compare the three ways."""
+    parser = new_parser(__doc__, "model", "facts", "ids", "heldout", "retain", "seed")
+    parser.add_argument(
+        "--config", default="configs/demo.yaml", help="configuration of the runs (default: %(default)s)"
+    )
+    parser.add_argument("--forget", type=int, default=50, help="number of facts of all requests (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=5, help="number of requests (default: %(default)s)")
+    parser.add_argument("--folder", default="outputs/requests", help="where runs write (default: %(default)s)")
+    parser.add_argument("--options", default="", help="more options of train.py, in one text")
+    parser.add_argument("--ledger-options", default="", help="more of them for the runs with a ledger")
+    arguments = parser.parse_args()
+    comparison, more = Comparison(arguments), shlex.split(arguments.options)
+    own = [*more, *shlex.split(arguments.ledger_options)]
+    size = len(comparison.requests[0])
+    project = f"--data.project={comparison.folder / 'project'}"
+    ways = {
+        "with a ledger": comparison.over_time("ledger", lambda _: [project, *own]),
+        "naive repetition": comparison.over_time(
+            "naive", lambda model: [*([f"--model.model_name_or_path={model}"] if model else []), *more]
+        ),
+    }
+    whole = {"before": comparison.state(arguments.model)}
+    whole |= {"one request": comparison.state(comparison.fit("whole", 0, *more))}
+    whole |= {name: states[-1] for name, states in ways.items()}
+    print(f"\n{arguments.forget} facts in {arguments.requests} requests, seed {arguments.seed}\n")
+    for name, states in ways.items():
+        print(over_requests(name, states, comparison.requests), end="\n\n")
+    print(table_head(("", *SCORES, "came back")))
+    for name, (scores, _) in whole.items():
+        back = f"{came_back(ways[name], size):.0f}" if name in ways else ""
+        print(table_row([name, *(f"{scores[score]:.4g}" for score in SCORES), back]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""A request's line in the ledger of its project folder."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from callbacks.results import results_of
+from callbacks.run_folder import run_folder, unlearn_module
+from zu_lightning import EditingModule, InputError, LayerProblem, UnlearnModule, evaluate, evaluation_batches, own_share
+from zu_lightning.distributed import gathered
+from zu_lightning.facts.request import History
+from zu_lightning.ledger import Ledger, locked
+from zu_lightning.ledger.recording import Outcome, record
+from zu_lightning.lm.recognize import digests_of, layers_in
+
+
+class RecordRequest(Callback):
+    """With ``data.project``, ask the facts of earlier requests again, and record the request when all is done.
+
+    No other run can write into the project meanwhile. Without ``data.project`` this does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.lock = ExitStack()
+        self.weights: dict[str, str] = {}
+        """Digests of the weights before."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep others out, before anything is computed.
+
+        Raises:
+            InputError: Somebody else is at work, or the module has no thin updates to record.
+        """
+        history = _history(trainer, pl_module)
+        if history is None:
+            return
+        if not isinstance(pl_module, EditingModule):
+            remedy = f"{type(pl_module).__name__} has no thin updates for its ledger: edit layers, or set it to null."
+            raise InputError("project", str(history.folder), remedy)
+        if trainer.is_global_zero:
+            self.lock.enter_context(locked(history.folder))
+            if history.head != Ledger.read(history.folder).until(pl_module.request.number).head:
+                raise InputError("project", str(history.folder), "another run has written into it: start again.")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Recognize the weights with which the request begins."""
+        history = _history(trainer, pl_module)
+        if history is not None:
+            module = unlearn_module(pl_module)
+            self.weights = digests_of(module.lm, [*layers_in(history.base), *module.layers])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ask the facts of earlier requests before the model is edited, in Lightning's sanity check."""
+        if _history(trainer, pl_module) is not None and trainer.sanity_checking:
+            _ask_earlier(unlearn_module(pl_module), "before")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keep what later requests need to keep this one in effect."""
+        if _history(trainer, pl_module) is not None and isinstance(batch, LayerProblem) and batch_idx == 0:
+            own = batch.without_earlier()
+            tensors = {name: getattr(own, name) for name in ("keys", "values", "deviations")}
+            kept = {
+                name: gathered(columns.detach().movedim(1, 0)).movedim(0, 1).cpu().clone()
+                for name, columns in tensors.items()
+                if columns is not None
+            }
+            unlearn_module(pl_module).run.kept[batch.layer] = kept
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ask the facts of earlier requests again."""
+        if _history(trainer, pl_module) is not None:
+            _ask_earlier(unlearn_module(pl_module), "after")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the request, after everything else is written; a run that is continued may have done so."""
+        if _history(trainer, pl_module) is not None:
+            folder, module = run_folder(trainer), unlearn_module(pl_module)
+            if folder is not None and module.is_done:
+                record(module.request, _outcome(module, self.weights), folder / "config.yaml")
+        self.lock.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let others in again."""
+        self.lock.close()
+
+
+def _history(trainer: Trainer, module: LightningModule) -> History | None:
+    """What the ledger says, if this is a fit that is to be recorded."""
+    if trainer.state.fn != "fit" or trainer.fast_dev_run or not isinstance(module, UnlearnModule):  # type: ignore[attr-defined]
+        return None
+    return module.request.history
+
+
+def _ask_earlier(module: UnlearnModule, when: str) -> None:
+    """Scores of the facts of each earlier request whose texts were kept."""
+    with torch.no_grad(), module.monitor.timed("evaluation"):
+        module.run.earlier[when] = {
+            one.number: evaluate(module.lm, own_share(evaluation_batches(module.lm, one.facts, [], [])))
+            for one in module.request.earlier
+            if one.facts
+        }
+
+
+def _outcome(module: UnlearnModule, before: dict[str, str]) -> Outcome:
+    """What is recorded of a run that is done."""
+    run, number = module.run, module.request.number
+    own = {key.layer: edit for key, edit in run.edits.items() if key.request == number}
+    results = results_of(module, texts=False)
+    after = digests_of(module.lm, layers_in(before))
+    return Outcome(
+        model=module.model_name_or_path,
+        settings=results.identity.get("settings", ""),
+        versions=results.identity.get("versions", ""),
+        weights={"before": before, "after": after},
+        scores={"before": run.before, "after": run.after},
+        earlier=run.earlier.get("after", {}),
+        edits=own,
+        kept=run.kept,
+    )

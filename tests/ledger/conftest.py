@@ -1,0 +1,94 @@
+"""A project whose requests are random updates of a tiny model: recorded, but never solved."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import random_lm
+from zu_lightning import EditableLM, Fact, LayerEdit, LayerScores, LowRankUpdate, Request, RetainText, apply_update
+from zu_lightning.ledger import Ledger
+from zu_lightning.ledger.recording import Outcome, record
+from zu_lightning.lm.export import export_model
+from zu_lightning.lm.recognize import digests_of
+
+LAYERS = (0, 2)
+SCORES = LayerScores(1.0, 0.5, 1.0, 0.5, relative_norm=0.1, rank=2, stored_error=0.0)
+
+
+def people(count: int) -> list[Fact]:
+    """Facts about as many people."""
+    names, trades = ("Ada Novak", "Bruno Keller", "Greta Holm", "Lucía Peña"), ("baker", "miller", "cellist", "nurse")
+    records = [
+        {
+            "id": f"fact-{i}",
+            "subject": name,
+            "prompt": "{} works as a",
+            "target": trade,
+            "paraphrases": [f"{name} is a"],
+        }
+        for i, (name, trade) in enumerate(zip(names, trades, strict=True))
+    ]
+    return [Fact.from_record(one, "a record", "0") for one in records[:count]]
+
+
+class Project:
+    """A project folder, and the model that it describes.
+
+    Args:
+        root: Where everything is.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.folder, self.base = root / "project", root / "base"
+        self.lm = random_lm("llama")
+        export_model(self.lm, self.base)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger as it is now."""
+        return Ledger.read(self.folder)
+
+    def load_base(self) -> EditableLM:
+        """The base model."""
+        return EditableLM.from_pretrained(self.base)
+
+    def keys(self, number: int, count: int) -> torch.Tensor:
+        """Keys of the facts of a request: unit vectors, orthogonal to those of requests with other numbers."""
+        keys = torch.zeros(self.lm.weight(0).shape[1], count, dtype=torch.float64)
+        keys[range(4 * number, 4 * number + count), range(count)] = 1.0
+        return keys
+
+    def add(self, forget: Sequence[Fact], layers: Sequence[int] = LAYERS, *, keeps_texts: bool = True) -> Ledger:
+        """Carry out a request with an update that adds something at its own keys, and record it."""
+        ledger = self.ledger
+        number = len(ledger.entries) + 1
+        request = Request(forget, RetainText([]), number=number, history=ledger.history(keeps_texts=keeps_texts))
+        known = self.keys(number, len(forget))
+        edits = {}
+        for layer in layers:
+            left = torch.randn(self.lm.weight(layer).shape[0], len(forget)).double()
+            edits[layer] = LayerEdit(LowRankUpdate(left, known.mT), SCORES)
+        all_layers = sorted({*LAYERS, *layers})
+        before = digests_of(self.lm, all_layers)
+        for layer, edit in edits.items():
+            apply_update(self.lm, layer, edit.update)
+        values = torch.zeros(self.lm.weight(0).shape[0], len(forget), dtype=torch.float64)
+        outcome = Outcome(
+            model=str(self.base),
+            settings="of a test",
+            versions="0",
+            weights={"before": before, "after": digests_of(self.lm, all_layers)},
+            scores={"after": {"efficacy": 0.0}},
+            earlier={},
+            edits=edits,
+            kept={layer: {"keys": known, "values": values} for layer in layers},
+        )
+        return record(request, outcome)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    torch.manual_seed(1)
+    return Project(tmp_path)

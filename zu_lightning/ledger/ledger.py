@@ -1,0 +1,175 @@
+"""The ledger of a project: which requests its model has been given, and what is known of each."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from zu_lightning.errors import InputError
+from zu_lightning.facts.fact import Fact
+from zu_lightning.facts.request import EarlierRequest, History
+from zu_lightning.ledger import chain
+from zu_lightning.ledger.entries import Entry, RequestEntry, UndoEntry, active, entry_of, line_of, waiting
+from zu_lightning.ledger.kept import FACTS, check_files, fact_digest, read_facts_kept, read_layers, read_salt
+
+FILE_NAME = "ledger.jsonl"
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The ledger of a project folder as it was when it was read.
+
+    Attributes:
+        folder: The project folder.
+        entries: What its lines say, in order; their numbers are those of the lines.
+        hashes: The hash of each line.
+    """
+
+    folder: Path
+    entries: Sequence[Entry]
+    hashes: Sequence[str]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Ledger":
+        """The ledger in a folder; empty if there is none yet.
+
+        Raises:
+            InputError: It was changed since it was written.
+        """
+        path = Path(folder) / FILE_NAME
+        lines = chain.read_chain(path)
+        entries = [entry_of(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+        return cls(Path(folder), entries, [line["hash"] for line in lines])
+
+    @classmethod
+    def existing(cls, folder: str | Path) -> "Ledger":
+        """The ledger in a folder that must have one.
+
+        Raises:
+            InputError: There is none, or it was changed since it was written.
+        """
+        ledger = cls.read(folder)
+        if not ledger.entries:
+            raise InputError("project", str(folder), "it holds no ledger: name the folder of `--data.project`.")
+        return ledger
+
+    @property
+    def head(self) -> str:
+        """Hash of the last line."""
+        return self.hashes[-1] if self.hashes else chain.START
+
+    @property
+    def active(self) -> list[RequestEntry]:
+        """The requests whose updates are in the model, in order."""
+        return active(self.entries)
+
+    @property
+    def waiting(self) -> list[int]:
+        """Requests that were subtracted and have to be solved again."""
+        return waiting(self.entries)
+
+    @property
+    def base(self) -> dict[str, str]:
+        """Digests of the base model's weights: of each layer before the first request that edited it."""
+        found: dict[str, str] = {}
+        for entry in self.entries:
+            if isinstance(entry, RequestEntry):
+                found |= {name: value for name, value in entry.weights["before"].items() if name not in found}
+        return found
+
+    def request(self, number: int) -> RequestEntry:
+        """A request by its number.
+
+        Raises:
+            InputError: There is none with this number.
+        """
+        found = [one for one in self.entries if isinstance(one, RequestEntry) and one.number == number]
+        if not found:
+            known = [one.number for one in self.entries if isinstance(one, RequestEntry)]
+            raise InputError("number", number, f"the ledger has requests {known}: name one of them.")
+        return found[0]
+
+    def folder_of(self, number: int) -> Path:
+        """Where the files of a request are."""
+        return self.folder / "requests" / f"{number:04d}"
+
+    def facts_of(self, number: int) -> list[Fact]:
+        """The facts of a request; none if their texts were not kept."""
+        return read_facts_kept(self.folder_of(number) / FACTS)
+
+    def earlier(self, entry: RequestEntry) -> EarlierRequest:
+        """What a request did, as later ones need it.
+
+        Raises:
+            InputError: A file of it is missing, or is not as it was written.
+        """
+        folder = self.folder_of(entry.number)
+        check_files(folder, entry.files)
+        return EarlierRequest(entry.number, read_layers(folder, entry.layers), self.facts_of(entry.number))
+
+    def until(self, number: int) -> "Ledger":
+        """The ledger as it was before a line."""
+        return Ledger(self.folder, self.entries[: number - 1], self.hashes[: number - 1])
+
+    def history(self, *, keeps_texts: bool = True, replaces: int | None = None) -> History:
+        """What the next request has to know.
+
+        Raises:
+            InputError: Requests wait to be solved again, or a file is not as it was written.
+        """
+        left = self.waiting
+        if replaces is not None and replaces not in left:
+            raise InputError("replaces", replaces, f"requests {left} wait to be solved again: leave it out.")
+        if left and replaces is None:
+            undone = [one.undone for one in self.entries if isinstance(one, UndoEntry)][-1]
+            remedy = f"requests {left} wait to be solved again: first run `python -m zu_lightning.ledger undo {self.folder} {undone}`."
+            raise InputError("project", str(self.folder), remedy)
+        earlier = [self.earlier(entry) for entry in self.active]
+        return History(self.folder, self.head, self.base, earlier, keeps_texts, replaces)
+
+    def digests_of(self, facts: Sequence[Fact]) -> dict[str, str]:
+        """Digests of facts by their ids, as the ledger of this project has them."""
+        salt = read_salt(self.folder)
+        return {fact.id: fact_digest(fact, salt) for fact in facts}
+
+    def not_forgotten(self, facts: Sequence[Fact]) -> list[Fact]:
+        """Those of some facts that no request has forgotten, by their ids and digests."""
+        ids = {name for entry in self.active for name in entry.facts}
+        digests = {value for entry in self.active for value in entry.facts.values()}
+        found = self.digests_of(facts)
+        return [fact for fact in facts if fact.id not in ids and found[fact.id] not in digests]
+
+    def check_new(self, forget: Sequence[Fact]) -> None:
+        """Refuse facts that an earlier request has forgotten.
+
+        Raises:
+            InputError: See above.
+        """
+        numbers = {value: entry.number for entry in self.active for value in entry.facts.values()}
+        for name, value in self.digests_of(forget).items():
+            if value in numbers:
+                remedy = f"request {numbers[value]} of the project has forgotten this fact: ask for others."
+                raise InputError("forget_path", name, remedy)
+
+    def ends_in(self, forget: Sequence[Fact]) -> bool:
+        """Whether the last line is a request to forget these facts."""
+        last = self.entries[-1] if self.entries else None
+        return isinstance(last, RequestEntry) and last.facts == self.digests_of(forget)
+
+    def append(self, entry: Entry) -> "Ledger":
+        """Add an entry; the caller holds the lock."""
+        line = chain.append(self.folder / FILE_NAME, line_of(entry), self.head)
+        return Ledger(self.folder, [*self.entries, entry], [*self.hashes, line["hash"]])
+
+
+@contextmanager
+def locked(folder: str | Path, wait: float = 0.0) -> Iterator[None]:
+    """Within this context nobody else can write into a project; see :func:`zu_lightning.ledger.chain.locked`."""
+    with chain.locked(Path(folder) / "ledger.lock", wait):
+        yield
+
+
+def now() -> str:
+    """The time, as the ledger gives it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,107 @@
+"""How a request gets its line in the ledger: first its files, all at once, then the line."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+import zu_lightning.errors
+from zu_lightning.facts.request import Request
+from zu_lightning.files import digest, replacing
+from zu_lightning.ledger.chain import sync
+from zu_lightning.ledger.entries import RequestEntry
+from zu_lightning.ledger.kept import FACTS, file_digests, write_facts, write_layers
+from zu_lightning.ledger.ledger import Ledger, now
+from zu_lightning.methods.unlearning import LayerEdit
+
+CONFIGURATION = "config.yaml"
+"""The resolved configuration of the run, among the files of a request."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a request.
+
+    Attributes:
+        model: Where the base model came from.
+        settings: Digest of everything that decided about the weights.
+        versions: Of the libraries.
+        weights: Digests of the weights ``before`` and ``after``, by their names.
+        scores: What was measured ``before`` and ``after``.
+        earlier: Scores afterwards of the facts of earlier requests, by number.
+        edits: What was done, by layer.
+        kept: By layer, what later requests need to keep it in effect: ``keys``, ``values``, and ``deviations``.
+    """
+
+    model: str
+    settings: str
+    versions: str
+    weights: Mapping[str, Mapping[str, str]]
+    scores: Mapping[str, Mapping[str, float]]
+    earlier: Mapping[int, Mapping[str, float]]
+    edits: Mapping[int, LayerEdit]
+    kept: Mapping[int, Mapping[str, Tensor]]
+
+
+def record(request: Request, outcome: Outcome, configuration: Path | None = None) -> Ledger:
+    """Record a request in the ledger of its project; the caller holds the lock.
+
+    Whenever the process is killed, the ledger has the request with all of its files, or does not have it. Recording
+    the same request again changes nothing.
+
+    Args:
+        request: What was asked.
+        outcome: What came of it.
+        configuration: The resolved configuration of the run, if there is one, by which it can be solved again.
+
+    Returns:
+        The ledger with the request as its last line.
+
+    Raises:
+        InputError: The ledger was changed meanwhile.
+        ValueError: The request belongs to no project.
+    """
+    history = request.history
+    if history is None:
+        raise ValueError("the request belongs to no project.")
+    ledger = Ledger.read(history.folder)
+    if len(ledger.entries) == request.number and ledger.ends_in(request.forget):
+        return ledger
+    folder = ledger.folder_of(request.number)
+    with replacing(folder) as temporary:
+        temporary.mkdir(mode=0o700)
+        write_layers(temporary, {layer: edit.update for layer, edit in outcome.edits.items()}, outcome.kept)
+        if history.keeps_texts:
+            write_facts(temporary / FACTS, request.forget)
+        if configuration is not None and configuration.exists():
+            shutil.copyfile(configuration, temporary / CONFIGURATION)
+        for path in temporary.iterdir():
+            sync(path)
+        sync(temporary)
+    for name in (folder.parent, history.folder):
+        sync(name)
+    return ledger.append(
+        RequestEntry(
+            number=request.number,
+            time=now(),
+            model=outcome.model,
+            facts=ledger.digests_of(request.forget),
+            settings=outcome.settings,
+            code={"versions": outcome.versions, "source": source_digest()},
+            weights=outcome.weights,
+            scores=outcome.scores,
+            earlier={str(number): scores for number, scores in outcome.earlier.items()},
+            layers={str(layer): vars(edit.scores) for layer, edit in outcome.edits.items()},
+            files=file_digests(folder),
+            replaces=history.replaces,
+        )
+    )
+
+
+def source_digest() -> str:
+    """A digest of the library's source code."""
+    root = Path(zu_lightning.errors.__file__).parent
+    files = sorted(root.rglob("*.py"))
+    return digest(*(part for path in files for part in (path.relative_to(root), path.read_bytes())))

@@ -1,0 +1,56 @@
+"""Digests by which the weights of a model are recognized, whatever file they came from."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from zu_lightning.files import digest
+from zu_lightning.lm.editable import EditableLM
+
+OTHERS = "other weights"
+"""Name of all weights but the output projections."""
+
+SAMPLE = 256
+"""Number of values of each other weight that count."""
+
+
+def digests_of(lm: EditableLM, layers: Iterable[int]) -> dict[str, str]:
+    """A digest of every entry of some output projections, and of a sample of all weights that are no such projection.
+
+    Args:
+        lm: The model. If it is spread over devices, only projections are looked at.
+        layers: Layers of the projections.
+
+    Returns:
+        By name, ``layer N`` or ``OTHERS``.
+    """
+    found = {name_of(layer): tensor_digest(lm.weight(layer)) for layer in sorted(set(layers))}
+    if not lm.is_dispatched:
+        found[OTHERS] = _sampled(lm)
+    return found
+
+
+def name_of(layer: int) -> str:
+    """Name of a layer's output projection among the digests."""
+    return f"layer {layer}"
+
+
+def layers_in(digests: Mapping[str, str]) -> list[int]:
+    """The layers whose projections are among the digests."""
+    return [int(name.split()[1]) for name in digests if name != OTHERS]
+
+
+def tensor_digest(weight: torch.Tensor) -> str:
+    """A digest of every entry of a matrix, the same in every precision that can hold it."""
+    return digest(tuple(weight.shape), weight.detach().float().cpu().contiguous().numpy().tobytes())
+
+
+def _sampled(lm: EditableLM) -> str:
+    projections = {f"{lm.weight_name(layer)}.weight" for layer in range(len(lm.layers))}
+    parts: list[object] = []
+    for name, parameter in lm.model.named_parameters():
+        if name not in projections:
+            flat = parameter.detach().flatten()
+            sample = flat[:: max(1, len(flat) // SAMPLE)].double().cpu().numpy().tobytes()
+            parts += [name, tuple(parameter.shape), parameter.dtype, sample]
+    return digest(*parts)

@@ -1,0 +1,34 @@
+"""What earlier requests have done to the model of a project."""
+
+from zu_lightning.errors import InputError
+from zu_lightning.facts.request import Request
+from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.recognize import digests_of, layers_in
+from zu_lightning.methods.unlearning import LayerEdit, LayerScores
+from zu_lightning.modules.state import EditKey
+
+
+def earlier_edits(request: Request) -> dict[EditKey, LayerEdit]:
+    """The edits of earlier requests, in the order in which they were written."""
+    return {
+        EditKey(one.number, layer): LayerEdit(found.update, LayerScores(**found.scores))
+        for one in request.earlier
+        for layer, found in one.layers.items()
+    }
+
+
+def check_base(lm: EditableLM, request: Request) -> None:
+    """Refuse a base model that is not the one with which the ledger of a project began.
+
+    Raises:
+        InputError: See above.
+    """
+    known = request.history.base if request.history else {}
+    here = digests_of(lm, layers_in(known)) if known else {}
+    for name, value in known.items():
+        if here.get(name, value) != value:
+            remedy = (
+                f"its weights ({name}) are not those with which the ledger of the project began: give the base model, "
+                "without any request, that the project has had from the start."
+            )
+            raise InputError("model_name_or_path", lm.name_or_path, remedy)
