@@ -42,7 +42,7 @@ def test_parameters_of_the_library_become_options(parameter: str, option: str) -
 
 NOT_OPTIONS = {
     "model", "tokenizer", "source", "folder", "JSON", "CSV", "id", "record", "row", "share", "subject",
-    "number of subjects", "prompt", "adapters", "base", "ledger", "number",
+    "number of subjects", "prompt", "adapters", "base", "head", "ledger", "number",
     *vars(serving_options().parse_args(["--run=", "--url=", "--model="])),
 }  # fmt: skip
 """What InputErrors speak of that no option of an unlearning run sets: objects, arguments of functions, fields, and the

@@ -13,11 +13,10 @@ from zu_lightning.evaluation.evaluate import EvaluationBatch, batches_digest
 from zu_lightning.facts.request import Request, check_neutral_target
 from zu_lightning.files import digest
 from zu_lightning.lm.batching import batches
-from zu_lightning.lm.edits import apply_update
 from zu_lightning.lm.export import export_adapter, export_model
 from zu_lightning.lm.tokens import collate, tokenize_queries
 from zu_lightning.lm.weights import check_projections
-from zu_lightning.modules.earlier import check_base, earlier_edits
+from zu_lightning.modules.earlier import apply_earlier, earlier_edits
 from zu_lightning.modules.evaluation import EvaluationModule
 from zu_lightning.modules.state import RunState, as_text, check_settings
 from zu_lightning.problem.cache import Cache, weights_digest
@@ -86,12 +85,9 @@ class UnlearnModule(EvaluationModule):
         """Load the language model with the updates of earlier requests; check and recognize it before more is added."""
         loads = not hasattr(self, "lm")
         super().configure_model()
-        edits = earlier_edits(self.request)
-        self.run.edits |= edits
+        self.run.edits |= earlier_edits(self.request)
         if loads:
-            check_base(self.lm, self.request)
-            for key, edit in edits.items():
-                apply_update(self.lm, key.layer, edit.update)
+            apply_earlier(self.lm, self.request)
         if self.trainer.state.fn == "fit" or not self.digest_before:
             self.digest_before = self.weights_digest()
         if self.trainer.state.fn == "fit":

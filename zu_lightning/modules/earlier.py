@@ -3,6 +3,7 @@
 from zu_lightning.errors import InputError
 from zu_lightning.facts.request import Request
 from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.edits import apply_update
 from zu_lightning.lm.recognize import digests_of, layers_in
 from zu_lightning.methods.unlearning import LayerEdit, LayerScores
 from zu_lightning.modules.state import EditKey
@@ -17,12 +18,18 @@ def earlier_edits(request: Request) -> dict[EditKey, LayerEdit]:
     }
 
 
-def check_base(lm: EditableLM, request: Request) -> None:
-    """Refuse a base model that is not the one with which the ledger of a project began.
+def apply_earlier(lm: EditableLM, request: Request) -> None:
+    """Add the updates of earlier requests to the base model.
 
     Raises:
-        InputError: See above.
+        InputError: It is not the model with which the ledger of the project began.
     """
+    _check_base(lm, request)
+    for key, edit in earlier_edits(request).items():
+        apply_update(lm, key.layer, edit.update)
+
+
+def _check_base(lm: EditableLM, request: Request) -> None:
     known = request.history.base if request.history else {}
     here = digests_of(lm, layers_in(known)) if known else {}
     for name, value in known.items():
