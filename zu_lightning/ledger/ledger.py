@@ -123,7 +123,8 @@ class Ledger:
             raise InputError("replaces", replaces, f"requests {left} wait to be solved again: leave it out.")
         if left and replaces is None:
             undone = [one.undone for one in self.entries if isinstance(one, UndoEntry)][-1]
-            remedy = f"requests {left} wait to be solved again: first run `python -m zu_lightning.ledger undo {self.folder} {undone}`."
+            command = f"python -m zu_lightning.ledger undo {self.folder} {undone}"
+            remedy = f"requests {left} wait to be solved again: first run `{command}`."
             raise InputError("project", str(self.folder), remedy)
         earlier = [self.earlier(entry) for entry in self.active]
         return History(self.folder, self.head, self.base, earlier, keeps_texts, replaces)
