@@ -84,7 +84,7 @@ def solve_in_rounds(
             log.info("layer %d: no fact is answered with a probability above %g any more", problem.layer, KNOWN)
             break
         log.info(
-            "layer %d: %d of %d facts are still answered with a probability above %g and weigh more now (round %d of %d)",
+            "layer %d: %d of %d facts are still answered with a probability above %g: they weigh more (round %d of %d)",
             problem.layer, known.sum(), len(facts), KNOWN, number, rule.rounds,
         )  # fmt: skip
         weights = weights * torch.where(known, RAISE, 1.0)

@@ -173,7 +173,7 @@ def write_update(lm: EditableLM, problem: LayerProblem, update: LowRankUpdate) -
         stored_error=report.stored_error,
     )
     log.info(
-        "layer %d: edited by an update of rank %d and %.3g times the weight's norm; distance to the targets %.3g -> %.3g",
+        "layer %d: update of rank %d and %.3g times the weight's norm; distance to the targets %.3g -> %.3g",
         problem.layer, scores.rank, scores.relative_norm, scores.residual_before, scores.residual_after,
     )  # fmt: skip
     if scores.stored_error > LOST_SHARE:
