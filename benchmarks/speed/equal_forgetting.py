@@ -9,6 +9,7 @@ the same targets up to rounding (``benchmarks.speed.published`` says how far apa
 """
 
 import argparse
+import math
 import statistics
 import subprocess
 import sys
@@ -110,7 +111,9 @@ def ours(words: list[str]) -> tuple[Scores, float]:
     scores, seconds = forget(lm, job)
     exam = Exam.of(job.request, ATTACKED)
     ranks = Rank().scores(lm, exam, range(len(exam.facts)))
-    return scores | {name: 100 * statistics.fmean(ranks[name]) for name in KNOWN}, seconds
+    # A fact without other answers has no rank.
+    known = {name: 100 * statistics.fmean(rank for rank in ranks[name] if not math.isnan(rank)) for name in KNOWN}
+    return scores | known, seconds
 
 
 def published(words: list[str], sample: int) -> float:
