@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from callbacks.run_folder import run_folder, unlearn_module
 from zu_lightning import ExportCheck, InputError, PretrainModule, check_export
 from zu_lightning.errors import require_positive
-from zu_lightning.lm.adapter import VLLM_RANKS, adapter_rank, serving_commands
+from zu_lightning.lm.adapter import VLLM_RANKS, adapter_rank, cut_from, serving_commands
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ class ExportEditedModel(Callback):
         with module.monitor.timed("export"):
             model, adapter = module.export(folder, self.max_adapter_rank)
             found = check_export(module.lm, model, adapter, prompts)
-        rank = None if adapter is None else adapter_rank(adapter)
-        if not self._agrees(found, rank, exact=module.lm.model.dtype == torch.float32):
+        rank, whole_rank = (None, None) if adapter is None else (adapter_rank(adapter), cut_from(adapter))
+        if not self._agrees(found, is_cut=whole_rank is not None, exact=module.lm.model.dtype == torch.float32):
             raise RuntimeError(f"what was exported is not the edited model: {found}. Do not use {folder}.")
         log.info(
             "exported %s and checked it: reloaded, its logits differ by at most %.1e%s (the edit changed them by %.1e)",
@@ -64,16 +64,16 @@ class ExportEditedModel(Callback):
         )  # fmt: skip
         if adapter is not None and rank is not None:
             log.info("rounding the adapter to bfloat16, as servers do, changes logits by at most %.1e", found.rounded)
-            if rank == self.max_adapter_rank:
+            if whole_rank is not None:
                 log.warning(
-                    "the adapter was cut to rank %d: with it, logits differ by at most %.1e from the edited model's "
-                    "(the edit changed them by %.1e)", rank, found.adapter, found.edit,
+                    "the adapter was cut from rank %d to %d: with it, logits differ by at most %.1e from the edited "
+                    "model's (the edit changed them by %.1e)", whole_rank, rank, found.adapter, found.edit,
                 )  # fmt: skip
             tell_how_to_serve(module.lm.name_or_path, adapter, rank)
 
-    def _agrees(self, found: ExportCheck, rank: int | None, *, exact: bool) -> bool:
+    def _agrees(self, found: ExportCheck, *, is_cut: bool, exact: bool) -> bool:
         allowed = self.tolerance if exact else max(self.tolerance, self.rounding * found.edit)
-        if rank is not None and rank == self.max_adapter_rank:
+        if is_cut:
             allowed = math.inf  # what was cut is missing, which is said
         # Written so that NaN does not agree.
         return found.model <= self.tolerance and (found.adapter is None or found.adapter <= allowed)

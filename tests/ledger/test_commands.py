@@ -11,7 +11,7 @@ from tests.conftest import update_for
 from tests.ledger.conftest import LAYERS, Project, people
 from zu_lightning import EditableLM, LowRankUpdate, export_adapter
 from zu_lightning.ledger.kept import write_facts
-from zu_lightning.lm.adapters import read_adapter
+from zu_lightning.lm.adapter import read_adapter
 
 
 @pytest.fixture

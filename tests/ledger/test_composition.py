@@ -10,7 +10,7 @@ from tests.conftest import random_lm, update_for
 from tests.ledger.conftest import LAYERS, Project, people
 from zu_lightning import EditableLM, InputError, LowRankUpdate, export_adapter
 from zu_lightning.ledger.composition import Together, effects, summed, updates_of
-from zu_lightning.lm.adapters import read_adapter
+from zu_lightning.lm.adapter import read_adapter
 
 
 def test_an_adapter_is_read_as_it_was_written(project: Project, tmp_path: Path) -> None:

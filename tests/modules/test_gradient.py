@@ -21,6 +21,7 @@ from tests.conftest import DEMO
 from zu_lightning import (
     NPO,
     RMU,
+    ExportCheck,
     FineTuning,
     GradientAscent,
     GradientDifference,
@@ -156,9 +157,18 @@ def test_an_adapter_is_cut_if_asked_and_says_what_that_does(
     fit(tmp_path, FineTuning(), LowRank(base[WEIGHT], 3), ExportEditedModel(max_adapter_rank=2))
     weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {min(weight.shape) for weight in weights.values()} == {2}
-    (line,) = (line for line in caplog.messages if "the adapter was cut to rank 2" in line)
+    (line,) = (line for line in caplog.messages if "the adapter was cut from rank 3 to 2" in line)
     with_adapter, edit = (float(number) for number in re.findall(r"\d\.\de[+-]\d\d", line))
     assert 1e-2 < with_adapter < edit
+
+
+def test_an_adapter_of_the_highest_rank_that_is_asked_for_is_not_cut(
+    tmp_path: Path, base: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = ExportCheck(model=0.0, adapter=1.0, edit=2.0, rounded=0.0)
+    monkeypatch.setattr("callbacks.export.check_export", lambda *_: wrong)
+    with pytest.raises(RuntimeError, match="what was exported is not the edited model"):
+        fit(tmp_path, FineTuning(), LowRank(base[WEIGHT], 3), ExportEditedModel(max_adapter_rank=3))
 
 
 def test_a_rank_above_all_that_servers_take_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

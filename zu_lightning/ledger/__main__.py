@@ -19,7 +19,7 @@ from zu_lightning.ledger.kept import FACTS
 from zu_lightning.ledger.recording import CONFIGURATION
 from zu_lightning.ledger.remains import remains
 from zu_lightning.ledger.undoing import apply_requests, plan, take_back
-from zu_lightning.lm.adapters import read_adapter
+from zu_lightning.lm.adapter import read_adapter
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.export import export_adapter, export_model
 

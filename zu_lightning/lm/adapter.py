@@ -1,4 +1,4 @@
-"""LoRA adapters as servers take them: one rank for all layers, and the commands that serve them.
+"""LoRA adapters: factors of one rank for all layers, the commands that serve them, and what others have written.
 
 What each server takes was read from its code, and is told in docs/how-to/serving.md.
 """
@@ -8,11 +8,21 @@ import shlex
 from pathlib import Path
 
 import torch
+from peft import PeftConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
 from torch.nn.functional import pad
 
+from zu_lightning.errors import InputError
+from zu_lightning.lm.editable import EditableLM
 from zu_lightning.solvers import LowRankUpdate
 
-CONFIG_NAME = "adapter_config.json"
+CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+CUT_FROM = "cut_from_rank"
+"""In the metadata of an adapter's weights: the rank that it would have had."""
+
+NAME = "default"
+"""PEFT's name for the only adapter of a model."""
 
 SERVED_NAME = "edited"
 """What the edited model is called in commands; the server keeps the base under the base's name."""
@@ -21,22 +31,20 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What ``--max-lora-rank`` of vLLM may be (``MaxLoRARanks`` in vllm/config/lora.py; newer versions also take 1)."""
 
 
-def balanced(update: LowRankUpdate, max_rank: int | None = None) -> LowRankUpdate:
-    """The same update with orthogonal factors of equal size and no superfluous rank.
-
-    Args:
-        update: Factors d_out x rank and rank x d_in.
-        max_rank: If the rank is higher, the closest update of this rank (by a truncated SVD) is returned instead.
-    """
+def balanced(update: LowRankUpdate) -> LowRankUpdate:
+    """The same update with orthogonal factors of equal size, the largest first, and no superfluous rank."""
     left, right_factor = torch.linalg.qr(update.left.double())
     right, left_factor = torch.linalg.qr(update.right.double().mT)
     u, s, v = torch.linalg.svd(right_factor @ left_factor.mT, full_matrices=False)
     kept = s > torch.finfo(s.dtype).eps * len(s) * s.max()
     kept[0] = True
-    if max_rank is not None:
-        kept[max_rank:] = False  # singular values descend
     root = s[kept].sqrt()
     return LowRankUpdate(left @ u[:, kept] * root, root[:, None] * (v[kept] @ right.mT))
+
+
+def cut(update: LowRankUpdate, max_rank: int | None) -> LowRankUpdate:
+    """The closest update of at most this rank (a truncated SVD) to a balanced one."""
+    return LowRankUpdate(update.left[:, :max_rank], update.right[:max_rank])
 
 
 def padded(update: LowRankUpdate, rank: int) -> LowRankUpdate:
@@ -49,6 +57,13 @@ def adapter_rank(folder: Path) -> int | None:
     """The rank of the adapter in a folder; ``None`` if there is no adapter."""
     config = folder / CONFIG_NAME
     return int(json.loads(config.read_text(encoding="utf-8"))["r"]) if config.exists() else None
+
+
+def cut_from(folder: Path) -> int | None:
+    """The rank that the adapter in a folder would have if it had not been cut; ``None`` if it is whole."""
+    with safe_open(folder / WEIGHTS_NAME, "pt") as file:
+        rank = (file.metadata() or {}).get(CUT_FROM)
+    return None if rank is None else int(rank)
 
 
 def vllm_max_rank(rank: int) -> int | None:
@@ -77,3 +92,40 @@ def serving_commands(base: str, adapter: str, rank: int) -> dict[str, str]:
         return commands
     vllm = f"vllm serve {model} --enable-lora --lora-modules {module} --max-lora-rank {allowed}"
     return {"vLLM": vllm} | commands
+
+
+def read_adapter(lm: EditableLM, folder: str | Path) -> dict[int, LowRankUpdate]:
+    """What a LoRA adapter adds to each output projection, scaled as PEFT scales it; float64.
+
+    Args:
+        lm: The base model; it is left as it was.
+        folder: The adapter, written by :func:`zu_lightning.export_adapter` or by anything else.
+
+    Raises:
+        InputError: It is no LoRA adapter, does not fit the model, or changes other weights, too.
+    """
+    layers = {lm.weight_name(layer): layer for layer in range(len(lm.layers))}
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        model = PeftModel.from_pretrained(lm.model, str(folder), config=config)
+    except (OSError, ValueError, RuntimeError) as error:
+        remedy = f"it cannot be read as an adapter of {lm.name_or_path} ({str(error).splitlines()[0]})."
+        raise InputError("adapters", str(folder), remedy) from error
+    found: dict[int, LowRankUpdate] = {}
+    others: list[str] = []
+    for name, module in lm.model.named_modules():
+        if isinstance(module, LoraLayer) and NAME in module.scaling:
+            if name in layers:
+                found[layers[name]] = _factors(module)
+            else:
+                others.append(name)
+    model.unload()
+    if others or not found:
+        what = f"it changes {', '.join(others[:3])}, ..." if others else "it changes no weights"
+        raise InputError("adapters", str(folder), f"{what}: only output projections of MLPs can be composed.")
+    return found
+
+
+def _factors(module: LoraLayer) -> LowRankUpdate:
+    left, right = (getattr(module, name)[NAME].weight.detach().double() for name in ("lora_B", "lora_A"))
+    return LowRankUpdate(left * torch.as_tensor(module.scaling[NAME], dtype=torch.float64), right)

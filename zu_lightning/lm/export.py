@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from zu_lightning.errors import InputError
 from zu_lightning.files import replacing
-from zu_lightning.lm.adapter import CONFIG_NAME, balanced, padded
+from zu_lightning.lm.adapter import CONFIG_NAME, CUT_FROM, WEIGHTS_NAME, balanced, cut, padded
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.edits import apply_update
 from zu_lightning.lm.loading import source_options
@@ -68,8 +68,9 @@ def export_adapter(
     """
     if not updates:
         raise ValueError("there is no adapter to write: nothing has been edited.")
-    factors = {lm.weight_name(layer): balanced(update, max_rank) for layer, update in sorted(updates.items())}
-    rank = max(update.rank for update in factors.values())
+    whole = {lm.weight_name(layer): balanced(update) for layer, update in sorted(updates.items())}
+    factors = {name: cut(update, max_rank) for name, update in whole.items()}
+    rank, rank_of_all = (max(update.rank for update in some.values()) for some in (factors, whole))
     config = LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=lm.name_or_path,
@@ -87,7 +88,8 @@ def export_adapter(
         tensors[f"base_model.model.{name}.lora_B.weight"] = equal.left.float().cpu().contiguous()
     with exported(Path(folder)) as temporary:
         config.save_pretrained(str(temporary))
-        save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        metadata = {"format": "pt"} | ({CUT_FROM: str(rank_of_all)} if rank < rank_of_all else {})
+        save_file(tensors, temporary / WEIGHTS_NAME, metadata=metadata)
     return Path(folder)
 
 
@@ -157,7 +159,7 @@ def _difference(logits: Tensor, others: Tensor) -> float:
 
 def _merged(lm: EditableLM, adapter: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The base with the adapter added to its weights: PEFT does not load adapters of offloaded modules (0.21)."""
-    tensors = {name: tensor.to(dtype) for name, tensor in load_file(adapter / "adapter_model.safetensors").items()}
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(adapter / WEIGHTS_NAME).items()}
     for layer in range(len(lm.layers)):
         name = f"base_model.model.{lm.weight_name(layer)}"
         if f"{name}.lora_A.weight" in tensors:

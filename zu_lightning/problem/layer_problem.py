@@ -64,8 +64,9 @@ class LayerProblem:
         if self.count <= len(self.keys):
             return self.gathered()
         own = self.at_mean_keys().weighing_facts()
-        sums = vars(ForgetSums.of(own.keys, own.residuals, own.values))
-        keys, residuals, values = ForgetSums(*summed(*sums.values())).columns()
+        # What is not finite on one process is refused by all of them, once the sums are known.
+        K, R, V = own.keys.double(), own.residuals.double(), own.values.double()
+        keys, residuals, values = ForgetSums(*summed(K @ K.mT, R @ K.mT, V @ V.mT)).columns()
         return replace(own, keys=keys, residuals=residuals, values=values)
 
     def value_basis(self) -> Tensor:
