@@ -11,8 +11,8 @@ from callbacks.run_folder import run_folder, unlearn_module
 from zu_lightning import EditingModule, InputError, LayerProblem, UnlearnModule, evaluate, evaluation_batches, own_share
 from zu_lightning.distributed import gathered
 from zu_lightning.facts.request import History
-from zu_lightning.ledger import Ledger, locked
-from zu_lightning.ledger.recording import Outcome, record
+from zu_lightning.ledger import locked
+from zu_lightning.ledger.recording import Outcome, record, unchanged
 from zu_lightning.lm.recognize import digests_of, layers_in
 
 
@@ -31,7 +31,8 @@ class RecordRequest(Callback):
         """Keep others out, before anything is computed.
 
         Raises:
-            InputError: Somebody else is at work, or the module has no thin updates to record.
+            InputError: Somebody else is at work, or has been since the ledger was read;
+                or the module has no thin updates to record.
         """
         history = _history(trainer, pl_module)
         if history is None:
@@ -41,8 +42,8 @@ class RecordRequest(Callback):
             raise InputError("project", str(history.folder), remedy)
         if trainer.is_global_zero:
             self.lock.enter_context(locked(history.folder))
-            if history.head != Ledger.read(history.folder).until(pl_module.request.number).head:
-                raise InputError("project", str(history.folder), "another run has written into it: start again.")
+            continues = getattr(trainer.datamodule, "continues", False)  # type: ignore[attr-defined]
+            unchanged(history, pl_module.request.forget if continues else ())
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Recognize the weights with which the request begins."""

@@ -80,6 +80,17 @@ def test_the_same_request_is_recorded_once(project: Project) -> None:
     assert (project.folder / "ledger.jsonl").read_bytes() == before
 
 
+def test_what_was_recorded_meanwhile_is_neither_overwritten_nor_overlooked(project: Project) -> None:
+    facts = people(2)
+    stale = Request(facts[1:], RetainText([]), number=1, history=project.ledger.history())
+    ledger = project.add(facts[:1])
+    before = {path: path.read_bytes() for path in sorted(ledger.folder_of(1).iterdir())}
+    with pytest.raises(InputError, match="another run has written into it: start again"):
+        record(stale, None)  # type: ignore[arg-type]
+    assert {path: path.read_bytes() for path in sorted(ledger.folder_of(1).iterdir())} == before
+    assert project.ledger.head == ledger.head
+
+
 @pytest.mark.parametrize("name", ["update.safetensors", "keys.safetensors"])
 def test_a_file_that_was_changed_or_is_missing_is_refused(name: str, project: Project) -> None:
     ledger = project.add(people(1))

@@ -1,14 +1,16 @@
 """How a request gets its line in the ledger: first its files, all at once, then the line."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 import zu_lightning.errors
-from zu_lightning.facts.request import Request
+from zu_lightning.errors import InputError
+from zu_lightning.facts.fact import Fact
+from zu_lightning.facts.request import History, Request
 from zu_lightning.files import digest, replacing
 from zu_lightning.ledger.chain import sync
 from zu_lightning.ledger.entries import RequestEntry
@@ -45,6 +47,23 @@ class Outcome:
     kept: Mapping[int, Mapping[str, Tensor]]
 
 
+def unchanged(history: History, forget: Sequence[Fact] = ()) -> Ledger:
+    """The ledger of a project, if nobody has written into it since a request was made from it.
+
+    Args:
+        history: What the request knows of the ledger.
+        forget: Its facts if the last line may be its own; otherwise none.
+
+    Raises:
+        InputError: Somebody has written into it.
+    """
+    ledger = Ledger.read(history.folder)
+    before = ledger.until(len(ledger.entries)) if ledger.ends_in(forget) else ledger
+    if history.head not in (ledger.head, before.head):
+        raise InputError("project", str(history.folder), "another run has written into it: start again.")
+    return ledger
+
+
 def record(request: Request, outcome: Outcome, configuration: Path | None = None) -> Ledger:
     """Record a request in the ledger of its project; the caller holds the lock.
 
@@ -60,14 +79,14 @@ def record(request: Request, outcome: Outcome, configuration: Path | None = None
         The ledger with the request as its last line.
 
     Raises:
-        InputError: The ledger was changed meanwhile.
+        InputError: The ledger was changed meanwhile; then nothing is written.
         ValueError: The request belongs to no project.
     """
     history = request.history
     if history is None:
         raise ValueError("the request belongs to no project.")
-    ledger = Ledger.read(history.folder)
-    if len(ledger.entries) == request.number and ledger.ends_in(request.forget):
+    ledger = unchanged(history, request.forget)
+    if ledger.head != history.head:  # it has its line
         return ledger
     folder = ledger.folder_of(request.number)
     with replacing(folder) as temporary:
