@@ -21,6 +21,9 @@ from zu_lightning.lm.recognize import layers_in, name_of, tensor_digest
 HIDDEN_STATES = ("keys-", "outputs-", "targets-", "values-", "varied_keys-")
 """Beginnings of the names of files in a cache that were computed from the texts of facts."""
 
+OF_CACHE = (".npy", ".safetensors", ".partial")
+"""Endings of the names of files in a cache; the last one is left by a process that was killed while it wrote."""
+
 WINDOW = 3
 """Number of lines within which a subject and an answer belong together."""
 
@@ -89,7 +92,7 @@ def _any(spellings: set[bytes], content: bytes) -> bool:
 
 
 def _hidden_states_in(path: Path) -> list[str]:
-    if path.name == KEYS or (path.suffix == ".safetensors" and path.name.startswith(HIDDEN_STATES)):
+    if path.name == KEYS or (path.suffix in OF_CACHE and path.name.lstrip(".").startswith(HIDDEN_STATES)):
         return ["hidden states of forgotten facts"]
     if path.name == UPDATE:
         return ["an update: subtracted from the weights, it brings its facts back"]
