@@ -94,3 +94,19 @@ def test_a_request_is_taken_back_once(project: Project) -> None:
     take_back(project.ledger, plan(project.ledger, 1), project.load_base())
     with pytest.raises(InputError, match="taken back already"):
         plan(project.ledger, 1)
+
+
+def test_a_request_that_waits_to_be_solved_again_can_be_taken_back_instead(project: Project) -> None:
+    make_dependent(project, 0.5)
+    ledger = take_back(project.ledger, plan(project.ledger, 1), project.load_base())
+    (ledger.folder_of(2) / "facts.jsonl").unlink()
+    with pytest.raises(InputError, match="wait to be solved again"):
+        ledger.history()
+    todo = plan(ledger, 2)
+    assert todo.dependence == {}
+    ledger = take_back(ledger, todo, project.load_base())
+    assert ledger.waiting == []
+    assert ledger.history().earlier == []
+    assert containment(ledger, project.load_base(), project.load_base()).line == 4
+    with pytest.raises(InputError, match="taken back already"):
+        plan(ledger, 2)

@@ -110,7 +110,8 @@ def undo(project: str, number: int) -> None:
         }
         command = [sys.executable, "train.py", "fit", *(f"--{name}={value}" for name, value in options.items())]
         if subprocess.run(command, check=False).returncode:
-            sys.exit(f"request {again} is not solved again yet: mend what train.py says, and run `undo` again.")
+            remedy = "mend what train.py says, and run `undo` again, or take this request back, too"
+            sys.exit(f"request {again} is not solved again yet: {remedy}.")
     _ask_again(Ledger.existing(project), number)
 
 

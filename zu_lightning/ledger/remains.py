@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zu_lightning.facts.fact import Fact
 from zu_lightning.ledger.entries import RequestEntry
-from zu_lightning.ledger.kept import KEYS, UPDATE
+from zu_lightning.ledger.kept import FACTS, KEYS, UPDATE
 from zu_lightning.ledger.ledger import FILE_NAME, Ledger
 from zu_lightning.ledger.recording import CONFIGURATION
 from zu_lightning.lm.recognize import layers_in, name_of, tensor_digest
@@ -153,10 +153,12 @@ def _inside(content: Any) -> Iterator[Tensor]:
 def _needed(ledger: Ledger, path: Path) -> str:
     """For what a file is needed; empty if it can go."""
     resolved = path.resolve()
-    models = {Path(entry.model).resolve() for entry in ledger.entries if isinstance(entry, RequestEntry)}
-    if any(model == resolved.parent for model in models):
+    requests = [entry for entry in ledger.entries if isinstance(entry, RequestEntry)]
+    if any(Path(entry.model).resolve() == resolved.parent for entry in requests):
         return "the base model, from which requests start"
     if resolved == (ledger.folder / FILE_NAME).resolve():
         return "the ledger"
-    in_request = resolved.parent.parent == (ledger.folder / "requests").resolve()
-    return "later requests" if in_request and path.name in (KEYS, UPDATE, CONFIGURATION) else ""
+    numbers = [entry.number for entry in requests if ledger.folder_of(entry.number).resolve() == resolved.parent]
+    if numbers and path.name == FACTS and numbers[0] in ledger.waiting:
+        return f"solving request {numbers[0]} again"
+    return "later requests" if numbers and path.name in (KEYS, UPDATE, CONFIGURATION) else ""
