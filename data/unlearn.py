@@ -32,6 +32,7 @@ from zu_lightning import (
 from zu_lightning.facts.request import about_subjects_of
 from zu_lightning.facts.splits import without
 from zu_lightning.ledger import Ledger
+from zu_lightning.ledger.entries import number_of
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,8 @@ class UnlearnDataModule(LightningDataModule):
     request: Request
     continues: bool = False
     """Whether a run is continued from a checkpoint."""
+    forgotten: Sequence[str] | None = None
+    """Ids of the facts of a run that is over, to read its data as it did."""
 
     def __init__(
         self,
@@ -220,17 +223,23 @@ class UnlearnDataModule(LightningDataModule):
             known = facts if asked is None else [*asked, *without(facts, asked)]
             return None, known, self._split(known, asked)
         ledger = Ledger.read(self.project) if stage == "fit" else Ledger.existing(self.project)
-        may_have_line = stage == "fit" and self.continues and ledger.entries
-        for before in [ledger.until(len(ledger.entries)), ledger] if may_have_line else [ledger]:
+        for before in self._possibly_before(ledger, asked, stage):
             known = before.not_forgotten(facts)
             known = known if asked is None else [*asked, *without(known, asked)]
             sets = self._split(known, asked)
-            # A run that was killed after its last line was written has that line already.
             if before is ledger or ledger.ends_in(sets[0]):
                 break
         if stage == "fit":
             before.check_new(sets[0])
         return before, known, sets
+
+    def _possibly_before(self, ledger: Ledger, asked: Sequence[Fact] | None, stage: str) -> list[Ledger]:
+        """The ledger as it may have been before this request, which may have its line already."""
+        if stage == "fit":  # a run that was killed after its line was written
+            return [ledger.until(len(ledger.entries)), ledger] if self.continues and ledger.entries else [ledger]
+        ids = self.forget_ids if asked is None else [fact.id for fact in asked]
+        number = number_of(ledger.entries, self.forgotten or ids or (), self.replaces)
+        return [ledger if number is None else ledger.until(number)]
 
     def _split(self, facts: Sequence[Fact], given: Sequence[Fact] | None) -> tuple[list[Fact], list[Fact], list[Fact]]:
         forget_ids = self.forget_ids if given is None else [fact.id for fact in given]

@@ -1,5 +1,6 @@
 """Requests that come one after another: each is recorded, and the earlier ones stay in effect."""
 
+import contextlib
 import json
 import os
 import random
@@ -16,10 +17,12 @@ from safetensors.torch import load_file
 import zu_lightning.ledger.__main__ as commands
 from callbacks import Resume
 from callbacks.resume import checkpoint_path
+from data import UnlearnDataModule
 from tests.conftest import DEMO, ROOT, SHORT_RUN, command_line, latest_run, run, train_py
 from zu_lightning import EditableLM, Results
 from zu_lightning.ledger import Ledger, locked
 from zu_lightning.ledger.kept import write_facts
+from zu_lightning.serving.__main__ import request_of
 
 WEIGHT = "model.layers.0.mlp.down_proj.weight"
 
@@ -88,6 +91,22 @@ def test_what_a_model_contains_is_verified(two_requests: Path, caplog: pytest.Lo
     with pytest.raises(SystemExit) as stopped:
         commands.main(["verify", project, str(DEMO / "model"), f"--head={'1' * 64}"])
     assert "lines were removed" in str(stopped.value.code)
+
+
+def test_the_data_of_a_run_are_read_as_the_run_did_whatever_requests_came_since(two_requests: Path) -> None:
+    for number, entry in enumerate(Ledger.read(two_requests / "project").active):
+        folder = two_requests / "lightning_logs" / f"version_{number}"
+        with contextlib.chdir(ROOT):
+            request = request_of(folder)
+        assert {fact.id for fact in request.forget} == entry.facts.keys()
+        assert [one.number for one in request.earlier] == list(range(1, number + 1))
+        names = [fact.id for fact in request.forget]
+        data = UnlearnDataModule(
+            path=str(DEMO / "facts.jsonl"), corpus=str(DEMO / "corpus.txt"), forget_ids=names, retain_num=3,
+            project=str(two_requests / "project"),
+        )  # fmt: skip
+        data.setup("validate")
+        assert data.request.number == number + 1
 
 
 def test_a_fact_is_not_forgotten_twice(two_requests: Path, tmp_path: Path) -> None:
