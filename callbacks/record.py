@@ -13,6 +13,7 @@ from zu_lightning.distributed import gathered
 from zu_lightning.facts.request import History
 from zu_lightning.ledger import locked
 from zu_lightning.ledger.recording import Outcome, record, unchanged
+from zu_lightning.lm.loading import DECIDING_OPTIONS
 from zu_lightning.lm.recognize import digests_of, layers_in
 
 
@@ -32,7 +33,7 @@ class RecordRequest(Callback):
 
         Raises:
             InputError: Somebody else is at work, or has been since the ledger was read;
-                or the module has no thin updates to record.
+                or the module has no thin updates to record, or only a stand-in for its model.
         """
         history = _history(trainer, pl_module)
         if history is None:
@@ -40,6 +41,8 @@ class RecordRequest(Callback):
         if not isinstance(pl_module, EditingModule):
             remedy = f"{type(pl_module).__name__} has no thin updates for its ledger: edit layers, or set it to null."
             raise InputError("project", str(history.folder), remedy)
+        if pl_module.tiny:
+            raise InputError("tiny", True, "a project needs the model that it is about: leave out one of the two.")
         if trainer.is_global_zero:
             self.lock.enter_context(locked(history.folder))
             continues = getattr(trainer.datamodule, "continues", False)  # type: ignore[attr-defined]
@@ -106,12 +109,13 @@ def _ask_earlier(module: UnlearnModule, when: str) -> None:
 
 def _outcome(module: UnlearnModule, before: dict[str, str]) -> Outcome:
     """What is recorded of a run that is done."""
-    run, number = module.run, module.request.number
+    run, number, options = module.run, module.request.number, module.load_options
     own = {key.layer: edit for key, edit in run.edits.items() if key.request == number}
     results = results_of(module, texts=False)
     after = digests_of(module.lm, layers_in(before))
     return Outcome(
         model=module.model_name_or_path,
+        loading={"dtype": module.dtype_name} | {name: options[name] for name in DECIDING_OPTIONS if name in options},
         settings=results.identity.get("settings", ""),
         versions=results.identity.get("versions", ""),
         weights={"before": before, "after": after},

@@ -38,11 +38,13 @@ class Project:
 
     Args:
         root: Where everything is.
+        kept_in: Precision of the base model's file.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, kept_in: torch.dtype = torch.float32) -> None:
         self.folder, self.base = root / "project", root / "base"
         self.lm = random_lm("llama")
+        self.lm.model.to(kept_in)  # type: ignore[arg-type]
         export_model(self.lm, self.base)
 
     @property
@@ -77,6 +79,7 @@ class Project:
         values = torch.zeros(self.lm.weight(0).shape[0], len(forget), dtype=torch.float64)
         outcome = Outcome(
             model=str(self.base),
+            loading={"dtype": str(self.lm.weight(0).dtype).removeprefix("torch.")},
             settings="of a test",
             versions="0",
             weights={"before": before, "after": digests_of(self.lm, all_layers)},

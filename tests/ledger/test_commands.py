@@ -12,6 +12,7 @@ from tests.ledger.conftest import LAYERS, Project, people
 from zu_lightning import EditableLM, LowRankUpdate, export_adapter
 from zu_lightning.ledger.kept import write_facts
 from zu_lightning.lm.adapters import read_adapter
+from zu_lightning.lm.export import export_model
 
 
 @pytest.fixture
@@ -49,6 +50,20 @@ def test_a_request_is_taken_back_and_the_rest_is_merged_and_verified(
     commands.main(["merge", folder, str(tmp_path / "one"), "--requests=[2]"])
     assert refusal("verify", folder, str(tmp_path / "one" / "model")) == 1
     assert "contains requests [2]; the ledger has [1, 3]" in caplog.text
+
+
+def test_a_project_stays_in_the_precision_of_its_requests(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    project = Project(tmp_path, kept_in=torch.bfloat16)
+    project.lm.model.to(torch.float32)  # type: ignore[arg-type]
+    project.add(people(1))
+    folder, model = str(project.folder), str(export_model(project.lm, tmp_path / "model"))
+    for base in ([], [f"--base={project.base}"]):
+        commands.main(["verify", folder, model, *base])
+    commands.main(["merge", folder, str(tmp_path / "merged")])
+    assert EditableLM.from_pretrained(tmp_path / "merged" / "model").weight(0).dtype == torch.float32
+    commands.main(["verify", folder, str(tmp_path / "merged" / "model")])
+    assert caplog.text.count("to the last bit those after line 1\n") == 3
 
 
 def test_the_requests_are_listed_with_the_hash_of_the_last_line(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from lightning import Trainer
@@ -14,9 +15,9 @@ from zu_lightning.facts.request import History
 from zu_lightning.ledger import locked
 
 
-def set_up(history: History, forget: Sequence[Fact], *, continues: bool = False) -> RecordRequest:
-    """The callback of a run that has read its data and begins."""
-    trainer, module = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False), EditingModule()
+def set_up(history: History, forget: Sequence[Fact], *, continues: bool = False, **options: Any) -> RecordRequest:
+    """The callback of a run that has read its data and begins; with options of its module."""
+    trainer, module = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False), EditingModule(**options)
     trainer.state.fn = TrainerFn.FITTING
     request = Request(forget, RetainText([]), number=1, history=history)
     trainer.datamodule = SimpleNamespace(request=request, continues=continues)  # type: ignore[attr-defined]
@@ -35,3 +36,8 @@ def test_a_run_that_has_read_an_older_ledger_is_refused(project: Project) -> Non
             set_up(history, forget, continues=continues)
     with set_up(history, facts[:1], continues=True).lock, pytest.raises(InputError, match="another process works"):
         locked(project.folder).__enter__()
+
+
+def test_a_stand_in_is_no_model_of_a_project(project: Project) -> None:
+    with pytest.raises(InputError, match="tiny is True: a project needs the model that it is about"):
+        set_up(project.ledger.history(), people(1), tiny=True)

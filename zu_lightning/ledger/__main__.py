@@ -187,9 +187,11 @@ def clean(
 
 
 def _base(ledger: Ledger, given: str | None = None) -> EditableLM:
-    """The base model of a project."""
-    names = [entry.model for entry in ledger.entries if isinstance(entry, RequestEntry)]
-    return EditableLM.from_pretrained(given or names[-1])
+    """The base model of a project, in the precision in which its last request was solved."""
+    last = [entry for entry in ledger.entries if isinstance(entry, RequestEntry)][-1]
+    if given is None:
+        return EditableLM.from_pretrained(last.model, **last.loading)
+    return EditableLM.from_pretrained(given, dtype=last.loading.get("dtype", "auto"))
 
 
 def _is_right(found: Containment, expected: Sequence[int]) -> bool:

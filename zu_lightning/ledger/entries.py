@@ -27,6 +27,7 @@ class RequestEntry:
         layers: What was done to each layer, by the names of :class:`zu_lightning.LayerScores`.
         files: Digests of the files in its folder.
         replaces: Number of the request that this one solves again; ``None`` if there is none.
+        loading: Arguments of ``EditableLM.from_pretrained`` that decide which weights the base model has.
     """
 
     number: int
@@ -41,6 +42,7 @@ class RequestEntry:
     layers: Mapping[str, Scores]
     files: Digests
     replaces: int | None = None
+    loading: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

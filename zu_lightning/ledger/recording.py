@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -28,6 +29,7 @@ class Outcome:
 
     Attributes:
         model: Where the base model came from.
+        loading: Arguments of ``EditableLM.from_pretrained`` that decide which weights it has.
         settings: Digest of everything that decided about the weights.
         versions: Of the libraries.
         weights: Digests of the weights ``before`` and ``after``, by their names.
@@ -38,6 +40,7 @@ class Outcome:
     """
 
     model: str
+    loading: Mapping[str, Any]
     settings: str
     versions: str
     weights: Mapping[str, Mapping[str, str]]
@@ -115,6 +118,7 @@ def record(request: Request, outcome: Outcome, configuration: Path | None = None
             layers={str(layer): vars(edit.scores) for layer, edit in outcome.edits.items()},
             files=file_digests(folder),
             replaces=history.replaces,
+            loading=outcome.loading,
         )
     )
 

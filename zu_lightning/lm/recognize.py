@@ -17,6 +17,8 @@ SAMPLE = 256
 def digests_of(lm: EditableLM, layers: Iterable[int]) -> dict[str, str]:
     """A digest of every entry of some output projections, and of a sample of all weights that are no such projection.
 
+    They are the same in every precision that can hold the weights.
+
     Args:
         lm: The model. If it is spread over devices, only projections are looked at.
         layers: Layers of the projections.
@@ -52,5 +54,5 @@ def _sampled(lm: EditableLM) -> str:
         if name not in projections:
             flat = parameter.detach().flatten()
             sample = flat[:: max(1, len(flat) // SAMPLE)].double().cpu().numpy().tobytes()
-            parts += [name, tuple(parameter.shape), parameter.dtype, sample]
+            parts += [name, tuple(parameter.shape), sample]
     return digest(*parts)
