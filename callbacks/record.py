@@ -12,7 +12,7 @@ from zu_lightning import EditingModule, InputError, LayerProblem, UnlearnModule,
 from zu_lightning.distributed import gathered
 from zu_lightning.facts.request import History
 from zu_lightning.ledger import locked
-from zu_lightning.ledger.recording import Outcome, record, unchanged
+from zu_lightning.ledger.recording import CHANGED, Outcome, record, unchanged
 from zu_lightning.lm.loading import DECIDING_OPTIONS
 from zu_lightning.lm.recognize import digests_of, layers_in
 
@@ -29,7 +29,7 @@ class RecordRequest(Callback):
         """Digests of the weights before."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keep others out, before anything is computed.
+        """Keep others out, before anything is computed; all processes agree on it.
 
         Raises:
             InputError: Somebody else is at work, or has been since the ledger was read;
@@ -43,10 +43,21 @@ class RecordRequest(Callback):
             raise InputError("project", str(history.folder), remedy)
         if pl_module.tiny:
             raise InputError("tiny", True, "a project needs the model that it is about: leave out one of the two.")
-        if trainer.is_global_zero:
+        refusal = self._refusal(trainer, history, pl_module) if trainer.is_global_zero else None
+        refusal, head = trainer.strategy.broadcast((refusal, history.head))
+        # Processes may have read the ledger at different times. All of them stop, or those that are left would wait.
+        if trainer.strategy.reduce_boolean_decision(refusal is not None or head != history.head, all=False):
+            raise refusal or InputError("project", str(history.folder), CHANGED)
+
+    def _refusal(self, trainer: Trainer, history: History, module: UnlearnModule) -> InputError | None:
+        """Keep others out, or say why that is not possible."""
+        continues = getattr(trainer.datamodule, "continues", False)  # type: ignore[attr-defined]
+        try:
             self.lock.enter_context(locked(history.folder))
-            continues = getattr(trainer.datamodule, "continues", False)  # type: ignore[attr-defined]
-            unchanged(history, pl_module.request.forget if continues else ())
+            unchanged(history, module.request.forget if continues else ())
+        except InputError as error:
+            return error
+        return None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Recognize the weights with which the request begins."""

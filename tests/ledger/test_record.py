@@ -1,23 +1,51 @@
 """What keeps others out of a project, and when a run is refused, without a run."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from lightning import Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks import RecordRequest
+from tests.conftest import in_processes
 from tests.ledger.conftest import Project, people
 from zu_lightning import EditingModule, Fact, InputError, Request, RetainText
+from zu_lightning.distributed import process, summed
 from zu_lightning.facts.request import History
 from zu_lightning.ledger import locked
 
 
+class OneOfSeveral(SingleDeviceStrategy):
+    """The strategy of a process of several that are there already."""
+
+    @property
+    def is_global_zero(self) -> bool:
+        return process()[0] == 0
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        objects = [obj]
+        if process()[1] > 1:
+            torch.distributed.broadcast_object_list(objects, src)
+        return objects[0]
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        count = summed(torch.tensor(int(decision)))[0].item()
+        return count == process()[1] if all else count > 0
+
+
+def quiet_trainer() -> Trainer:
+    strategy = OneOfSeveral(torch.device("cpu"))
+    return Trainer(accelerator="cpu", strategy=strategy, logger=False, enable_progress_bar=False)
+
+
 def set_up(history: History, forget: Sequence[Fact], *, continues: bool = False, **options: Any) -> RecordRequest:
     """The callback of a run that has read its data and begins; with options of its module."""
-    trainer, module = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False), EditingModule(**options)
+    trainer, module = quiet_trainer(), EditingModule(**options)
     trainer.state.fn = TrainerFn.FITTING
     request = Request(forget, RetainText([]), number=1, history=history)
     trainer.datamodule = SimpleNamespace(request=request, continues=continues)  # type: ignore[attr-defined]
@@ -36,6 +64,25 @@ def test_a_run_that_has_read_an_older_ledger_is_refused(project: Project) -> Non
             set_up(history, forget, continues=continues)
     with set_up(history, facts[:1], continues=True).lock, pytest.raises(InputError, match="another process works"):
         locked(project.folder).__enter__()
+
+
+def test_all_processes_stop_if_one_is_refused(project: Project, tmp_path: Path) -> None:
+    facts, older = people(2), project.ledger.history()
+    newer = project.add(facts[:1]).history()
+
+    def said(history_of_second: History) -> str:
+        try:
+            set_up(history_of_second if process()[0] else newer, facts[1:]).lock.close()
+        except InputError as error:
+            return str(error)
+        return "nothing"
+
+    assert in_processes(2, lambda: said(newer), tmp_path / "both") == ["nothing"] * 2
+    with locked(project.folder):
+        alone = in_processes(2, lambda: said(newer), tmp_path / "locked")
+    assert ["another process works on it" in text for text in alone] == [True] * 2
+    one_is_late = in_processes(2, lambda: said(older), tmp_path / "older")
+    assert ["another run has written into it" in text for text in one_is_late] == [True] * 2
 
 
 def test_a_stand_in_is_no_model_of_a_project(project: Project) -> None:

@@ -22,6 +22,9 @@ from zu_lightning.methods.unlearning import LayerEdit
 CONFIGURATION = "config.yaml"
 """The resolved configuration of the run, among the files of a request."""
 
+CHANGED = "another run has written into it: start again."
+"""What is said to a run that has read an older ledger."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -63,7 +66,7 @@ def unchanged(history: History, forget: Sequence[Fact] = ()) -> Ledger:
     ledger = Ledger.read(history.folder)
     before = ledger.until(len(ledger.entries)) if ledger.ends_in(forget) else ledger
     if history.head not in (ledger.head, before.head):
-        raise InputError("project", str(history.folder), "another run has written into it: start again.")
+        raise InputError("project", str(history.folder), CHANGED)
     return ledger
 
 
