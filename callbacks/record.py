@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from callbacks.results import results_of
 from callbacks.run_folder import run_folder, unlearn_module
 from zu_lightning import EditingModule, InputError, LayerProblem, UnlearnModule, evaluate, evaluation_batches, own_share
-from zu_lightning.distributed import gathered
+from zu_lightning.distributed import in_first
 from zu_lightning.facts.request import History
 from zu_lightning.ledger import locked
 from zu_lightning.ledger.recording import CHANGED, Outcome, record, unchanged
@@ -72,16 +72,14 @@ class RecordRequest(Callback):
             _ask_earlier(unlearn_module(pl_module), "before")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keep what later requests need to keep this one in effect."""
+        """Keep what later requests need to keep this one in effect, in the first process, which records it."""
         if _history(trainer, pl_module) is not None and isinstance(batch, LayerProblem) and batch_idx == 0:
             own = batch.without_earlier()
-            tensors = {name: getattr(own, name) for name in ("keys", "values", "deviations")}
-            kept = {
-                name: gathered(columns.detach().movedim(1, 0)).movedim(0, 1).cpu().clone()
-                for name, columns in tensors.items()
-                if columns is not None
-            }
-            unlearn_module(pl_module).run.kept[batch.layer] = kept
+            columns = {name: getattr(own, name) for name in ("keys", "values", "deviations")}
+            rows = {name: in_first(some.detach().movedim(1, 0)) for name, some in columns.items() if some is not None}
+            kept = {name: some.movedim(0, 1) for name, some in rows.items() if some is not None}
+            if kept:
+                unlearn_module(pl_module).run.kept[batch.layer] = kept
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ask the facts of earlier requests again."""

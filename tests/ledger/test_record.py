@@ -1,6 +1,7 @@
 """What keeps others out of a project, and when a run is refused, without a run."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks import RecordRequest
-from tests.conftest import in_processes
+from tests.conftest import in_processes, own_columns, random, random_problem
 from tests.ledger.conftest import Project, people
 from zu_lightning import EditingModule, Fact, InputError, Request, RetainText
 from zu_lightning.distributed import process, summed
@@ -43,13 +44,20 @@ def quiet_trainer() -> Trainer:
     return Trainer(accelerator="cpu", strategy=strategy, logger=False, enable_progress_bar=False)
 
 
-def set_up(history: History, forget: Sequence[Fact], *, continues: bool = False, **options: Any) -> RecordRequest:
-    """The callback of a run that has read its data and begins; with options of its module."""
+def of_run(history: History, forget: Sequence[Fact], **options: Any) -> tuple[Trainer, EditingModule]:
+    """The trainer of a run that has read its data, and its module with some options."""
     trainer, module = quiet_trainer(), EditingModule(**options)
     trainer.state.fn = TrainerFn.FITTING
     request = Request(forget, RetainText([]), number=1, history=history)
-    trainer.datamodule = SimpleNamespace(request=request, continues=continues)  # type: ignore[attr-defined]
+    trainer.datamodule = SimpleNamespace(request=request, continues=False)  # type: ignore[attr-defined]
     module.trainer = trainer
+    return trainer, module
+
+
+def set_up(history: History, forget: Sequence[Fact], *, continues: bool = False, **options: Any) -> RecordRequest:
+    """The callback of a run that begins."""
+    trainer, module = of_run(history, forget, **options)
+    trainer.datamodule.continues = continues  # type: ignore[attr-defined]
     callback = RecordRequest()
     callback.setup(trainer, module, "fit")
     return callback
@@ -83,6 +91,22 @@ def test_all_processes_stop_if_one_is_refused(project: Project, tmp_path: Path) 
     assert ["another process works on it" in text for text in alone] == [True] * 2
     one_is_late = in_processes(2, lambda: said(older), tmp_path / "older")
     assert ["another run has written into it" in text for text in one_is_late] == [True] * 2
+
+
+def test_only_the_first_process_keeps_what_later_requests_need(project: Project, tmp_path: Path) -> None:
+    _, problem = random_problem(facts=4)
+    problem = replace(problem, deviations=random(9, 4, 3, seed=1))
+    trainer, module = of_run(project.ledger.history(), people(4))
+
+    def kept() -> dict[int, dict[str, torch.Tensor]]:
+        RecordRequest().on_train_batch_start(trainer, module, own_columns(problem), 0)
+        return module.run.kept
+
+    first, second = in_processes(2, kept, tmp_path / "kept")
+    assert {name: one.tolist() for name, one in first[0].items()} == {
+        name: getattr(problem, name).tolist() for name in ("keys", "values", "deviations")
+    }
+    assert second == {}
 
 
 def test_a_stand_in_is_no_model_of_a_project(project: Project) -> None:

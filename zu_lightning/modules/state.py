@@ -41,7 +41,7 @@ class RunState:
         seconds: Seconds spent in each phase.
         earlier: Scores of the facts of earlier requests, ``before`` and ``after``, by number of the request.
         kept: For each edited layer what later requests need to keep this one in effect: keys, values, and deviations,
-            by name; only with a project folder.
+            by name; only with a project folder, and only in the first process.
     """
 
     targets: NeutralTargets | None = None
