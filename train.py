@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 import callbacks  # noqa: F401  (its classes can be named in configurations)
 import data
 from callbacks import Attacks, ClosedForm, Downstream, ExportEditedModel, RecordRequest, Resume, TraceLayers
+from callbacks.afterwards import SkippedTraining
 from callbacks.progress import BesideBars, Progress
 from callbacks.resume import checkpoint_path
 from callbacks.run_folder import check_writable, remove_refused, run_folder
@@ -134,11 +135,12 @@ class UnlearnCLI(LightningCLI):
             self.datamodule.continues = self.config[self.subcommand].ckpt_path is not None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add progress bars that match those of longer steps, unless others are asked for."""
+        """Add what has to come first, and progress bars that match longer steps, unless others are asked for."""
         configured = self.config_init[self.subcommand].trainer
-        chosen = configured.callbacks or []
-        if configured.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen):
-            configured.callbacks = [*chosen, Progress()]
+        configured.callbacks = [SkippedTraining(), *(configured.callbacks or [])]
+        has_bar = any(isinstance(callback, ProgressBar) for callback in configured.callbacks)
+        if configured.enable_progress_bar is not False and not has_bar:
+            configured.callbacks.append(Progress())
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:

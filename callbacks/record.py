@@ -4,8 +4,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
+from callbacks.afterwards import Afterwards
 from callbacks.results import results_of
 from callbacks.run_folder import run_folder, unlearn_module
 from zu_lightning import EditingModule, InputError, LayerProblem, UnlearnModule, evaluate, evaluation_batches, own_share
@@ -17,7 +18,7 @@ from zu_lightning.lm.loading import DECIDING_OPTIONS
 from zu_lightning.lm.recognize import digests_of, layers_in
 
 
-class RecordRequest(Callback):
+class RecordRequest(Afterwards):
     """With ``data.project``, ask the facts of earlier requests again, and record the request when all is done.
 
     No other run can write into the project meanwhile. Without ``data.project`` this does nothing.
