@@ -129,10 +129,10 @@ class UnlearnCLI(LightningCLI):
             log.info("continuing from %s" if path.exists() else "%s does not exist: starting from the beginning", path)
 
     def instantiate_classes(self) -> None:
-        """Tell the data whether a run is continued, which Lightning says too late for its ``setup``."""
+        """Tell the data from where a run is continued, which Lightning says too late for its ``setup``."""
         super().instantiate_classes()
         if isinstance(self.datamodule, data.UnlearnDataModule):
-            self.datamodule.continues = self.config[self.subcommand].ckpt_path is not None
+            self.datamodule.continues_from = self.config[self.subcommand].ckpt_path
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what has to come first, and progress bars that match longer steps, unless others are asked for."""

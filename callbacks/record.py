@@ -52,7 +52,7 @@ class RecordRequest(Afterwards):
 
     def _refusal(self, trainer: Trainer, history: History, module: UnlearnModule) -> InputError | None:
         """Keep others out, or say why that is not possible."""
-        continues = getattr(trainer.datamodule, "continues", False)  # type: ignore[attr-defined]
+        continues = getattr(trainer.datamodule, "continues_from", None) is not None  # type: ignore[attr-defined]
         try:
             self.lock.enter_context(locked(history.folder))
             unchanged(history, module.request.forget if continues else ())

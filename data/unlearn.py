@@ -33,6 +33,7 @@ from zu_lightning.facts.request import about_subjects_of
 from zu_lightning.facts.splits import without
 from zu_lightning.ledger import Ledger
 from zu_lightning.ledger.entries import number_of
+from zu_lightning.modules.state import saved_settings
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +90,8 @@ class UnlearnDataModule(LightningDataModule):
     """
 
     request: Request
-    continues: bool = False
-    """Whether a run is continued from a checkpoint."""
+    continues_from: str | None = None
+    """Checkpoint from which a run is continued."""
     forgotten: Sequence[str] | None = None
     """Ids of the facts of a run that is over, to read its data as it did."""
 
@@ -223,23 +224,23 @@ class UnlearnDataModule(LightningDataModule):
             known = facts if asked is None else [*asked, *without(facts, asked)]
             return None, known, self._split(known, asked)
         ledger = Ledger.read(self.project) if stage == "fit" else Ledger.existing(self.project)
-        for before in self._possibly_before(ledger, asked, stage):
-            known = before.not_forgotten(facts)
-            known = known if asked is None else [*asked, *without(known, asked)]
-            sets = self._split(known, asked)
-            if before is ledger or ledger.ends_in(sets[0]):
-                break
+        before = self._before(ledger, asked, stage)
+        known = before.not_forgotten(facts)
+        known = known if asked is None else [*asked, *without(known, asked)]
+        sets = self._split(known, asked)
         if stage == "fit":
             before.check_new(sets[0])
         return before, known, sets
 
-    def _possibly_before(self, ledger: Ledger, asked: Sequence[Fact] | None, stage: str) -> list[Ledger]:
-        """The ledger as it may have been before this request, which may have its line already."""
-        if stage == "fit":  # a run that was killed after its line was written
-            return [ledger.until(len(ledger.entries)), ledger] if self.continues and ledger.entries else [ledger]
+    def _before(self, ledger: Ledger, asked: Sequence[Fact] | None, stage: str) -> Ledger:
+        """The ledger as it was before this request, which may have its line already."""
+        if stage == "fit":
+            head = None if self.continues_from is None else saved_settings(self.continues_from).get("data.project")
+            states = [ledger.until(number) for number in range(1, len(ledger.entries) + 1)]
+            return next((state for state in states if repr(state.head) == head), ledger)
         ids = self.forget_ids if asked is None else [fact.id for fact in asked]
         number = number_of(ledger.entries, self.forgotten or ids or (), self.replaces)
-        return [ledger if number is None else ledger.until(number)]
+        return ledger if number is None else ledger.until(number)
 
     def _split(self, facts: Sequence[Fact], given: Sequence[Fact] | None) -> tuple[list[Fact], list[Fact], list[Fact]]:
         forget_ids = self.forget_ids if given is None else [fact.id for fact in given]

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import zu_lightning.ledger.__main__ as commands
-from callbacks import Resume
+from callbacks import Attacks, Resume
 from callbacks.resume import checkpoint_path
 from data import UnlearnDataModule
 from tests.conftest import DEMO, ROOT, SHORT_RUN, command_line, latest_run, run, train_py
@@ -109,6 +109,24 @@ def test_the_data_of_a_run_are_read_as_the_run_did_whatever_requests_came_since(
         assert data.request.number == number + 1
 
 
+@pytest.mark.parametrize("lines", [1, 2])
+def test_a_run_that_continues_is_the_request_that_it_was_whether_or_not_it_has_its_line(
+    lines: int, two_requests: Path, tmp_path: Path
+) -> None:
+    ledger = Ledger.read(two_requests / "project")
+    torch.save({"settings": {"data.project": repr(ledger.hashes[lines - 1])}}, tmp_path / "last.ckpt")
+    # These are the options of the earlier runs, which drew others each time.
+    data = UnlearnDataModule(
+        str(DEMO / "facts.jsonl"), str(DEMO / "corpus.txt"), forget_num=2, retain_num=3,
+        project=str(two_requests / "project"),
+    )  # fmt: skip
+    data.continues_from = str(tmp_path / "last.ckpt")
+    data.setup("fit")
+    drawn = {fact.id for fact in data.request.forget}
+    assert data.request.number == lines + 1
+    assert [drawn == entry.facts.keys() for entry in ledger.active] == [False, lines == 1]
+
+
 def test_a_fact_is_not_forgotten_twice(two_requests: Path, tmp_path: Path) -> None:
     write_facts(tmp_path / "again.jsonl", Ledger.read(two_requests / "project").facts_of(1))
     with pytest.raises(SystemExit) as stopped:
@@ -196,6 +214,25 @@ def test_a_run_that_was_killed_after_its_line_was_written_is_recorded_once(
     assert (project_root / "project" / "ledger.jsonl").read_bytes() == before
     assert not checkpoint_path(str(project_root)).exists()
     commands.main(["verify", str(project_root / "project"), str(folder / "model")])
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_after_its_last_layer_asks_earlier_facts_and_attacks_all_the_same(
+    project_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    attacked = (*options(project_root), "--attacks.suite=quick", "--attacks.facts=2", "--attacks.gold=null")
+    with monkeypatch.context() as patch:
+        patch.setattr(Attacks, "on_train_end", die)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(project_root, *attacked)
+    results = Results.read(run(project_root, *attacked, "--ckpt_path=last"))
+    third = Ledger.read(project_root / "project").active[2]
+    assert third.earlier == results.earlier["after"]
+    assert set(third.earlier) == {"1", "2"}
+    assert results.comparisons.keys() | results.attacks.keys()
 
 
 @pytest.mark.slow

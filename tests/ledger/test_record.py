@@ -49,7 +49,7 @@ def of_run(history: History, forget: Sequence[Fact], **options: Any) -> tuple[Tr
     trainer, module = quiet_trainer(), EditingModule(**options)
     trainer.state.fn = TrainerFn.FITTING
     request = Request(forget, RetainText([]), number=1, history=history)
-    trainer.datamodule = SimpleNamespace(request=request, continues=False)  # type: ignore[attr-defined]
+    trainer.datamodule = SimpleNamespace(request=request, continues_from=None)  # type: ignore[attr-defined]
     module.trainer = trainer
     return trainer, module
 
@@ -57,7 +57,7 @@ def of_run(history: History, forget: Sequence[Fact], **options: Any) -> tuple[Tr
 def set_up(history: History, forget: Sequence[Fact], *, continues: bool = False, **options: Any) -> RecordRequest:
     """The callback of a run that begins."""
     trainer, module = of_run(history, forget, **options)
-    trainer.datamodule.continues = continues  # type: ignore[attr-defined]
+    trainer.datamodule.continues_from = "last.ckpt" if continues else None  # type: ignore[attr-defined]
     callback = RecordRequest()
     callback.setup(trainer, module, "fit")
     return callback

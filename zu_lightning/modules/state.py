@@ -105,6 +105,14 @@ def as_text(settings: dict[str, object]) -> dict[str, str]:
     return {name: repr(value) for name, value in settings.items()}
 
 
+def saved_settings(checkpoint: str) -> dict[str, str]:
+    """Settings of the run that wrote a checkpoint, as :func:`as_text` has them; none if that was something else."""
+    # Of its tensors, nothing is read.
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    settings: dict[str, str] = content.get("settings", {})
+    return settings
+
+
 def check_settings(saved: dict[str, str], here: dict[str, str], path: object) -> None:
     """Refuse a checkpoint of a run with other settings.
 
