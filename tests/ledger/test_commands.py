@@ -52,6 +52,15 @@ def test_a_request_is_taken_back_and_the_rest_is_merged_and_verified(
     assert "contains requests [2]; the ledger has [1, 3]" in caplog.text
 
 
+def test_nothing_is_made_of_a_base_model_with_other_weights(three: Project, tmp_path: Path) -> None:
+    folder, head = str(three.folder), three.ledger.head
+    export_model(three.lm, three.base)
+    for command in (["merge", folder, str(tmp_path / "merged")], ["undo", folder, "1"]):
+        assert f"base is '{three.base}': its weights (layer 0) are not those" in str(refusal(*command))
+    assert not (tmp_path / "merged").exists()
+    assert three.ledger.head == head
+
+
 def test_a_project_stays_in_the_precision_of_its_requests(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     project = Project(tmp_path, kept_in=torch.bfloat16)

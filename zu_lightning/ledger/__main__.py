@@ -22,6 +22,7 @@ from zu_lightning.ledger.undoing import apply_requests, plan, take_back
 from zu_lightning.lm.adapters import read_adapter
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.export import export_adapter, export_model
+from zu_lightning.lm.recognize import check_base
 
 log = logging.getLogger(__name__)
 
@@ -187,11 +188,16 @@ def clean(
 
 
 def _base(ledger: Ledger, given: str | None = None) -> EditableLM:
-    """The base model of a project, in the precision in which its last request was solved."""
+    """The base model of a project, in the precision in which its last request was solved.
+
+    Raises:
+        InputError: It has other weights than when the ledger began.
+    """
     last = [entry for entry in ledger.entries if isinstance(entry, RequestEntry)][-1]
-    if given is None:
-        return EditableLM.from_pretrained(last.model, **last.loading)
-    return EditableLM.from_pretrained(given, dtype=last.loading.get("dtype", "auto"))
+    options = dict(last.loading) if given is None else {"dtype": last.loading.get("dtype", "auto")}
+    lm = EditableLM.from_pretrained(given or last.model, **options)
+    check_base(lm, ledger.base, "base")
+    return lm
 
 
 def _is_right(found: Containment, expected: Sequence[int]) -> bool:
