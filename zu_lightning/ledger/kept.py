@@ -59,7 +59,7 @@ def read_facts_kept(path: Path) -> list[Fact]:
     for number, line in enumerate(lines, 1):
         record = json.loads(line)
         fact = Fact.from_record(record, f"{path}, line {number}", record["id"])
-        fact = replace(fact, fact_token=record["fact_token"], records=tuple(record["records"]))
+        fact = replace(fact, fact_token=record["fact_token"])
         facts.append(fact.as_chat() if record["chat"] else fact)
     return facts
 
