@@ -224,7 +224,7 @@ class UnlearnDataModule(LightningDataModule):
             known = facts if asked is None else [*asked, *without(facts, asked)]
             return None, known, self._split(known, asked)
         ledger = Ledger.read(self.project) if stage == "fit" else Ledger.existing(self.project)
-        before = self._before(ledger, asked, stage)
+        before = self._before(ledger, facts, asked, stage)
         known = before.not_forgotten(facts)
         known = known if asked is None else [*asked, *without(known, asked)]
         sets = self._split(known, asked)
@@ -232,14 +232,15 @@ class UnlearnDataModule(LightningDataModule):
             before.check_new(sets[0])
         return before, known, sets
 
-    def _before(self, ledger: Ledger, asked: Sequence[Fact] | None, stage: str) -> Ledger:
+    def _before(self, ledger: Ledger, facts: Sequence[Fact], asked: Sequence[Fact] | None, stage: str) -> Ledger:
         """The ledger as it was before this request, which may have its line already."""
         if stage == "fit":
             head = None if self.continues_from is None else saved_settings(self.continues_from).get("data.project")
             states = [ledger.until(number) for number in range(1, len(ledger.entries) + 1)]
             return next((state for state in states if repr(state.head) == head), ledger)
-        ids = self.forget_ids if asked is None else [fact.id for fact in asked]
-        number = number_of(ledger.entries, self.forgotten or ids or (), self.replaces)
+        names = self.forgotten or (self.forget_ids or () if asked is None else [fact.id for fact in asked])
+        wanted = ledger.digests_of([fact for fact in (asked or facts) if fact.id in set(names)])
+        number = number_of(ledger.entries, wanted, self.replaces)
         return ledger if number is None else ledger.until(number)
 
     def _split(self, facts: Sequence[Fact], given: Sequence[Fact] | None) -> tuple[list[Fact], list[Fact], list[Fact]]:

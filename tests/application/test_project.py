@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,9 @@ def test_what_a_model_contains_is_verified(two_requests: Path, caplog: pytest.Lo
     assert "lines were removed" in str(stopped.value.code)
 
 
-def test_the_data_of_a_run_are_read_as_the_run_did_whatever_requests_came_since(two_requests: Path) -> None:
+def test_the_data_of_a_run_are_read_as_the_run_did_whatever_requests_came_since(
+    two_requests: Path, tmp_path: Path
+) -> None:
     for number, entry in enumerate(Ledger.read(two_requests / "project").active):
         folder = two_requests / "lightning_logs" / f"version_{number}"
         with contextlib.chdir(ROOT):
@@ -107,6 +110,13 @@ def test_the_data_of_a_run_are_read_as_the_run_did_whatever_requests_came_since(
         )  # fmt: skip
         data.setup("validate")
         assert data.request.number == number + 1
+        # Files without ids have the same ones.
+        other = replace(request.forget[0], target="what nobody has asked for")
+        for facts, expected in ((request.forget, number + 1), ([other, request.forget[1]], 3)):
+            write_facts(tmp_path / "facts.jsonl", facts)
+            data.forget_path = str(tmp_path / "facts.jsonl")
+            data.setup("validate")
+            assert data.request.number == expected
 
 
 @pytest.mark.parametrize("lines", [1, 2])

@@ -1,6 +1,6 @@
 """What the lines of a ledger say, and what follows from all of them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -97,16 +97,15 @@ def active(entries: Sequence[Entry]) -> list[RequestEntry]:
     return [one for one in entries if isinstance(one, RequestEntry) and one.number not in taken]
 
 
-def number_of(entries: Sequence[Entry], ids: Iterable[str], replaces: int | None = None) -> int | None:
-    """Number of the last request to forget the facts with these ids; ``None`` if there is none.
+def number_of(entries: Sequence[Entry], facts: Digests, replaces: int | None = None) -> int | None:
+    """Number of the last request to forget some facts; ``None`` if there is none.
 
     Args:
         entries: Of a ledger.
-        ids: In any order.
+        facts: Digests of the facts, by their ids.
         replaces: Number of the request that it solved again.
     """
-    wanted = set(ids)
-    found = [one for one in entries if isinstance(one, RequestEntry) and one.facts.keys() == wanted]
+    found = [one for one in entries if isinstance(one, RequestEntry) and one.facts == facts]
     return next((one.number for one in reversed(found) if one.replaces == replaces), None)
 
 
