@@ -58,13 +58,17 @@ def test_without_texts_a_request_stays_in_effect_and_its_facts_are_recognized_al
     ledger.check_new(renamed[2:])
 
 
-def test_a_digest_tells_nothing_without_the_salt(project: Project) -> None:
+def test_a_digest_tells_nothing_without_the_salt(project: Project, caplog: pytest.LogCaptureFixture) -> None:
     (fact,) = people(1)
     ledger = project.add([fact])
     assert ledger.active[0].facts == ledger.digests_of([fact])
     assert fact_digest(fact, "") not in ledger.active[0].facts.values()
+    assert "salt" not in caplog.text
     (project.folder / "salt").unlink()
     assert ledger.active[0].facts != ledger.digests_of([fact])
+    assert "salt is gone" in caplog.text
+    assert ledger.not_forgotten([fact]) == []
+    assert ledger.not_forgotten([replace(fact, id="other")])
 
 
 def test_the_same_request_is_recorded_once(project: Project) -> None:

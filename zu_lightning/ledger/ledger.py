@@ -11,9 +11,7 @@ from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.request import EarlierRequest, History
 from zu_lightning.ledger import chain
 from zu_lightning.ledger.entries import Entry, RequestEntry, UndoEntry, active, entry_of, line_of, waiting
-from zu_lightning.ledger.kept import FACTS, check_files, fact_digest, read_facts_kept, read_layers, read_salt
-
-FILE_NAME = "ledger.jsonl"
+from zu_lightning.ledger.kept import FACTS, LEDGER, check_files, fact_digest, read_facts_kept, read_layers, read_salt
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Ledger:
         Raises:
             InputError: It was changed since it was written.
         """
-        path = Path(folder) / FILE_NAME
+        path = Path(folder) / LEDGER
         lines = chain.read_chain(path)
         entries = [entry_of(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
         return cls(Path(folder), entries, [line["hash"] for line in lines])
@@ -160,7 +158,7 @@ class Ledger:
 
     def append(self, entry: Entry) -> "Ledger":
         """Add an entry; the caller holds the lock."""
-        line = chain.append(self.folder / FILE_NAME, line_of(entry), self.head)
+        line = chain.append(self.folder / LEDGER, line_of(entry), self.head)
         return Ledger(self.folder, [*self.entries, entry], [*self.hashes, line["hash"]])
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from zu_lightning.facts.fact import Fact
 from zu_lightning.ledger.entries import RequestEntry
-from zu_lightning.ledger.kept import FACTS, KEYS, UPDATE
-from zu_lightning.ledger.ledger import FILE_NAME, Ledger
+from zu_lightning.ledger.kept import FACTS, KEYS, LEDGER, UPDATE
+from zu_lightning.ledger.ledger import Ledger
 from zu_lightning.ledger.recording import CONFIGURATION
 from zu_lightning.lm.recognize import layers_in, name_of, tensor_digest
 
@@ -156,7 +156,7 @@ def _needed(ledger: Ledger, path: Path) -> str:
     requests = [entry for entry in ledger.entries if isinstance(entry, RequestEntry)]
     if any(Path(entry.model).resolve() == resolved.parent for entry in requests):
         return "the base model, from which requests start"
-    if resolved == (ledger.folder / FILE_NAME).resolve():
+    if resolved == (ledger.folder / LEDGER).resolve():
         return "the ledger"
     numbers = [entry.number for entry in requests if ledger.folder_of(entry.number).resolve() == resolved.parent]
     if numbers and path.name == FACTS and numbers[0] in ledger.waiting:
