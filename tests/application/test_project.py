@@ -20,7 +20,7 @@ from callbacks import Attacks, Resume
 from callbacks.resume import checkpoint_path
 from data import UnlearnDataModule
 from tests.conftest import DEMO, ROOT, SHORT_RUN, command_line, latest_run, run, train_py
-from zu_lightning import EditableLM, Results
+from zu_lightning import EditableLM, InputError, Results
 from zu_lightning.ledger import Ledger, locked
 from zu_lightning.ledger.kept import write_facts
 from zu_lightning.serving.__main__ import request_of
@@ -142,6 +142,16 @@ def test_a_fact_is_not_forgotten_twice(two_requests: Path, tmp_path: Path) -> No
     with pytest.raises(SystemExit) as stopped:
         train_py(command_line(two_requests, *options(two_requests), f"--data.forget_path={tmp_path / 'again.jsonl'}"))
     assert "request 1 of the project has forgotten this fact" in str(stopped.value.code)
+
+
+@pytest.mark.parametrize("option", ["forget_ids", "retain_ids", "protect_ids"])
+def test_an_id_of_a_fact_that_is_forgotten_is_refused_by_its_option(option: str, two_requests: Path) -> None:
+    name, *_ = Ledger.read(two_requests / "project").request(2).facts
+    project = str(two_requests / "project")
+    data = UnlearnDataModule(str(DEMO / "facts.jsonl"), str(DEMO / "corpus.txt"), project=project)
+    setattr(data, option, [name])
+    with pytest.raises(InputError, match=f"{option} is '{name}': request 2 of the project has forgotten this fact"):
+        data.setup("fit")
 
 
 def test_another_base_model_is_refused(two_requests: Path) -> None:
