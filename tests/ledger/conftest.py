@@ -9,7 +9,7 @@ import torch
 from tests.conftest import random_lm
 from zu_lightning import EditableLM, Fact, LayerEdit, LayerScores, LowRankUpdate, Request, RetainText, apply_update
 from zu_lightning.ledger import Ledger
-from zu_lightning.ledger.recording import Outcome, record
+from zu_lightning.ledger.recording import CONFIGURATION, Outcome, record
 from zu_lightning.lm.export import export_model
 from zu_lightning.lm.recognize import digests_of
 
@@ -89,6 +89,16 @@ class Project:
             kept={layer: {"keys": known, "values": values} for layer in layers},
         )
         return record(request, outcome)
+
+
+def make_dependent(project: Project, share: float) -> None:
+    """Two requests, the second of which has keys at which the first one adds something, too."""
+    project.add(people(1))
+    before = project.keys
+    project.keys = lambda number, count: before(2, count) + share * before(1, count)  # type: ignore[method-assign]
+    project.add(people(2)[1:])
+    project.keys = before  # type: ignore[method-assign]
+    (project.ledger.folder_of(2) / CONFIGURATION).touch()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 
 import zu_lightning.ledger.__main__ as commands
 from tests.conftest import update_for
-from tests.ledger.conftest import LAYERS, Project, people
+from tests.ledger.conftest import LAYERS, Project, make_dependent, people
 from zu_lightning import EditableLM, LowRankUpdate, export_adapter
 from zu_lightning.ledger.kept import write_facts
 from zu_lightning.lm.adapters import read_adapter
@@ -50,6 +50,17 @@ def test_a_request_is_taken_back_and_the_rest_is_merged_and_verified(
     commands.main(["merge", folder, str(tmp_path / "one"), "--requests=[2]"])
     assert refusal("verify", folder, str(tmp_path / "one" / "model")) == 1
     assert "contains requests [2]; the ledger has [1, 3]" in caplog.text
+
+
+def test_what_is_to_be_solved_again_is_not_taken_back_where_there_is_no_train_py(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dependent(project, 0.5)
+    monkeypatch.chdir(tmp_path)
+    assert "train.py, which is not here: run this in the checkout" in str(refusal("undo", str(project.folder), "1"))
+    assert len(project.ledger.entries) == 2
+    commands.main(["undo", str(project.folder), "2"])
+    assert len(project.ledger.entries) == 3
 
 
 def test_nothing_is_made_of_a_base_model_with_other_weights(three: Project, tmp_path: Path) -> None:
