@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 import callbacks  # noqa: F401  (its classes can be named in configurations)
 import data
 from callbacks import Attacks, ClosedForm, Downstream, ExportEditedModel, RecordRequest, Resume, TraceLayers
+from callbacks.afterwards import SkippedTraining
 from callbacks.progress import BesideBars, Progress
 from callbacks.resume import checkpoint_path
 from callbacks.run_folder import check_writable, remove_refused, run_folder
@@ -128,17 +129,18 @@ class UnlearnCLI(LightningCLI):
             log.info("continuing from %s" if path.exists() else "%s does not exist: starting from the beginning", path)
 
     def instantiate_classes(self) -> None:
-        """Tell the data whether a run is continued, which Lightning says too late for its ``setup``."""
+        """Tell the data from where a run is continued, which Lightning says too late for its ``setup``."""
         super().instantiate_classes()
         if isinstance(self.datamodule, data.UnlearnDataModule):
-            self.datamodule.continues = self.config[self.subcommand].ckpt_path is not None
+            self.datamodule.continues_from = self.config[self.subcommand].ckpt_path
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add progress bars that match those of longer steps, unless others are asked for."""
+        """Add what has to come first, and progress bars that match longer steps, unless others are asked for."""
         configured = self.config_init[self.subcommand].trainer
-        chosen = configured.callbacks or []
-        if configured.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen):
-            configured.callbacks = [*chosen, Progress()]
+        configured.callbacks = [SkippedTraining(), *(configured.callbacks or [])]
+        has_bar = any(isinstance(callback, ProgressBar) for callback in configured.callbacks)
+        if configured.enable_progress_bar is not False and not has_bar:
+            configured.callbacks.append(Progress())
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:

@@ -2,9 +2,10 @@
 
 import logging
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor
 
+from callbacks.afterwards import Afterwards
 from zu_lightning import EditableLM, UnlearnModule
 from zu_lightning.attacks.exam import Exam
 from zu_lightning.attacks.leak import Leak
@@ -30,7 +31,7 @@ ALLOWED = 0.1
 """Share of the facts that gold may seem to know."""
 
 
-class Attacks(Callback):
+class Attacks(Afterwards):
     """Find out what is left of the forgotten facts, beside the unedited model and one that never knew them.
 
     Args:

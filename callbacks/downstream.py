@@ -6,9 +6,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor
 
+from callbacks.afterwards import Afterwards
 from callbacks.dashboard import show_picture
 from callbacks.run_folder import run_folder, sees_unedited_model, unlearn_module
 from zu_lightning import digest
@@ -22,7 +23,7 @@ from zu_lightning.report.downstream_plots import draw_downstream
 log = logging.getLogger(__name__)
 
 
-class Downstream(Callback):
+class Downstream(Afterwards):
     """Measure what else the model can do, and write ``downstream.json`` and a picture of it.
 
     The first process measures, and the others wait for it. What it found before is kept in ``data.cache`` and in the
@@ -92,11 +93,6 @@ class Downstream(Callback):
         results = task_results(self.sets, before, self.after)
         if folder is not None:
             self._report(trainer, results, folder)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that was continued after its last epoch trains nothing, and is measured here."""
-        if not self.after and unlearn_module(pl_module).is_done:
-            self.on_train_end(trainer, pl_module)
 
     def _measured(self, trainer: Trainer, names: Sequence[str]) -> dict[str, TaskScore]:
         """Scores of the model as it is; the first process measures."""

@@ -4,19 +4,21 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
+from callbacks.afterwards import Afterwards
 from callbacks.results import results_of
 from callbacks.run_folder import run_folder, unlearn_module
 from zu_lightning import EditingModule, InputError, LayerProblem, UnlearnModule, evaluate, evaluation_batches, own_share
-from zu_lightning.distributed import gathered
+from zu_lightning.distributed import in_first
 from zu_lightning.facts.request import History
-from zu_lightning.ledger import Ledger, locked
-from zu_lightning.ledger.recording import Outcome, record
+from zu_lightning.ledger import locked
+from zu_lightning.ledger.recording import CHANGED, Outcome, record, unchanged
+from zu_lightning.lm.loading import DECIDING_OPTIONS
 from zu_lightning.lm.recognize import digests_of, layers_in
 
 
-class RecordRequest(Callback):
+class RecordRequest(Afterwards):
     """With ``data.project``, ask the facts of earlier requests again, and record the request when all is done.
 
     No other run can write into the project meanwhile. Without ``data.project`` this does nothing.
@@ -28,10 +30,11 @@ class RecordRequest(Callback):
         """Digests of the weights before."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keep others out, before anything is computed.
+        """Keep others out, before anything is computed; all processes agree on it.
 
         Raises:
-            InputError: Somebody else is at work, or the module has no thin updates to record.
+            InputError: Somebody else is at work, or has been since the ledger was read;
+                or the module has no thin updates to record, or only a stand-in for its model.
         """
         history = _history(trainer, pl_module)
         if history is None:
@@ -39,10 +42,23 @@ class RecordRequest(Callback):
         if not isinstance(pl_module, EditingModule):
             remedy = f"{type(pl_module).__name__} has no thin updates for its ledger: edit layers, or set it to null."
             raise InputError("project", str(history.folder), remedy)
-        if trainer.is_global_zero:
+        if pl_module.tiny:
+            raise InputError("tiny", True, "a project needs the model that it is about: leave out one of the two.")
+        refusal = self._refusal(trainer, history, pl_module) if trainer.is_global_zero else None
+        refusal, head = trainer.strategy.broadcast((refusal, history.head))
+        # Processes may have read the ledger at different times. All of them stop, or those that are left would wait.
+        if trainer.strategy.reduce_boolean_decision(refusal is not None or head != history.head, all=False):
+            raise refusal or InputError("project", str(history.folder), CHANGED)
+
+    def _refusal(self, trainer: Trainer, history: History, module: UnlearnModule) -> InputError | None:
+        """Keep others out, or say why that is not possible."""
+        continues = getattr(trainer.datamodule, "continues_from", None) is not None  # type: ignore[attr-defined]
+        try:
             self.lock.enter_context(locked(history.folder))
-            if history.head != Ledger.read(history.folder).until(pl_module.request.number).head:
-                raise InputError("project", str(history.folder), "another run has written into it: start again.")
+            unchanged(history, module.request.forget if continues else ())
+        except InputError as error:
+            return error
+        return None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Recognize the weights with which the request begins."""
@@ -57,16 +73,14 @@ class RecordRequest(Callback):
             _ask_earlier(unlearn_module(pl_module), "before")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keep what later requests need to keep this one in effect."""
+        """Keep what later requests need to keep this one in effect, in the first process, which records it."""
         if _history(trainer, pl_module) is not None and isinstance(batch, LayerProblem) and batch_idx == 0:
             own = batch.without_earlier()
-            tensors = {name: getattr(own, name) for name in ("keys", "values", "deviations")}
-            kept = {
-                name: gathered(columns.detach().movedim(1, 0)).movedim(0, 1).cpu().clone()
-                for name, columns in tensors.items()
-                if columns is not None
-            }
-            unlearn_module(pl_module).run.kept[batch.layer] = kept
+            columns = {name: getattr(own, name) for name in ("keys", "values", "deviations")}
+            rows = {name: in_first(some.detach().movedim(1, 0)) for name, some in columns.items() if some is not None}
+            kept = {name: some.movedim(0, 1) for name, some in rows.items() if some is not None}
+            if kept:
+                unlearn_module(pl_module).run.kept[batch.layer] = kept
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ask the facts of earlier requests again."""
@@ -105,12 +119,13 @@ def _ask_earlier(module: UnlearnModule, when: str) -> None:
 
 def _outcome(module: UnlearnModule, before: dict[str, str]) -> Outcome:
     """What is recorded of a run that is done."""
-    run, number = module.run, module.request.number
+    run, number, options = module.run, module.request.number, module.load_options
     own = {key.layer: edit for key, edit in run.edits.items() if key.request == number}
     results = results_of(module, texts=False)
     after = digests_of(module.lm, layers_in(before))
     return Outcome(
         model=module.model_name_or_path,
+        loading={"dtype": module.dtype_name} | {name: options[name] for name in DECIDING_OPTIONS if name in options},
         settings=results.identity.get("settings", ""),
         versions=results.identity.get("versions", ""),
         weights={"before": before, "after": after},

@@ -2,8 +2,9 @@
 
 import logging
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
+from callbacks.afterwards import Afterwards
 from callbacks.dashboard import show_picture
 from callbacks.run_folder import run_folder, sees_unedited_model, unlearn_module
 from zu_lightning import Fact, InputError, UnlearnModule
@@ -13,7 +14,7 @@ from zu_lightning.report.representation_plots import draw_run
 log = logging.getLogger(__name__)
 
 
-class Representations(Callback):
+class Representations(Afterwards):
     """Write ``representations.json`` and a picture of what edited layers return for facts, before and after.
 
     Args:
@@ -24,12 +25,10 @@ class Representations(Callback):
         if facts < 1:
             raise InputError("facts", facts, "give a positive number.", "callbacks.Representations")
         self.facts = facts
-        self.is_written = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse modules that forget nothing."""
         unlearn_module(pl_module)
-        self.is_written = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the unedited model, after Lightning's sanity check has measured it; a checkpoint keeps what is found."""
@@ -42,7 +41,6 @@ class Representations(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the edited model, and write both."""
         module, folder = unlearn_module(pl_module), run_folder(trainer)
-        self.is_written = True
         before, facts = module.run.representations, self._facts(module)
         if {len(states) for states in before.values()} != {len(facts)}:
             log.warning(
@@ -65,11 +63,6 @@ class Representations(Callback):
         moved = {name: value for name, value in found.numbers.items() if name.endswith("_moved")}
         told = ", ".join(f"{name.removesuffix('_moved')} {value:.2f}" for name, value in moved.items())
         log.info("representations: how far facts moved, as a share of how far they differ: %s; %s", told, picture)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that was continued after its last epoch trains nothing, and is read here."""
-        if not self.is_written and unlearn_module(pl_module).is_done:
-            self.on_train_end(trainer, pl_module)
 
     def _facts(self, module: UnlearnModule) -> list[Fact]:
         return [fact for facts in groups_of(module.request, self.facts).values() for fact in facts]

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -32,6 +32,9 @@ from zu_lightning import (
 from zu_lightning.facts.request import about_subjects_of
 from zu_lightning.facts.splits import without
 from zu_lightning.ledger import Ledger
+from zu_lightning.ledger.entries import number_of
+from zu_lightning.ledger.ledger import known_already
+from zu_lightning.modules.state import saved_settings
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +91,10 @@ class UnlearnDataModule(LightningDataModule):
     """
 
     request: Request
-    continues: bool = False
-    """Whether a run is continued from a checkpoint."""
+    continues_from: str | None = None
+    """Checkpoint from which a run is continued."""
+    forgotten: Sequence[str] | None = None
+    """Ids of the facts of a run that is over, to read its data as it did."""
 
     def __init__(
         self,
@@ -220,17 +225,34 @@ class UnlearnDataModule(LightningDataModule):
             known = facts if asked is None else [*asked, *without(facts, asked)]
             return None, known, self._split(known, asked)
         ledger = Ledger.read(self.project) if stage == "fit" else Ledger.existing(self.project)
-        may_have_line = stage == "fit" and self.continues and ledger.entries
-        for before in [ledger.until(len(ledger.entries)), ledger] if may_have_line else [ledger]:
-            known = before.not_forgotten(facts)
-            known = known if asked is None else [*asked, *without(known, asked)]
-            sets = self._split(known, asked)
-            # A run that was killed after its last line was written has that line already.
-            if before is ledger or ledger.ends_in(sets[0]):
-                break
+        before = self._before(ledger, facts, asked, stage)
+        gone = before.forgotten(facts)
+        self._check_ids(gone, asked)
+        known = [fact for fact in facts if fact.id not in gone]
+        known = known if asked is None else [*asked, *without(known, asked)]
+        sets = self._split(known, asked)
         if stage == "fit":
-            before.check_new(sets[0])
+            before.check_new(asked or [])
         return before, known, sets
+
+    def _before(self, ledger: Ledger, facts: Sequence[Fact], asked: Sequence[Fact] | None, stage: str) -> Ledger:
+        """The ledger as it was before this request, which may have its line already."""
+        if stage == "fit":
+            head = None if self.continues_from is None else saved_settings(self.continues_from).get("data.project")
+            states = [ledger.until(number) for number in range(1, len(ledger.entries) + 1)]
+            return next((state for state in states if repr(state.head) == head), ledger)
+        names = self.forgotten or (self.forget_ids or () if asked is None else [fact.id for fact in asked])
+        wanted = ledger.digests_of([fact for fact in (asked or facts) if fact.id in set(names)])
+        number = number_of(ledger.entries, wanted, self.replaces)
+        return ledger if number is None else ledger.until(number)
+
+    def _check_ids(self, gone: Mapping[str, int], asked: Sequence[Fact] | None) -> None:
+        """Refuse ids of facts that are gone, by the numbers of the requests that have forgotten them."""
+        lists = {"retain_ids": self.retain_ids, "protect_ids": self.protect_ids}
+        for option, ids in (lists if asked else {"forget_ids": self.forget_ids} | lists).items():
+            for name in ids or ():
+                if name in gone:
+                    raise known_already(option, name, gone[name])
 
     def _split(self, facts: Sequence[Fact], given: Sequence[Fact] | None) -> tuple[list[Fact], list[Fact], list[Fact]]:
         forget_ids = self.forget_ids if given is None else [fact.id for fact in given]

@@ -102,6 +102,13 @@ def gathered(rows: Tensor) -> Tensor:
     return rows if process()[1] == 1 else torch.cat(list(shares(rows)))
 
 
+def in_first(rows: Tensor) -> Tensor | None:
+    """The rows of all processes, in main memory of the first one; ``None`` in the others."""
+    is_first = process()[0] == 0
+    found = [share.cpu() for share in shares(rows) if is_first]
+    return torch.cat(found) if is_first else None
+
+
 def largest(tensor: Tensor) -> Tensor:
     """The largest of each entry over all processes, in place."""
     if process()[1] > 1:

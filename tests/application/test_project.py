@@ -1,5 +1,6 @@
 """Requests that come one after another: each is recorded, and the earlier ones stay in effect."""
 
+import contextlib
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +16,14 @@ import torch
 from safetensors.torch import load_file
 
 import zu_lightning.ledger.__main__ as commands
-from callbacks import Resume
+from callbacks import Attacks, Resume
 from callbacks.resume import checkpoint_path
+from data import UnlearnDataModule
 from tests.conftest import DEMO, ROOT, SHORT_RUN, command_line, latest_run, run, train_py
-from zu_lightning import EditableLM, Results
+from zu_lightning import EditableLM, InputError, Results
 from zu_lightning.ledger import Ledger, locked
 from zu_lightning.ledger.kept import write_facts
+from zu_lightning.serving.__main__ import request_of
 
 WEIGHT = "model.layers.0.mlp.down_proj.weight"
 
@@ -90,11 +94,64 @@ def test_what_a_model_contains_is_verified(two_requests: Path, caplog: pytest.Lo
     assert "lines were removed" in str(stopped.value.code)
 
 
+def test_the_data_of_a_run_are_read_as_the_run_did_whatever_requests_came_since(
+    two_requests: Path, tmp_path: Path
+) -> None:
+    for number, entry in enumerate(Ledger.read(two_requests / "project").active):
+        folder = two_requests / "lightning_logs" / f"version_{number}"
+        with contextlib.chdir(ROOT):
+            request = request_of(folder)
+        assert {fact.id for fact in request.forget} == entry.facts.keys()
+        assert [one.number for one in request.earlier] == list(range(1, number + 1))
+        names = [fact.id for fact in request.forget]
+        data = UnlearnDataModule(
+            path=str(DEMO / "facts.jsonl"), corpus=str(DEMO / "corpus.txt"), forget_ids=names, retain_num=3,
+            project=str(two_requests / "project"),
+        )  # fmt: skip
+        data.setup("validate")
+        assert data.request.number == number + 1
+        # Files without ids have the same ones.
+        other = replace(request.forget[0], target="what nobody has asked for")
+        for facts, expected in ((request.forget, number + 1), ([other, request.forget[1]], 3)):
+            write_facts(tmp_path / "facts.jsonl", facts)
+            data.forget_path = str(tmp_path / "facts.jsonl")
+            data.setup("validate")
+            assert data.request.number == expected
+
+
+@pytest.mark.parametrize("lines", [1, 2])
+def test_a_run_that_continues_is_the_request_that_it_was_whether_or_not_it_has_its_line(
+    lines: int, two_requests: Path, tmp_path: Path
+) -> None:
+    ledger = Ledger.read(two_requests / "project")
+    torch.save({"settings": {"data.project": repr(ledger.hashes[lines - 1])}}, tmp_path / "last.ckpt")
+    # These are the options of the earlier runs, which drew others each time.
+    data = UnlearnDataModule(
+        str(DEMO / "facts.jsonl"), str(DEMO / "corpus.txt"), forget_num=2, retain_num=3,
+        project=str(two_requests / "project"),
+    )  # fmt: skip
+    data.continues_from = str(tmp_path / "last.ckpt")
+    data.setup("fit")
+    drawn = {fact.id for fact in data.request.forget}
+    assert data.request.number == lines + 1
+    assert [drawn == entry.facts.keys() for entry in ledger.active] == [False, lines == 1]
+
+
 def test_a_fact_is_not_forgotten_twice(two_requests: Path, tmp_path: Path) -> None:
     write_facts(tmp_path / "again.jsonl", Ledger.read(two_requests / "project").facts_of(1))
     with pytest.raises(SystemExit) as stopped:
         train_py(command_line(two_requests, *options(two_requests), f"--data.forget_path={tmp_path / 'again.jsonl'}"))
     assert "request 1 of the project has forgotten this fact" in str(stopped.value.code)
+
+
+@pytest.mark.parametrize("option", ["forget_ids", "retain_ids", "protect_ids"])
+def test_an_id_of_a_fact_that_is_forgotten_is_refused_by_its_option(option: str, two_requests: Path) -> None:
+    name, *_ = Ledger.read(two_requests / "project").request(2).facts
+    project = str(two_requests / "project")
+    data = UnlearnDataModule(str(DEMO / "facts.jsonl"), str(DEMO / "corpus.txt"), project=project)
+    setattr(data, option, [name])
+    with pytest.raises(InputError, match=f"{option} is '{name}': request 2 of the project has forgotten this fact"):
+        data.setup("fit")
 
 
 def test_another_base_model_is_refused(two_requests: Path) -> None:
@@ -177,6 +234,25 @@ def test_a_run_that_was_killed_after_its_line_was_written_is_recorded_once(
     assert (project_root / "project" / "ledger.jsonl").read_bytes() == before
     assert not checkpoint_path(str(project_root)).exists()
     commands.main(["verify", str(project_root / "project"), str(folder / "model")])
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_after_its_last_layer_asks_earlier_facts_and_attacks_all_the_same(
+    project_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    attacked = (*options(project_root), "--attacks.suite=quick", "--attacks.facts=2", "--attacks.gold=null")
+    with monkeypatch.context() as patch:
+        patch.setattr(Attacks, "on_train_end", die)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(project_root, *attacked)
+    results = Results.read(run(project_root, *attacked, "--ckpt_path=last"))
+    third = Ledger.read(project_root / "project").active[2]
+    assert third.earlier == results.earlier["after"]
+    assert set(third.earlier) == {"1", "2"}
+    assert results.comparisons.keys() | results.attacks.keys()
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 import train
 from callbacks import Resume
+from callbacks.afterwards import Afterwards
 from callbacks.resume import checkpoint_path
 from tests.application.test_processes import assert_same, launch
 from tests.conftest import DEMO, ROOT, SHORT_RUN, command_line, latest_run, run, train_py
@@ -37,6 +38,15 @@ class KillAt(Callback):
                 signal.raise_signal(number)
 
         setattr(self, hook, kill)
+
+
+class Look(Afterwards):
+    """Look at the finished model: what was found is reported."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, EditingModule)
+        sizes = {str(layer): pl_module.lm.weight(layer).double().norm().item() for layer in pl_module.layers}
+        pl_module.run.earlier["after"] = {0: sizes}
 
 
 class Kill(NamedTuple):
@@ -113,6 +123,7 @@ def killed_run(tmp_path_factory: pytest.TempPathFactory) -> KilledRun:
             if checkpoint_path(str(root)).exists():
                 optimized_again = "zu_lightning.problem.prepare.neutral_targets"
                 patch.setattr(optimized_again, lambda *_, **__: pytest.fail("targets are known"))
+        patch.setitem(train.TRAINER_DEFAULTS, "callbacks", [Look(), Resume()])
         return KilledRun(copies, endings, root, run(root, *TWO_LAYERS))
 
 
@@ -154,6 +165,14 @@ def test_a_run_that_was_killed_again_and_again_ends_where_an_uninterrupted_one_d
     assert results.layers == uninterrupted.layers
     assert results.targets == uninterrupted.targets
     assert not checkpoint_path(str(killed_run.root)).exists()
+
+
+def test_a_run_that_was_killed_before_its_export_has_its_finished_model_looked_at(killed_run: KilledRun) -> None:
+    lm = EditableLM.from_pretrained(killed_run.folder / "model", dtype="float32")
+    looked_at = Results.read(killed_run.folder).earlier["after"]["0"]
+    assert looked_at == {str(layer): pytest.approx(lm.weight(layer).norm().item(), rel=1e-3) for layer in (0, 1)}
+    unedited = EditableLM.from_pretrained(DEMO / "model", dtype="float32")
+    assert all(abs(looked_at[str(layer)] / unedited.weight(layer).norm() - 1) > 1e-3 for layer in (0, 1))
 
 
 def test_a_checkpoint_holds_the_state_and_no_model(half_done: Path, two_layers_run: Path) -> None:

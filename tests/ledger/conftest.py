@@ -9,7 +9,7 @@ import torch
 from tests.conftest import random_lm
 from zu_lightning import EditableLM, Fact, LayerEdit, LayerScores, LowRankUpdate, Request, RetainText, apply_update
 from zu_lightning.ledger import Ledger
-from zu_lightning.ledger.recording import Outcome, record
+from zu_lightning.ledger.recording import CONFIGURATION, Outcome, record
 from zu_lightning.lm.export import export_model
 from zu_lightning.lm.recognize import digests_of
 
@@ -38,11 +38,13 @@ class Project:
 
     Args:
         root: Where everything is.
+        kept_in: Precision of the base model's file.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, kept_in: torch.dtype = torch.float32) -> None:
         self.folder, self.base = root / "project", root / "base"
         self.lm = random_lm("llama")
+        self.lm.model.to(kept_in)  # type: ignore[arg-type]
         export_model(self.lm, self.base)
 
     @property
@@ -77,6 +79,7 @@ class Project:
         values = torch.zeros(self.lm.weight(0).shape[0], len(forget), dtype=torch.float64)
         outcome = Outcome(
             model=str(self.base),
+            loading={"dtype": str(self.lm.weight(0).dtype).removeprefix("torch.")},
             settings="of a test",
             versions="0",
             weights={"before": before, "after": digests_of(self.lm, all_layers)},
@@ -86,6 +89,16 @@ class Project:
             kept={layer: {"keys": known, "values": values} for layer in layers},
         )
         return record(request, outcome)
+
+
+def make_dependent(project: Project, share: float) -> None:
+    """Two requests, the second of which has keys at which the first one adds something, too."""
+    project.add(people(1))
+    before = project.keys
+    project.keys = lambda number, count: before(2, count) + share * before(1, count)  # type: ignore[method-assign]
+    project.add(people(2)[1:])
+    project.keys = before  # type: ignore[method-assign]
+    (project.ledger.folder_of(2) / CONFIGURATION).touch()
 
 
 @pytest.fixture

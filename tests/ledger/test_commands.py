@@ -8,10 +8,11 @@ import torch
 
 import zu_lightning.ledger.__main__ as commands
 from tests.conftest import update_for
-from tests.ledger.conftest import LAYERS, Project, people
+from tests.ledger.conftest import LAYERS, Project, make_dependent, people
 from zu_lightning import EditableLM, LowRankUpdate, export_adapter
 from zu_lightning.ledger.kept import write_facts
 from zu_lightning.lm.adapter import read_adapter
+from zu_lightning.lm.export import export_model
 
 
 @pytest.fixture
@@ -49,6 +50,40 @@ def test_a_request_is_taken_back_and_the_rest_is_merged_and_verified(
     commands.main(["merge", folder, str(tmp_path / "one"), "--requests=[2]"])
     assert refusal("verify", folder, str(tmp_path / "one" / "model")) == 1
     assert "contains requests [2]; the ledger has [1, 3]" in caplog.text
+
+
+def test_what_is_to_be_solved_again_is_not_taken_back_where_there_is_no_train_py(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dependent(project, 0.5)
+    monkeypatch.chdir(tmp_path)
+    assert "train.py, which is not here: run this in the checkout" in str(refusal("undo", str(project.folder), "1"))
+    assert len(project.ledger.entries) == 2
+    commands.main(["undo", str(project.folder), "2"])
+    assert len(project.ledger.entries) == 3
+
+
+def test_nothing_is_made_of_a_base_model_with_other_weights(three: Project, tmp_path: Path) -> None:
+    folder, head = str(three.folder), three.ledger.head
+    export_model(three.lm, three.base)
+    for command in (["merge", folder, str(tmp_path / "merged")], ["undo", folder, "1"]):
+        assert f"base is '{three.base}': its weights (layer 0) are not those" in str(refusal(*command))
+    assert not (tmp_path / "merged").exists()
+    assert three.ledger.head == head
+
+
+def test_a_project_stays_in_the_precision_of_its_requests(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    project = Project(tmp_path, kept_in=torch.bfloat16)
+    project.lm.model.to(torch.float32)  # type: ignore[arg-type]
+    project.add(people(1))
+    folder, model = str(project.folder), str(export_model(project.lm, tmp_path / "model"))
+    for base in ([], [f"--base={project.base}"]):
+        commands.main(["verify", folder, model, *base])
+    commands.main(["merge", folder, str(tmp_path / "merged")])
+    assert EditableLM.from_pretrained(tmp_path / "merged" / "model").weight(0).dtype == torch.float32
+    commands.main(["verify", folder, str(tmp_path / "merged" / "model")])
+    assert caplog.text.count("to the last bit those after line 1\n") == 3
 
 
 def test_the_requests_are_listed_with_the_hash_of_the_last_line(

@@ -68,7 +68,7 @@ def test_what_no_request_explains_is_told(three: Project) -> None:
 def test_another_base_model_is_refused(three: Project) -> None:
     other = random_lm("llama")
     other.set_weight(LAYERS[0], other.weight(LAYERS[0]) + 1)
-    with pytest.raises(InputError, match=rf"base is .*layer {LAYERS[0]}.*name the project's base model"):
+    with pytest.raises(InputError, match=rf"base is .*layer {LAYERS[0]}.*give the base model"):
         containment(three.ledger, three.lm, other)
 
 

@@ -1,6 +1,7 @@
 """What still holds forgotten texts or old weights is found."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from tests.ledger.conftest import LAYERS, Project, people
+from zu_lightning.ledger import UndoEntry
 from zu_lightning.ledger.remains import Remains, remains
 from zu_lightning.lm.export import export_model
+from zu_lightning.problem.cache import Cache
 
 
 def found(project: Project, folder: Path) -> dict[str, Remains]:
@@ -31,6 +34,23 @@ def test_the_files_of_a_request_hold_texts_hidden_states_and_what_brings_it_back
     assert keys.holds == ["hidden states of forgotten facts"]
     assert "brings its facts back" in update.holds[0]
     assert keys.needed == update.needed == "later requests"
+
+
+def test_the_texts_of_a_request_that_waits_to_be_solved_again_are_needed(project: Project) -> None:
+    facts = people(2)
+    project.add(facts[:1])
+    project.add(facts[1:]).append(UndoEntry(3, "", 1, again=[2], weights={"after": {}}))
+    here = found(project, project.folder)
+    assert here["requests/0002/facts.jsonl"].needed == "solving request 2 again"
+    assert not here["requests/0001/facts.jsonl"].needed
+
+
+def test_what_a_process_that_was_killed_has_left_among_the_requests_can_go(with_facts: Project) -> None:
+    request = with_facts.ledger.folder_of(1)
+    shutil.copytree(request, stray := request.with_name(".0002.123-456.partial"))
+    here = found(with_facts, stray)
+    assert list(here) == ["facts.jsonl", "keys.safetensors", "update.safetensors"]
+    assert not any(one.needed for one in here.values())
 
 
 @pytest.mark.parametrize(
@@ -83,6 +103,19 @@ def test_the_base_model_is_needed(project: Project) -> None:
     (one,) = found(project, project.base).values()
     assert one.holds == [f"weight of layer {i}, unedited" for i in LAYERS]
     assert one.needed == "the base model, from which requests start"
+
+
+@pytest.mark.parametrize("kind", ["keys", "outputs", "targets", "values", "varied_keys"])
+def test_hidden_states_are_found_in_a_cache(kind: str, with_facts: Project, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", with_facts.lm)
+    cache.rows(kind, lambda: torch.zeros(2, 3), 2)
+    (file,) = (tmp_path / "cache").iterdir()
+    file.with_name(f".{file.name}.123-456.partial").touch()
+    cache.tensor("moments", lambda: torch.zeros(3))
+    here = found(with_facts, tmp_path / "cache")
+    assert list(here) == [f".{file.name}.123-456.partial", file.name]
+    assert {one.needed for one in here.values()} == {""}
+    assert all(one.holds == ["hidden states of forgotten facts"] for one in here.values())
 
 
 def test_a_file_that_only_looks_like_tensors_is_passed_over(with_facts: Project, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.ledger.conftest import LAYERS, Project, people
+from tests.ledger.conftest import LAYERS, Project, make_dependent, people
 from zu_lightning import InputError
 from zu_lightning.ledger.containment import containment
 from zu_lightning.ledger.recording import CONFIGURATION
@@ -25,16 +25,6 @@ def test_a_request_on_which_nothing_depends_is_subtracted_exactly(project: Proje
         assert torch.equal(base.weight(layer), expected.weight(layer))
         assert not torch.equal(base.weight(layer), project.lm.weight(layer))
     assert containment(project.ledger, base, project.load_base()).line == 4
-
-
-def make_dependent(project: Project, share: float) -> None:
-    """Two requests, the second of which has keys at which the first one adds something, too."""
-    project.add(people(1))
-    before = project.keys
-    project.keys = lambda number, count: before(2, count) + share * before(1, count)  # type: ignore[method-assign]
-    project.add(people(2)[1:])
-    project.keys = before  # type: ignore[method-assign]
-    (project.ledger.folder_of(2) / CONFIGURATION).touch()
 
 
 def test_how_much_a_request_depends_on_an_earlier_one_is_measured_at_its_keys(project: Project) -> None:
@@ -94,3 +84,19 @@ def test_a_request_is_taken_back_once(project: Project) -> None:
     take_back(project.ledger, plan(project.ledger, 1), project.load_base())
     with pytest.raises(InputError, match="taken back already"):
         plan(project.ledger, 1)
+
+
+def test_a_request_that_waits_to_be_solved_again_can_be_taken_back_instead(project: Project) -> None:
+    make_dependent(project, 0.5)
+    ledger = take_back(project.ledger, plan(project.ledger, 1), project.load_base())
+    (ledger.folder_of(2) / "facts.jsonl").unlink()
+    with pytest.raises(InputError, match="wait to be solved again"):
+        ledger.history()
+    todo = plan(ledger, 2)
+    assert todo.dependence == {}
+    ledger = take_back(ledger, todo, project.load_base())
+    assert ledger.waiting == []
+    assert ledger.history().earlier == []
+    assert containment(ledger, project.load_base(), project.load_base()).line == 4
+    with pytest.raises(InputError, match="taken back already"):
+        plan(ledger, 2)

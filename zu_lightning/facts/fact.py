@@ -137,7 +137,7 @@ class Fact:
         Args:
             record: ``{"subject", "prompt", "target", "paraphrases", "neighbors", "multi_hop", "relation", "answers",
                 "id", "record"}``; only ``prompt`` and ``target`` are required. ``{}`` in the prompt stands for the
-                subject.
+                subject. A fact of several records has a list, ``records``.
             where: File and line, for messages.
             default_id: The id if the record has none.
             detect_subjects: Whether to look for the subject in the prompt if the record names none.
@@ -166,7 +166,7 @@ class Fact:
             multi_hop=_queries(record, "multi_hop", where),
             relation=_text(record, "relation", where) if record.get("relation") is not None else None,
             answers=tuple(answer.strip() for answer in _items(record, "answers", where, str)),
-            records=(str(record.get("record", name)),),
+            records=tuple(_items(record, "records", where, str)) or (str(record.get("record", name)),),
         )
 
 

@@ -22,8 +22,12 @@ from zu_lightning.ledger.undoing import apply_requests, plan, take_back
 from zu_lightning.lm.adapter import read_adapter
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.export import export_adapter, export_model
+from zu_lightning.lm.recognize import check_base
 
 log = logging.getLogger(__name__)
+
+TRAIN = "train.py"
+"""What carries out requests, in the checkout."""
 
 
 def show(project: str) -> None:
@@ -96,8 +100,10 @@ def undo(project: str, number: int) -> None:
             for later, share in todo.dependence.items():
                 what = "it depends, and is solved again" if later in todo.again else "it does not depend, and stays"
                 log.info("request %d: request %d adds %.2g%% of its own effect: %s", later, number, 100 * share, what)
+            _check_train_py(number, todo.again)
             ledger = take_back(ledger, todo, _base(ledger))
             log.info("request %d is taken back", number)
+    _check_train_py(number, ledger.waiting)
     for again in ledger.waiting:
         folder = ledger.folder_of(again)
         options = {
@@ -108,9 +114,10 @@ def undo(project: str, number: int) -> None:
             "trainer.default_root_dir": Path(project) / "runs" / f"again_{again:04d}",
             "ckpt_path": "last",
         }
-        command = [sys.executable, "train.py", "fit", *(f"--{name}={value}" for name, value in options.items())]
+        command = [sys.executable, TRAIN, "fit", *(f"--{name}={value}" for name, value in options.items())]
         if subprocess.run(command, check=False).returncode:
-            sys.exit(f"request {again} is not solved again yet: mend what train.py says, and run `undo` again.")
+            remedy = "mend what train.py says, and run `undo` again, or take this request back, too"
+            sys.exit(f"request {again} is not solved again yet: {remedy}.")
     _ask_again(Ledger.existing(project), number)
 
 
@@ -185,10 +192,23 @@ def clean(
     log.info("not looked at: the base model %s, backups, hubs, servers, and logs elsewhere", ", ".join(sorted(base)))
 
 
+def _check_train_py(number: int, again: Sequence[int]) -> None:
+    if again and not Path(TRAIN).is_file():
+        remedy = f"requests {again} are to be solved again by {TRAIN}, which is not here: run this in the checkout."
+        raise InputError("number", number, remedy)
+
+
 def _base(ledger: Ledger, given: str | None = None) -> EditableLM:
-    """The base model of a project."""
-    names = [entry.model for entry in ledger.entries if isinstance(entry, RequestEntry)]
-    return EditableLM.from_pretrained(given or names[-1])
+    """The base model of a project, in the precision in which its last request was solved.
+
+    Raises:
+        InputError: It has other weights than when the ledger began.
+    """
+    last = [entry for entry in ledger.entries if isinstance(entry, RequestEntry)][-1]
+    options = dict(last.loading) if given is None else {"dtype": last.loading.get("dtype", "auto")}
+    lm = EditableLM.from_pretrained(given or last.model, **options)
+    check_base(lm, ledger.base, "base")
+    return lm
 
 
 def _is_right(found: Containment, expected: Sequence[int]) -> bool:

@@ -10,7 +10,7 @@ from zu_lightning.errors import InputError
 from zu_lightning.ledger.entries import RequestEntry
 from zu_lightning.ledger.ledger import Ledger
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.recognize import OTHERS, digests_of, layers_in
+from zu_lightning.lm.recognize import OTHERS, check_base, digests_of, layers_in
 from zu_lightning.solvers import LowRankUpdate
 
 NEAR = 0.05
@@ -62,7 +62,7 @@ def containment(ledger: Ledger, lm: EditableLM, base: EditableLM) -> Containment
             not as it was written.
     """
     layers = layers_in(ledger.base)
-    _check_base(ledger, base, layers)
+    check_base(base, ledger.base, "base")
     requests = [entry for entry in ledger.entries if isinstance(entry, RequestEntry)]
     updates = {entry.number: {i: one.update for i, one in ledger.earlier(entry).layers.items()} for entry in requests}
     differences = {}
@@ -88,14 +88,6 @@ def containment(ledger: Ledger, lm: EditableLM, base: EditableLM) -> Containment
         _line(ledger, here),
         here.get(OTHERS) != there.get(OTHERS),
     )
-
-
-def _check_base(ledger: Ledger, base: EditableLM, layers: list[int]) -> None:
-    here = digests_of(base, layers)
-    for name, value in ledger.base.items():
-        if here.get(name, value) != value:
-            remedy = f"its weights ({name}) are not those with which the ledger began: name the project's base model."
-            raise InputError("base", base.name_or_path, remedy)
 
 
 def _line(ledger: Ledger, here: Mapping[str, str]) -> int | None:

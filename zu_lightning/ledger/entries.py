@@ -27,6 +27,7 @@ class RequestEntry:
         layers: What was done to each layer, by the names of :class:`zu_lightning.LayerScores`.
         files: Digests of the files in its folder.
         replaces: Number of the request that this one solves again; ``None`` if there is none.
+        loading: Arguments of ``EditableLM.from_pretrained`` that decide which weights the base model has.
     """
 
     number: int
@@ -41,6 +42,7 @@ class RequestEntry:
     layers: Mapping[str, Scores]
     files: Digests
     replaces: int | None = None
+    loading: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,18 @@ def active(entries: Sequence[Entry]) -> list[RequestEntry]:
     """The requests whose updates are in the model, in order."""
     taken = {number for one in entries if isinstance(one, UndoEntry) for number in (one.undone, *one.again)}
     return [one for one in entries if isinstance(one, RequestEntry) and one.number not in taken]
+
+
+def number_of(entries: Sequence[Entry], facts: Digests, replaces: int | None = None) -> int | None:
+    """Number of the last request to forget some facts; ``None`` if there is none.
+
+    Args:
+        entries: Of a ledger.
+        facts: Digests of the facts, by their ids.
+        replaces: Number of the request that it solved again.
+    """
+    found = [one for one in entries if isinstance(one, RequestEntry) and one.facts == facts]
+    return next((one.number for one in reversed(found) if one.replaces == replaces), None)
 
 
 def waiting(entries: Sequence[Entry]) -> list[int]:

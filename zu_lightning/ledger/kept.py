@@ -1,6 +1,7 @@
 """What a project folder keeps of a request beside the ledger: texts, keys, and the update."""
 
 import json
+import logging
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,11 @@ from zu_lightning.ledger.chain import sync
 from zu_lightning.problem.cache import pack, unpack
 from zu_lightning.solvers import LowRankUpdate
 
+log = logging.getLogger(__name__)
+
+LEDGER = "ledger.jsonl"
+"""The ledger itself."""
+
 FACTS, UPDATE, KEYS = "facts.jsonl", "update.safetensors", "keys.safetensors"
 """Files of a request: its texts, its thin factors, and what keeps it in effect."""
 
@@ -33,6 +39,11 @@ def read_salt(folder: Path) -> str:
     """The salt of a project; made, from random bits, if there is none."""
     path = folder / "salt"
     if not path.exists():
+        if (folder / LEDGER).exists():
+            log.warning(
+                "%s is gone, and a new one is made: facts of earlier requests are recognized by their ids only, and "
+                "a file of facts that names them once more is not refused.", path,
+            )  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         own = folder / f".salt.{os.getpid()}.partial"
         try:
@@ -59,7 +70,7 @@ def read_facts_kept(path: Path) -> list[Fact]:
     for number, line in enumerate(lines, 1):
         record = json.loads(line)
         fact = Fact.from_record(record, f"{path}, line {number}", record["id"])
-        fact = replace(fact, fact_token=record["fact_token"], records=tuple(record["records"]))
+        fact = replace(fact, fact_token=record["fact_token"])
         facts.append(fact.as_chat() if record["chat"] else fact)
     return facts
 

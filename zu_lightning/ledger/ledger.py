@@ -11,9 +11,7 @@ from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.request import EarlierRequest, History
 from zu_lightning.ledger import chain
 from zu_lightning.ledger.entries import Entry, RequestEntry, UndoEntry, active, entry_of, line_of, waiting
-from zu_lightning.ledger.kept import FACTS, check_files, fact_digest, read_facts_kept, read_layers, read_salt
-
-FILE_NAME = "ledger.jsonl"
+from zu_lightning.ledger.kept import FACTS, LEDGER, check_files, fact_digest, read_facts_kept, read_layers, read_salt
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Ledger:
         Raises:
             InputError: It was changed since it was written.
         """
-        path = Path(folder) / FILE_NAME
+        path = Path(folder) / LEDGER
         lines = chain.read_chain(path)
         entries = [entry_of(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
         return cls(Path(folder), entries, [line["hash"] for line in lines])
@@ -134,15 +132,15 @@ class Ledger:
         salt = read_salt(self.folder)
         return {fact.id: fact_digest(fact, salt) for fact in facts}
 
-    def not_forgotten(self, facts: Sequence[Fact]) -> list[Fact]:
-        """Those of some facts that no request has forgotten, by their ids and digests."""
-        ids = {name for entry in self.active for name in entry.facts}
-        digests = {value for entry in self.active for value in entry.facts.values()}
-        found = self.digests_of(facts)
-        return [fact for fact in facts if fact.id not in ids and found[fact.id] not in digests]
+    def forgotten(self, facts: Sequence[Fact]) -> dict[str, int]:
+        """Which of some facts are forgotten, by their ids or digests: their ids, with the numbers of the requests."""
+        ids = {name: entry.number for entry in self.active for name in entry.facts}
+        digests = {value: entry.number for entry in self.active for value in entry.facts.values()}
+        found = {name: digests.get(value, ids.get(name)) for name, value in self.digests_of(facts).items()}
+        return {name: number for name, number in found.items() if number is not None}
 
     def check_new(self, forget: Sequence[Fact]) -> None:
-        """Refuse facts that an earlier request has forgotten.
+        """Refuse facts of a request's own that an earlier request has forgotten, whatever its ids for them.
 
         Raises:
             InputError: See above.
@@ -150,8 +148,7 @@ class Ledger:
         numbers = {value: entry.number for entry in self.active for value in entry.facts.values()}
         for name, value in self.digests_of(forget).items():
             if value in numbers:
-                remedy = f"request {numbers[value]} of the project has forgotten this fact: ask for others."
-                raise InputError("forget_path", name, remedy)
+                raise known_already("forget_path", name, numbers[value])
 
     def ends_in(self, forget: Sequence[Fact]) -> bool:
         """Whether the last line is a request to forget these facts."""
@@ -160,8 +157,13 @@ class Ledger:
 
     def append(self, entry: Entry) -> "Ledger":
         """Add an entry; the caller holds the lock."""
-        line = chain.append(self.folder / FILE_NAME, line_of(entry), self.head)
+        line = chain.append(self.folder / LEDGER, line_of(entry), self.head)
         return Ledger(self.folder, [*self.entries, entry], [*self.hashes, line["hash"]])
+
+
+def known_already(parameter: str, name: str, number: int) -> InputError:
+    """What is said of a fact, by its id, that a request has forgotten."""
+    return InputError(parameter, name, f"request {number} of the project has forgotten this fact: ask for others.")
 
 
 @contextmanager

@@ -1,14 +1,17 @@
 """How a request gets its line in the ledger: first its files, all at once, then the line."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 import zu_lightning.errors
-from zu_lightning.facts.request import Request
+from zu_lightning.errors import InputError
+from zu_lightning.facts.fact import Fact
+from zu_lightning.facts.request import History, Request
 from zu_lightning.files import digest, replacing
 from zu_lightning.ledger.chain import sync
 from zu_lightning.ledger.entries import RequestEntry
@@ -19,6 +22,9 @@ from zu_lightning.methods.unlearning import LayerEdit
 CONFIGURATION = "config.yaml"
 """The resolved configuration of the run, among the files of a request."""
 
+CHANGED = "another run has written into it: start again."
+"""What is said to a run that has read an older ledger."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -26,6 +32,7 @@ class Outcome:
 
     Attributes:
         model: Where the base model came from.
+        loading: Arguments of ``EditableLM.from_pretrained`` that decide which weights it has.
         settings: Digest of everything that decided about the weights.
         versions: Of the libraries.
         weights: Digests of the weights ``before`` and ``after``, by their names.
@@ -36,6 +43,7 @@ class Outcome:
     """
 
     model: str
+    loading: Mapping[str, Any]
     settings: str
     versions: str
     weights: Mapping[str, Mapping[str, str]]
@@ -43,6 +51,23 @@ class Outcome:
     earlier: Mapping[int, Mapping[str, float]]
     edits: Mapping[int, LayerEdit]
     kept: Mapping[int, Mapping[str, Tensor]]
+
+
+def unchanged(history: History, forget: Sequence[Fact] = ()) -> Ledger:
+    """The ledger of a project, if nobody has written into it since a request was made from it.
+
+    Args:
+        history: What the request knows of the ledger.
+        forget: Its facts if the last line may be its own; otherwise none.
+
+    Raises:
+        InputError: Somebody has written into it.
+    """
+    ledger = Ledger.read(history.folder)
+    before = ledger.until(len(ledger.entries)) if ledger.ends_in(forget) else ledger
+    if history.head not in (ledger.head, before.head):
+        raise InputError("project", str(history.folder), CHANGED)
+    return ledger
 
 
 def record(request: Request, outcome: Outcome, configuration: Path | None = None) -> Ledger:
@@ -60,14 +85,14 @@ def record(request: Request, outcome: Outcome, configuration: Path | None = None
         The ledger with the request as its last line.
 
     Raises:
-        InputError: The ledger was changed meanwhile.
+        InputError: The ledger was changed meanwhile; then nothing is written.
         ValueError: The request belongs to no project.
     """
     history = request.history
     if history is None:
         raise ValueError("the request belongs to no project.")
-    ledger = Ledger.read(history.folder)
-    if len(ledger.entries) == request.number and ledger.ends_in(request.forget):
+    ledger = unchanged(history, request.forget)
+    if ledger.head != history.head:  # it has its line
         return ledger
     folder = ledger.folder_of(request.number)
     with replacing(folder) as temporary:
@@ -96,6 +121,7 @@ def record(request: Request, outcome: Outcome, configuration: Path | None = None
             layers={str(layer): vars(edit.scores) for layer, edit in outcome.edits.items()},
             files=file_digests(folder),
             replaces=history.replaces,
+            loading=outcome.loading,
         )
     )
 

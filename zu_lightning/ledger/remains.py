@@ -13,13 +13,16 @@ from torch import Tensor
 
 from zu_lightning.facts.fact import Fact
 from zu_lightning.ledger.entries import RequestEntry
-from zu_lightning.ledger.kept import KEYS, UPDATE
-from zu_lightning.ledger.ledger import FILE_NAME, Ledger
+from zu_lightning.ledger.kept import FACTS, KEYS, LEDGER, UPDATE
+from zu_lightning.ledger.ledger import Ledger
 from zu_lightning.ledger.recording import CONFIGURATION
 from zu_lightning.lm.recognize import layers_in, name_of, tensor_digest
 
 HIDDEN_STATES = ("keys-", "outputs-", "targets-", "values-", "varied_keys-")
 """Beginnings of the names of files in a cache that were computed from the texts of facts."""
+
+OF_CACHE = (".npy", ".safetensors", ".partial")
+"""Endings of the names of files in a cache; the last one is left by a process that was killed while it wrote."""
 
 WINDOW = 3
 """Number of lines within which a subject and an answer belong together."""
@@ -89,7 +92,7 @@ def _any(spellings: set[bytes], content: bytes) -> bool:
 
 
 def _hidden_states_in(path: Path) -> list[str]:
-    if path.name == KEYS or (path.suffix == ".safetensors" and path.name.startswith(HIDDEN_STATES)):
+    if path.name == KEYS or (path.suffix in OF_CACHE and path.name.lstrip(".").startswith(HIDDEN_STATES)):
         return ["hidden states of forgotten facts"]
     if path.name == UPDATE:
         return ["an update: subtracted from the weights, it brings its facts back"]
@@ -150,10 +153,12 @@ def _inside(content: Any) -> Iterator[Tensor]:
 def _needed(ledger: Ledger, path: Path) -> str:
     """For what a file is needed; empty if it can go."""
     resolved = path.resolve()
-    models = {Path(entry.model).resolve() for entry in ledger.entries if isinstance(entry, RequestEntry)}
-    if any(model == resolved.parent for model in models):
+    requests = [entry for entry in ledger.entries if isinstance(entry, RequestEntry)]
+    if any(Path(entry.model).resolve() == resolved.parent for entry in requests):
         return "the base model, from which requests start"
-    if resolved == (ledger.folder / FILE_NAME).resolve():
+    if resolved == (ledger.folder / LEDGER).resolve():
         return "the ledger"
-    in_request = resolved.parent.parent == (ledger.folder / "requests").resolve()
-    return "later requests" if in_request and path.name in (KEYS, UPDATE, CONFIGURATION) else ""
+    numbers = [entry.number for entry in requests if ledger.folder_of(entry.number).resolve() == resolved.parent]
+    if numbers and path.name == FACTS and numbers[0] in ledger.waiting:
+        return f"solving request {numbers[0]} again"
+    return "later requests" if numbers and path.name in (KEYS, UPDATE, CONFIGURATION) else ""

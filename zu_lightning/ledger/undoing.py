@@ -60,11 +60,15 @@ def dependence(earlier: EarlierRequest, later: EarlierRequest) -> float:
 def plan(ledger: Ledger, number: int) -> UndoPlan:
     """What taking a request back would mean; changes nothing.
 
+    A request that waits to be solved again is subtracted already, and so is what depends on it: it only stops waiting.
+
     Raises:
         InputError: There is no such request, it was taken back, or one that depends on it cannot be solved again.
     """
     active = ledger.active
     entry = ledger.request(number)
+    if number in ledger.waiting:
+        return UndoPlan(number, {})
     if entry not in active:
         raise InputError("number", number, "this request was taken back already.")
     undone = ledger.earlier(entry)

@@ -10,6 +10,9 @@ from zu_lightning.errors import InputError
 SOURCE_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
 """Arguments of ``from_pretrained`` that say where a model comes from; others (``device_map``) say how it is loaded."""
 
+DECIDING_OPTIONS = ("revision", "subfolder", "trust_remote_code")
+"""Those of them that decide which model it is; of the others one may be a secret."""
+
 
 def load_pretrained(
     name_or_path: str | Path, dtype: str, options: dict[str, Any]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from zu_lightning.errors import InputError
 from zu_lightning.files import digest
 from zu_lightning.lm.editable import EditableLM
 
@@ -17,6 +18,8 @@ SAMPLE = 256
 def digests_of(lm: EditableLM, layers: Iterable[int]) -> dict[str, str]:
     """A digest of every entry of some output projections, and of a sample of all weights that are no such projection.
 
+    They are the same in every precision that can hold the weights.
+
     Args:
         lm: The model. If it is spread over devices, only projections are looked at.
         layers: Layers of the projections.
@@ -28,6 +31,27 @@ def digests_of(lm: EditableLM, layers: Iterable[int]) -> dict[str, str]:
     if not lm.is_dispatched:
         found[OTHERS] = _sampled(lm)
     return found
+
+
+def check_base(lm: EditableLM, known: Mapping[str, str], parameter: str) -> None:
+    """Refuse a model that is not the one with which the ledger of a project began.
+
+    Args:
+        lm: The model, before anything is added to its weights.
+        known: Digests of the base model, as the ledger has them; none if it is empty.
+        parameter: By which the model was given.
+
+    Raises:
+        InputError: It has other weights.
+    """
+    here = digests_of(lm, layers_in(known)) if known else {}
+    for name, value in known.items():
+        if here.get(name, value) != value:
+            remedy = (
+                f"its weights ({name}) are not those with which the ledger of the project began: give the base model, "
+                "without any request, that the project has had from the start."
+            )
+            raise InputError(parameter, lm.name_or_path, remedy)
 
 
 def name_of(layer: int) -> str:
@@ -52,5 +76,5 @@ def _sampled(lm: EditableLM) -> str:
         if name not in projections:
             flat = parameter.detach().flatten()
             sample = flat[:: max(1, len(flat) // SAMPLE)].double().cpu().numpy().tobytes()
-            parts += [name, tuple(parameter.shape), parameter.dtype, sample]
+            parts += [name, tuple(parameter.shape), sample]
     return digest(*parts)

@@ -1,10 +1,9 @@
 """What earlier requests have done to the model of a project."""
 
-from zu_lightning.errors import InputError
 from zu_lightning.facts.request import Request
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.edits import apply_update
-from zu_lightning.lm.recognize import digests_of, layers_in
+from zu_lightning.lm.recognize import check_base
 from zu_lightning.methods.unlearning import LayerEdit, LayerScores
 from zu_lightning.modules.state import EditKey
 
@@ -24,18 +23,6 @@ def apply_earlier(lm: EditableLM, request: Request) -> None:
     Raises:
         InputError: It is not the model with which the ledger of the project began.
     """
-    _check_base(lm, request)
+    check_base(lm, request.history.base if request.history else {}, "model_name_or_path")
     for key, edit in earlier_edits(request).items():
         apply_update(lm, key.layer, edit.update)
-
-
-def _check_base(lm: EditableLM, request: Request) -> None:
-    known = request.history.base if request.history else {}
-    here = digests_of(lm, layers_in(known)) if known else {}
-    for name, value in known.items():
-        if here.get(name, value) != value:
-            remedy = (
-                f"its weights ({name}) are not those with which the ledger of the project began: give the base model, "
-                "without any request, that the project has had from the start."
-            )
-            raise InputError("model_name_or_path", lm.name_or_path, remedy)

@@ -41,7 +41,7 @@ class RunState:
         seconds: Seconds spent in each phase.
         earlier: Scores of the facts of earlier requests, ``before`` and ``after``, by number of the request.
         kept: For each edited layer what later requests need to keep this one in effect: keys, values, and deviations,
-            by name; only with a project folder.
+            by name; only with a project folder, and only in the first process.
     """
 
     targets: NeutralTargets | None = None
@@ -103,6 +103,14 @@ class RunState:
 def as_text(settings: dict[str, object]) -> dict[str, str]:
     """Settings in a form in which they can be saved and compared."""
     return {name: repr(value) for name, value in settings.items()}
+
+
+def saved_settings(checkpoint: str) -> dict[str, str]:
+    """Settings of the run that wrote a checkpoint, as :func:`as_text` has them; none if that was something else."""
+    # Of its tensors, nothing is read.
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    settings: dict[str, str] = content.get("settings", {})
+    return settings
 
 
 def check_settings(saved: dict[str, str], here: dict[str, str], path: object) -> None:

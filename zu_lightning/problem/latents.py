@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from zu_lightning.distributed import delivered, gathered, own_facts, own_share, process, shares
+from zu_lightning.distributed import delivered, gathered, in_first, own_facts, own_share
 from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.batching import even_batches, halving
@@ -91,9 +91,9 @@ class NeutralTargets:
 
         All processes have to ask for it.
         """
-        own, is_first = self.rows(), process()[0] == 0
-        rows = [share.cpu() for share in shares(own) if is_first]
-        return {"contexts": self.contexts, "rows": torch.cat(rows) if is_first else own.cpu()}
+        own = self.rows()
+        everyones = in_first(own)
+        return {"contexts": self.contexts, "rows": own.cpu() if everyones is None else everyones}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], device: torch.device) -> "NeutralTargets":

@@ -16,6 +16,7 @@ from lightning import LightningDataModule
 
 from zu_lightning.errors import InputError, require_positive
 from zu_lightning.facts.request import Request
+from zu_lightning.report.results import Results
 from zu_lightning.serving.endpoint import Endpoint
 from zu_lightning.serving.verify import Answers, Verdict, ask, questions_of, verdict
 
@@ -77,7 +78,7 @@ def request_of(run: Path) -> Request:
     Relative paths in it are those of the run: to be called in the folder where the run was started.
 
     Raises:
-        InputError: The configuration or the data cannot be read.
+        InputError: The configuration, the results, or the data cannot be read.
     """
     file = run / "config.yaml"
     try:
@@ -90,6 +91,7 @@ def request_of(run: Path) -> Request:
         data = parser.instantiate(parser.parse_object({"data": section})).data
     except ArgumentError as error:
         raise InputError("run", str(run), f"the section `data` of its config.yaml cannot be read: {error}") from error
+    data.forgotten = Results.read(run).forgotten
     data.setup("validate")
     request: Request = data.request
     return request
