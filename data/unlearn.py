@@ -242,14 +242,14 @@ class UnlearnDataModule(LightningDataModule):
             states = [ledger.until(number) for number in range(1, len(ledger.entries) + 1)]
             return next((state for state in states if repr(state.head) == head), ledger)
         names = self.forgotten or (self.forget_ids or () if asked is None else [fact.id for fact in asked])
-        wanted = ledger.digests_of([fact for fact in (asked or facts) if fact.id in set(names)])
+        wanted = ledger.digests_of([fact for fact in (facts if asked is None else asked) if fact.id in set(names)])
         number = number_of(ledger.entries, wanted, self.replaces)
         return ledger if number is None else ledger.until(number)
 
     def _check_ids(self, gone: Mapping[str, int], asked: Sequence[Fact] | None) -> None:
         """Refuse ids of facts that are gone, by the numbers of the requests that have forgotten them."""
         lists = {"retain_ids": self.retain_ids, "protect_ids": self.protect_ids}
-        for option, ids in (lists if asked else {"forget_ids": self.forget_ids} | lists).items():
+        for option, ids in ({"forget_ids": self.forget_ids} | lists if asked is None else lists).items():
             for name in ids or ():
                 if name in gone:
                     raise known_already(option, name, gone[name])

@@ -9,8 +9,9 @@ from peft import LoraConfig, get_peft_model
 from tests.conftest import random_lm, update_for
 from tests.ledger.conftest import LAYERS, Project, people
 from zu_lightning import EditableLM, InputError, LowRankUpdate, export_adapter
-from zu_lightning.ledger.composition import Together, effects, summed, updates_of
+from zu_lightning.ledger.composition import Together, effects
 from zu_lightning.lm.adapter import read_adapter
+from zu_lightning.lm.edits import summed_updates
 
 
 def test_an_adapter_is_read_as_it_was_written(project: Project, tmp_path: Path) -> None:
@@ -41,7 +42,7 @@ def test_requests_add_up_layer_by_layer(project: Project) -> None:
     project.add(people(1), layers=[0])
     project.add(people(2)[1:], layers=[0, 2])
     one, two = project.ledger.history().earlier
-    found = updates_of([one, two])
+    found = summed_updates([one.updates, two.updates])
     assert list(found) == [0, 2]
     assert torch.allclose(found[0].dense(), one.layers[0].update.dense() + two.layers[0].update.dense())
     assert torch.equal(found[2].dense(), two.layers[2].update.dense())
@@ -55,7 +56,7 @@ def test_an_update_that_another_one_cancels_is_reported(lm: EditableLM) -> None:
         assert one.together == one.before
         assert one.alone != one.before
     assert torch.equal(lm.weight(0), before)
-    assert not torch.equal(summed([{0: update}, {2: update}])[2].dense(), cancels.dense())
+    assert not torch.equal(summed_updates([{0: update}, {2: update}])[2].dense(), cancels.dense())
 
 
 def test_more_than_a_little_more_is_worse() -> None:

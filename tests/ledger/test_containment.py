@@ -7,7 +7,7 @@ from tests.conftest import random_lm
 from tests.ledger.conftest import LAYERS, Project, people
 from zu_lightning import EditableLM, InputError
 from zu_lightning.ledger.containment import containment
-from zu_lightning.ledger.undoing import apply_requests
+from zu_lightning.lm.edits import apply_updates
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def three(project: Project) -> Project:
 
 def with_requests(project: Project, numbers: list[int]) -> EditableLM:
     lm, ledger = project.load_base(), project.ledger
-    apply_requests(lm, [ledger.earlier(ledger.request(number)) for number in numbers])
+    apply_updates(lm, [ledger.earlier(ledger.request(number)).updates for number in numbers])
     return lm
 
 

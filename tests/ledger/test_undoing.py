@@ -7,7 +7,8 @@ from tests.ledger.conftest import LAYERS, Project, make_dependent, people
 from zu_lightning import InputError
 from zu_lightning.ledger.containment import containment
 from zu_lightning.ledger.recording import CONFIGURATION
-from zu_lightning.ledger.undoing import apply_requests, plan, take_back
+from zu_lightning.ledger.undoing import plan, take_back
+from zu_lightning.lm.edits import apply_updates
 
 
 def test_a_request_on_which_nothing_depends_is_subtracted_exactly(project: Project) -> None:
@@ -20,7 +21,7 @@ def test_a_request_on_which_nothing_depends_is_subtracted_exactly(project: Proje
     ledger = take_back(project.ledger, todo, base)
     assert [entry.number for entry in ledger.active] == [1, 3]
     expected = project.load_base()
-    apply_requests(expected, [ledger.earlier(ledger.request(number)) for number in (1, 3)])
+    apply_updates(expected, [ledger.earlier(ledger.request(number)).updates for number in (1, 3)])
     for layer in LAYERS:
         assert torch.equal(base.weight(layer), expected.weight(layer))
         assert not torch.equal(base.weight(layer), project.lm.weight(layer))

@@ -5,7 +5,7 @@ import torch
 
 from tests.conftest import update_for
 from zu_lightning import EditableLM, LowRankUpdate, apply_update
-from zu_lightning.lm.edits import summed_update
+from zu_lightning.lm.edits import edited, summed_update, summed_updates
 
 
 def test_an_edit_changes_its_weight_and_no_other(any_lm: EditableLM) -> None:
@@ -55,3 +55,15 @@ def test_several_updates_are_one(lm: EditableLM) -> None:
     assert together.rank == 6
     expected = sum((update.dense() for update in updates), torch.zeros(16, 40, dtype=torch.float64))
     assert torch.allclose(together.dense(), expected, atol=1e-12)
+
+
+def test_updates_of_a_model_add_up_layer_by_layer_and_are_there_for_a_while(lm: EditableLM) -> None:
+    one, two = update_for(lm, 0), update_for(lm, 2)
+    total = summed_updates([{2: two, 0: one}, {2: two}])
+    assert list(total) == [0, 2]
+    before = [lm.weight(layer).double().clone() for layer in range(3)]
+    with edited(lm, total):
+        added = [lm.weight(layer).double() - before[layer] for layer in range(3)]
+    expected = [one.dense(), torch.zeros_like(one.dense()), 2 * two.dense()]
+    assert all(torch.allclose(found, known, atol=1e-6) for found, known in zip(added, expected, strict=True))
+    assert all(torch.equal(lm.weight(layer).double(), before[layer]) for layer in range(3))

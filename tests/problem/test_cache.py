@@ -12,9 +12,10 @@ import torch
 from tests.conftest import TEXTS, in_processes, random, random_lm, train_tokenizer, update_for
 from zu_lightning import EditableLM, apply_update
 from zu_lightning.distributed import own_facts
+from zu_lightning.lm.recognize import weights_digest
 from zu_lightning.lm.tokens import tokenize
 from zu_lightning.problem import cache as cache_module
-from zu_lightning.problem.cache import Cache, folded, read_tensors, unfolded, weights_digest, write_tensors
+from zu_lightning.problem.cache import Cache, folded, read_tensors, unfolded, write_tensors
 
 CPU = torch.device("cpu")
 SQUARE = random(4, 4, seed=0) @ random(4, 4, seed=0).mT
@@ -114,18 +115,18 @@ def test_every_entry_of_a_weight_that_may_be_edited_counts(tmp_path: Path) -> No
     lm = random_lm("llama")
     size = lm.weight(1).numel()
     assert size // 256 > 1  # the sample of the digest skips entries
-    before, sampled = Cache(tmp_path, lm, [0, 1]).file("keys"), weights_digest(lm.model)
+    before, sampled = Cache(tmp_path, lm, [0, 1]).file("keys"), weights_digest(lm)
     with torch.no_grad():
         lm.projections[1].weight.view(-1)[1] += 1e-3  # type: ignore[operator]
-    assert weights_digest(lm.model) == sampled
+    assert weights_digest(lm) == sampled
     assert Cache(tmp_path, lm, [0, 1]).file("keys") != before
 
 
 def test_the_same_values_in_another_dtype_have_another_digest(lm: EditableLM) -> None:
     lm.model.to(dtype=torch.bfloat16)  # type: ignore[call-arg]
-    before = weights_digest(lm.model)
+    before = weights_digest(lm)
     lm.model.to(dtype=torch.float32)  # type: ignore[call-arg]
-    assert weights_digest(lm.model) != before
+    assert weights_digest(lm) != before
 
 
 def test_how_a_tokenizer_was_called_last_does_not_matter(lm: EditableLM, tmp_path: Path) -> None:

@@ -47,6 +47,11 @@ class EarlierRequest:
     facts: Sequence[Fact] = ()
 
     @property
+    def updates(self) -> dict[int, LowRankUpdate]:
+        """What it added to the weights, by layer."""
+        return {layer: found.update for layer, found in self.layers.items()}
+
+    @property
     def size(self) -> int:
         """Number of its facts, whether or not their texts were kept."""
         return next(iter(self.layers.values())).keys.shape[1]

@@ -13,14 +13,15 @@ from zu_lightning.errors import InputError
 from zu_lightning.evaluation.evaluate import evaluate, evaluation_batches
 from zu_lightning.facts.reading import read_facts
 from zu_lightning.ledger import Ledger, RequestEntry, UndoEntry, locked
-from zu_lightning.ledger.composition import edited, effects, summed, updates_of
+from zu_lightning.ledger.composition import effects
 from zu_lightning.ledger.containment import Containment, containment
 from zu_lightning.ledger.kept import FACTS
 from zu_lightning.ledger.recording import CONFIGURATION
 from zu_lightning.ledger.remains import remains
-from zu_lightning.ledger.undoing import apply_requests, plan, take_back
+from zu_lightning.ledger.undoing import plan, take_back
 from zu_lightning.lm.adapter import read_adapter
 from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.edits import apply_updates, edited, summed_updates
 from zu_lightning.lm.export import export_adapter, export_model
 from zu_lightning.lm.recognize import check_base
 
@@ -131,9 +132,9 @@ def merge(project: str, into: str, requests: list[int] | None = None) -> None:
     """
     ledger = Ledger.existing(project)
     entries = ledger.active if requests is None else [ledger.request(number) for number in requests]
-    chosen, lm = [ledger.earlier(entry) for entry in entries], _base(ledger)
-    apply_requests(lm, chosen)
-    adapter = export_adapter(lm, updates_of(chosen), Path(into) / "adapter")
+    chosen, lm = [ledger.earlier(entry).updates for entry in entries], _base(ledger)
+    apply_updates(lm, chosen)
+    adapter = export_adapter(lm, summed_updates(chosen), Path(into) / "adapter")
     model = export_model(lm, Path(into) / "model")
     log.info("requests %s: %s and %s", [entry.number for entry in entries], model, adapter)
 
@@ -158,8 +159,9 @@ def compose(base: str, into: str, adapters: tuple[str, ...] = (), facts: tuple[s
         log.info("facts of %s%s", folder, ": MORE IS ANSWERED TOGETHER THAN ALONE" if one.is_worse else "")
         for name, scores in vars(one).items():
             log.info("    %-9s %s", name, _scores(scores))
-    with edited(lm, summed(updates)):
-        adapter = export_adapter(lm, summed(updates), Path(into) / "adapter")
+    total = summed_updates(updates)
+    with edited(lm, total):
+        adapter = export_adapter(lm, total, Path(into) / "adapter")
         log.info("together: %s and %s", export_model(lm, Path(into) / "model"), adapter)
     if any(one.is_worse for one in found):
         sys.exit(1)
@@ -218,7 +220,7 @@ def _is_right(found: Containment, expected: Sequence[int]) -> bool:
 def _ask_again(ledger: Ledger, undone: int) -> None:
     """Say what the model answers now of the facts of every request."""
     lm = _base(ledger)
-    apply_requests(lm, [ledger.earlier(entry) for entry in ledger.active])
+    apply_updates(lm, [ledger.earlier(entry).updates for entry in ledger.active])
     for number in (undone, *(entry.number for entry in ledger.active)):
         facts = ledger.facts_of(number)
         if facts:

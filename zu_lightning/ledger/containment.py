@@ -64,7 +64,7 @@ def containment(ledger: Ledger, lm: EditableLM, base: EditableLM) -> Containment
     layers = layers_in(ledger.base)
     check_base(base, ledger.base, "base")
     requests = [entry for entry in ledger.entries if isinstance(entry, RequestEntry)]
-    updates = {entry.number: {i: one.update for i, one in ledger.earlier(entry).layers.items()} for entry in requests}
+    updates = {entry.number: ledger.earlier(entry).updates for entry in requests}
     differences = {}
     for layer in layers:
         if lm.weight(layer).shape != base.weight(layer).shape:

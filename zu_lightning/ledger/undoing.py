@@ -1,6 +1,5 @@
 """Taking a request back."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 
@@ -10,7 +9,7 @@ from zu_lightning.ledger.entries import RequestEntry, UndoEntry
 from zu_lightning.ledger.ledger import Ledger, now
 from zu_lightning.ledger.recording import CONFIGURATION
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.edits import apply_update
+from zu_lightning.lm.edits import apply_updates
 from zu_lightning.lm.recognize import digests_of, layers_in
 
 DEPENDS = 0.05
@@ -106,7 +105,7 @@ def take_back(ledger: Ledger, todo: UndoPlan, base: EditableLM) -> Ledger:
     """
     taken = {todo.number, *todo.again}
     left = [entry for entry in ledger.active if entry.number not in taken]
-    apply_requests(base, [ledger.earlier(entry) for entry in left])
+    apply_updates(base, [ledger.earlier(entry).updates for entry in left])
     return ledger.append(
         UndoEntry(
             number=len(ledger.entries) + 1,
@@ -117,10 +116,3 @@ def take_back(ledger: Ledger, todo: UndoPlan, base: EditableLM) -> Ledger:
             weights={"after": digests_of(base, layers_in(ledger.base))},
         )
     )
-
-
-def apply_requests(lm: EditableLM, requests: Sequence[EarlierRequest]) -> None:
-    """Add the updates of some requests to the weights of the base model, in order."""
-    for one in requests:
-        for layer, found in one.layers.items():
-            apply_update(lm, layer, found.update)

@@ -1,12 +1,16 @@
-"""Writing an update into a weight, and what that did."""
+"""Writing updates into weights, what that did, and several updates as one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.solvers import LowRankUpdate
+
+Updates = Mapping[int, LowRankUpdate]
+"""By layer."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,35 @@ def apply_update(lm: EditableLM, layer: int, update: LowRankUpdate) -> EditRepor
     )
 
 
+def apply_updates(lm: EditableLM, several: Iterable[Updates]) -> None:
+    """Add several updates of a model to its weights, one after the other: each of them is rounded to their dtype."""
+    for updates in several:
+        for layer, update in updates.items():
+            apply_update(lm, layer, update)
+
+
+@contextmanager
+def edited(lm: EditableLM, updates: Updates) -> Iterator[None]:
+    """Within this context the updates are in the weights."""
+    before = {layer: lm.weight(layer).clone() for layer in updates}
+    try:
+        apply_updates(lm, [updates])
+        yield
+    finally:
+        for layer, weight in before.items():
+            lm.set_weight(layer, weight)
+
+
 def summed_update(updates: Iterable[LowRankUpdate]) -> LowRankUpdate:
     """Several updates of one weight as a single one, by joining their factors."""
     factors = [(update.left, update.right) for update in updates]
     return LowRankUpdate(torch.cat([left for left, _ in factors], 1), torch.cat([right for _, right in factors]))
+
+
+def summed_updates(several: Iterable[Updates]) -> dict[int, LowRankUpdate]:
+    """Several updates of a model as a single one, by layer."""
+    of_layer: dict[int, list[LowRankUpdate]] = {}
+    for updates in several:
+        for layer, update in updates.items():
+            of_layer.setdefault(layer, []).append(update)
+    return {layer: summed_update(of_layer[layer]) for layer in sorted(of_layer)}

@@ -1,6 +1,6 @@
 """Digests by which the weights of a model are recognized, whatever file they came from."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import torch
 
@@ -29,7 +29,8 @@ def digests_of(lm: EditableLM, layers: Iterable[int]) -> dict[str, str]:
     """
     found = {name_of(layer): tensor_digest(lm.weight(layer)) for layer in sorted(set(layers))}
     if not lm.is_dispatched:
-        found[OTHERS] = _sampled(lm)
+        projections = {f"{lm.weight_name(layer)}.weight" for layer in range(len(lm.layers))}
+        found[OTHERS] = digest(*_sampled(lm, projections))
     return found
 
 
@@ -69,12 +70,24 @@ def tensor_digest(weight: torch.Tensor) -> str:
     return digest(tuple(weight.shape), weight.detach().float().cpu().contiguous().numpy().tobytes())
 
 
-def _sampled(lm: EditableLM) -> str:
-    projections = {f"{lm.weight_name(layer)}.weight" for layer in range(len(lm.layers))}
+def weights_digest(lm: EditableLM, layers: Iterable[int] = ()) -> str:
+    """A digest of a model as it is, its configuration and its precision included, which no other model would have.
+
+    Args:
+        lm: The model. It must not be spread over devices: weights that are elsewhere cannot be looked at.
+        layers: Layers of which every entry of the output projection counts, where of other weights a sample does.
+    """
+    precisions = [parameter.dtype for parameter in lm.model.parameters()]
+    whole = [tensor_digest(lm.weight(layer)) for layer in layers]
+    return digest(lm.model.config.to_json_string(), precisions, *_sampled(lm), whole)
+
+
+def _sampled(lm: EditableLM, without: Container[str] = ()) -> list[object]:
+    """Name, shape, and some values of every weight but those with some names."""
     parts: list[object] = []
     for name, parameter in lm.model.named_parameters():
-        if name not in projections:
+        if name not in without:
             flat = parameter.detach().flatten()
             sample = flat[:: max(1, len(flat) // SAMPLE)].double().cpu().numpy().tobytes()
             parts += [name, tuple(parameter.shape), sample]
-    return digest(*parts)
+    return parts

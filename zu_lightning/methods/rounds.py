@@ -1,8 +1,7 @@
 """Rounds: facts that are still known weigh more, and the layer is solved again."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -14,7 +13,7 @@ from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.request import Request
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.edits import apply_update
+from zu_lightning.lm.edits import edited
 from zu_lightning.lm.tokens import Asked, collate, tokenize_all
 from zu_lightning.methods.rules import Rule
 from zu_lightning.problem.latents import TargetOptions
@@ -77,7 +76,7 @@ def solve_in_rounds(
     weights = torch.ones(len(facts), dtype=torch.float64, device=lm.device)
     update = rule(weight, problem)
     for number in range(1, rule.rounds + 1):
-        with _edited(lm, problem.layer, update):
+        with edited(lm, {problem.layer: update}):
             probability = answer_probability(lm, facts, phrasings)
         known = probability > KNOWN
         if not known.any():
@@ -108,14 +107,3 @@ def answer_probability(lm: EditableLM, facts: Sequence[Fact], phrasings: Phrasin
         found[indices] = probability[rows, truth[position[indices]]].double()
     total = torch.zeros(len(facts), dtype=torch.float64, device=lm.device).index_add(0, position, summed(found)[0])
     return total / position.bincount()
-
-
-@contextmanager
-def _edited(lm: EditableLM, layer: int, update: LowRankUpdate) -> Iterator[None]:
-    """Within this context the update is in the layer's weight."""
-    weight = lm.weight(layer).clone()
-    try:
-        apply_update(lm, layer, update)
-        yield
-    finally:
-        lm.set_weight(layer, weight)

@@ -14,12 +14,13 @@ from zu_lightning.facts.request import Request, check_neutral_target
 from zu_lightning.files import digest
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.export import export_adapter, export_model
+from zu_lightning.lm.recognize import weights_digest
 from zu_lightning.lm.tokens import collate, tokenize_queries
 from zu_lightning.lm.weights import check_projections
 from zu_lightning.modules.earlier import apply_earlier, earlier_edits
 from zu_lightning.modules.evaluation import EvaluationModule
 from zu_lightning.modules.state import RunState, as_text, check_settings
-from zu_lightning.problem.cache import Cache, weights_digest
+from zu_lightning.problem.cache import Cache
 from zu_lightning.solvers import LowRankUpdate
 
 BY_FACT = "by fact, "
@@ -98,8 +99,7 @@ class UnlearnModule(EvaluationModule):
         """A digest of the weights as they are: of all of those that are edited, and of a sample of the others."""
         if self.lm.is_dispatched:
             return "unknown: the model is spread over devices"
-        edited = (self.lm.weight(layer).detach().float().cpu().numpy().tobytes() for layer in self.layers)
-        return digest(weights_digest(self.lm.model), *edited)
+        return weights_digest(self.lm, self.layers)
 
     def training_batches(self, request: Request) -> Iterable[Any]:
         """What the next epoch trains on; called before each epoch.

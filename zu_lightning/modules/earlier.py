@@ -2,7 +2,7 @@
 
 from zu_lightning.facts.request import Request
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.edits import apply_update
+from zu_lightning.lm.edits import apply_updates
 from zu_lightning.lm.recognize import check_base
 from zu_lightning.methods.unlearning import LayerEdit, LayerScores
 from zu_lightning.modules.state import EditKey
@@ -24,5 +24,4 @@ def apply_earlier(lm: EditableLM, request: Request) -> None:
         InputError: It is not the model with which the ledger of the project began.
     """
     check_base(lm, request.history.base if request.history else {}, "model_name_or_path")
-    for key, edit in earlier_edits(request).items():
-        apply_update(lm, key.layer, edit.update)
+    apply_updates(lm, [one.updates for one in request.earlier])

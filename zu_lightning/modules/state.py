@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zu_lightning.errors import InputError
-from zu_lightning.lm.edits import summed_update
+from zu_lightning.lm.edits import summed_updates
 from zu_lightning.methods.unlearning import LayerEdit, LayerScores
 from zu_lightning.problem.latents import NeutralTargets
 from zu_lightning.solvers import LowRankUpdate
@@ -69,10 +69,7 @@ class RunState:
 
     def updates(self) -> dict[int, LowRankUpdate]:
         """For each edited layer, the sum of all updates."""
-        by_layer: dict[int, list[LowRankUpdate]] = {}
-        for key, edit in self.edits.items():
-            by_layer.setdefault(key.layer, []).append(edit.update)
-        return {layer: summed_update(updates) for layer, updates in by_layer.items()}
+        return summed_updates({key.layer: edit.update} for key, edit in self.edits.items())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as plain containers of tensors and numbers.

@@ -11,18 +11,19 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from zu_lightning.distributed import own_facts, process, shares, summed
 from zu_lightning.files import digest, replacing
 from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.recognize import weights_digest
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Tensors = dict[str, Tensor]
 
-VERSION = 3
+VERSION = 4
 """To be raised when something that is kept is computed in another way, so that older files are not found."""
 
 _MENTIONED: set[Path] = set()
@@ -50,9 +51,8 @@ class Cache:
         self.folder = None if lm.is_dispatched else folder
         self.device = lm.device
         if self.folder is not None:
-            weights = [digest(_bytes(lm.weight(layer))) for layer in edited]
             # Another kind of device rounds in another way.
-            self.state = digest(VERSION, lm.device.type, weights_digest(lm.model), _described(lm.tokenizer), weights)
+            self.state = digest(VERSION, lm.device.type, weights_digest(lm, edited), _described(lm.tokenizer))
 
     def file(self, kind: str, *parts: object) -> Path | None:
         """The file of what is of some kind and depends on ``parts``, as :func:`digest` takes them, and on the model."""
@@ -154,19 +154,6 @@ class Cache:
             values, vectors = torch.linalg.eigh(matrix)
             found = self.keep(file, {"values": values, "vectors": vectors})
         return found["values"], found["vectors"]
-
-
-def weights_digest(model: PreTrainedModel) -> str:
-    """A digest of some values of every parameter, which other weights of the same name would not have.
-
-    The model must not be offloaded: weights that are elsewhere cannot be looked at.
-    """
-    parts: list[object] = [model.config.to_json_string()]
-    for name, parameter in model.named_parameters():
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, len(flat) // 256)].double().cpu().numpy().tobytes()
-        parts += [name, tuple(parameter.shape), parameter.dtype, sample]
-    return digest(*parts)
 
 
 def read_tensors(file: Path, device: torch.device) -> Tensors | None:
