@@ -74,7 +74,8 @@ KILLS = {
 def kill(moment: str, root: Path) -> tuple[object, list[str]]:
     """Run the command line until a moment; the exit code, and what is said at the end."""
     said: list[str] = []
-    handler = signal.getsignal(signal.SIGINT)  # Lightning ignores Ctrl-C from the first one on
+    # A process in the background may have been started with it ignored, and Lightning ignores it from the first one on.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(train.TRAINER_DEFAULTS, "callbacks", [Resume(), KillAt(*KILLS[moment][:3])])
         patch.setattr(train.log, "error", lambda message, *rest: said.append(message % rest))
