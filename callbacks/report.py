@@ -10,7 +10,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from callbacks.dashboard import boards, show_picture, show_results
-from callbacks.results import identity_before, now, results_of, samples
+from callbacks.results import identity_before, results_of, samples
 from callbacks.run_folder import run_folder, unlearn_module
 from zu_lightning import LayerProblem, UnlearnModule
 from zu_lightning.files import out_of_room, writing
@@ -18,6 +18,7 @@ from zu_lightning.report.page import write_page
 from zu_lightning.report.plots import draw_attacks, draw_scores, draw_spectrum
 from zu_lightning.report.results import FILE_NAME
 from zu_lightning.report.terminal import results_table
+from zu_lightning.timing import now
 
 log = logging.getLogger(__name__)
 

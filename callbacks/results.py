@@ -2,7 +2,6 @@
 
 import resource
 import sys
-from datetime import UTC, datetime
 from typing import Any
 
 import accelerate
@@ -17,17 +16,13 @@ from zu_lightning.attacks.verdict import verdict
 from zu_lightning.evaluation.by_fact import score_intervals, shares
 from zu_lightning.files import digest
 from zu_lightning.report.results import Completion, FactResult
+from zu_lightning.timing import now
 
 SAMPLES = 5
 """Number of forgotten prompts, and of kept ones, whose completions are shown."""
 
 OF_A_FACT = ("efficacy", "generalization", "specificity", "multi_hop")
 """Metrics whose queries belong to the facts to forget."""
-
-
-def now() -> str:
-    """The time, as results give it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def samples(request: Request) -> list[Fact]:

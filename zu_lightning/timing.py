@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -42,3 +43,8 @@ def _wait() -> None:
     """Wait for a GPU, which may still be busy when a call returns: its time belongs to the phase that asked for it."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
+
+
+def now() -> str:
+    """The time, as results and ledgers give it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

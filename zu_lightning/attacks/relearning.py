@@ -16,7 +16,7 @@ from zu_lightning.distributed import own_share, summed
 from zu_lightning.errors import InputError, require_positive
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.tokens import TokenizedText, collate, tokenize, tokenize_query
+from zu_lightning.lm.tokens import TokenizedText, collate, tokenize, tokenize_queries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Relearning(Attack):
         """For each fact whether the model answers exactly after training on the other folds."""
         exact = dict.fromkeys(facts, NOTHING)
         folds = self.dealt(exam)
-        texts = [tokenize_query(lm.tokenizer, fact.query) for fact in exam.facts]
+        texts = tokenize_queries(lm.tokenizer, [fact.query for fact in exam.facts])
         for fold in folds if len(folds) > 1 else []:
             own, others = [i for i in fold if i in exact], [text for i, text in enumerate(texts) if i not in fold]
             if own:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from zu_lightning.errors import InputError
@@ -171,8 +170,3 @@ def locked(folder: str | Path, wait: float = 0.0) -> Iterator[None]:
     """Within this context nobody else can write into a project; see :func:`zu_lightning.ledger.chain.locked`."""
     with chain.locked(Path(folder) / "ledger.lock", wait):
         yield
-
-
-def now() -> str:
-    """The time, as the ledger gives it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -16,8 +16,9 @@ from zu_lightning.files import digest, replacing
 from zu_lightning.ledger.chain import sync
 from zu_lightning.ledger.entries import RequestEntry
 from zu_lightning.ledger.kept import FACTS, file_digests, write_facts, write_layers
-from zu_lightning.ledger.ledger import Ledger, now
+from zu_lightning.ledger.ledger import Ledger
 from zu_lightning.methods.unlearning import LayerEdit
+from zu_lightning.timing import now
 
 CONFIGURATION = "config.yaml"
 """The resolved configuration of the run, among the files of a request."""

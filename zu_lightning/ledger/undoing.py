@@ -6,11 +6,12 @@ from math import inf, isfinite
 from zu_lightning.errors import InputError
 from zu_lightning.facts.request import EarlierRequest
 from zu_lightning.ledger.entries import RequestEntry, UndoEntry
-from zu_lightning.ledger.ledger import Ledger, now
+from zu_lightning.ledger.ledger import Ledger
 from zu_lightning.ledger.recording import CONFIGURATION
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.edits import apply_updates
 from zu_lightning.lm.recognize import digests_of, layers_in
+from zu_lightning.timing import now
 
 DEPENDS = 0.05
 """A later request depends on an earlier one that adds more than this share of what it adds itself at its keys."""
