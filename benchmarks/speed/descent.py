@@ -9,7 +9,6 @@ from torch import Tensor, autograd
 
 from benchmarks.console import new_parser, table_head, table_row
 from benchmarks.setting import WHOLE, corpus_documents, load_model, named_facts
-from benchmarks.speed.clock import Clock
 from zu_lightning import (
     Request,
     RetainText,
@@ -21,6 +20,7 @@ from zu_lightning import (
     split_facts,
 )
 from zu_lightning.methods.objective import Delta, DenseDelta, LayerObjective, WhitenedDelta
+from zu_lightning.timing import Monitor
 
 
 @dataclass(frozen=True)
@@ -65,21 +65,21 @@ def main() -> None:
     options = TargetOptions(arguments.neutral_target)
     preparation = prepare(lm, request, [layer], options)
     problem = rule.in_units(layer_problem(lm, request, layer, [layer], preparation, options))
-    null_space, weight, clock = rule.null_space(problem), lm.weight(layer), Clock(lm.device)
+    null_space, weight, monitor = rule.null_space(problem), lm.weight(layer), Monitor()
     objective = LayerObjective(weight, problem, rule.weights)
 
-    with clock.timed("exact"):
+    with monitor.timed("exact"):
         update = objective.exact(null_space)
     descent = Descent(objective, null_space, objective.terms(update).total)
     print(f"{arguments.forget} facts, W {tuple(weight.shape)}, null space of {null_space.shape[1]} directions\n")
     print(table_head(("way", "steps", "gap", "seconds")))
-    print(table_row(("exact", "", "0", f"{clock.seconds['exact']:.3f}")))
+    print(table_row(("exact", "", "0", f"{monitor.seconds['exact']:.3f}")))
 
     def descend(name: str, delta: Delta, learning_rate: float | None, steps: int, tolerance: float = 0.0) -> None:
         delta.to(lm.device)
-        with clock.timed(name):
+        with monitor.timed(name):
             taken, gap = descent.run(delta, learning_rate, steps, tolerance)
-        print(table_row((name, taken, f"{gap:.1e}", f"{clock.seconds[name]:.3f}")), flush=True)
+        print(table_row((name, taken, f"{gap:.1e}", f"{monitor.seconds[name]:.3f}")), flush=True)
 
     for tolerance in (1e-6, 1e-10):
         name = f"whitened, to a gap of {tolerance:g}"

@@ -23,7 +23,6 @@ from lightning import LightningDataModule, LightningModule
 from tqdm.auto import tqdm
 
 from benchmarks.console import new_parser, table_head, table_row
-from benchmarks.speed.clock import Clock
 from benchmarks.speed.sides import measured
 from callbacks import ClosedForm
 from zu_lightning import (
@@ -40,6 +39,7 @@ from zu_lightning import (
 from zu_lightning.attacks.exam import Exam
 from zu_lightning.attacks.rank import Rank
 from zu_lightning.lm.tokens import resolved_answer
+from zu_lightning.timing import Monitor
 
 PUBLISHED = "published procedure"
 EQUAL = "ours, equal steps"
@@ -92,16 +92,16 @@ class Job:
 def forget(lm: EditableLM, job: Job) -> tuple[Scores, float]:
     """Scores, and seconds from facts to the exported model, with nothing computed before."""
     assert job.closed_form.rule is not None
-    layers, request, clock = job.module.layers, job.request, Clock(lm.device)
+    layers, request, monitor = job.module.layers, job.request, Monitor()
     neutral = resolved_answer(lm.tokenizer, job.module.neutral_target)
     options = replace(job.module.target_options, neutral_target=neutral)
-    with clock.timed("all"), tempfile.TemporaryDirectory() as folder:
+    with monitor.timed("all"), tempfile.TemporaryDirectory() as folder:
         preparation = prepare(lm, request, layers, options)
         edits = edit_layers(lm, request, layers, job.closed_form.rule, preparation, options)
         scores = evaluate(lm, evaluation_batches(lm, request.forget, request.retain, request.heldout))
         export_model(lm, Path(folder, "model"))
         export_adapter(lm, {layer: edit.update for layer, edit in edits.items()}, Path(folder, "adapter"))
-    return scores, clock.seconds["all"]
+    return scores, monitor.seconds["all"]
 
 
 def ours(words: list[str]) -> tuple[Scores, float]:

@@ -15,7 +15,6 @@ from torch.multiprocessing.spawn import spawn
 
 from benchmarks.console import new_parser, table_head, table_row
 from benchmarks.setting import WHOLE, corpus_documents, draw_facts, heldout_documents
-from benchmarks.speed.clock import Clock
 from zu_lightning import (
     EditableLM,
     LatentOptions,
@@ -30,6 +29,7 @@ from zu_lightning import (
     sample_contexts,
     second_moments,
 )
+from zu_lightning.timing import Monitor
 
 
 def measure(rank: int, processes: int, folder: str, arguments: argparse.Namespace) -> None:
@@ -49,14 +49,14 @@ def measure(rank: int, processes: int, folder: str, arguments: argparse.Namespac
         "moments": lambda: second_moments(lm, corpus, layers),
         "evaluation": lambda: evaluate(lm, own_share(evaluation_batches(lm, forget, retain, heldout))),
     }
-    clock = Clock(lm.device)
+    monitor = Monitor()
     for name, step in steps.items():
         distributed.barrier()
-        with clock.timed(name):
+        with monitor.timed(name):
             step()
             distributed.barrier()
     if rank == 0:
-        torch.save(clock.seconds, Path(folder, "seconds"))
+        torch.save(monitor.seconds, Path(folder, "seconds"))
     distributed.destroy_process_group()
 
 

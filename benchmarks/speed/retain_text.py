@@ -18,11 +18,11 @@ from torch import Tensor
 
 from benchmarks.console import new_parser, table_head, table_row
 from benchmarks.setting import WHOLE, Trial, corpus_documents, load_model
-from benchmarks.speed.clock import Clock
 from zu_lightning import EditableLM, ReadingOptions, RetainText, TargetOptions, ZeroUnlearnGD, second_moments
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.tokens import collate, tokenize
 from zu_lightning.problem.cache import Cache
+from zu_lightning.timing import Monitor
 
 LAYERS = 3
 """Number of layers, from the lowest, whose moments are computed in the pass that is timed."""
@@ -42,10 +42,10 @@ def fastest(work: Callable[[], object], device: torch.device, rounds: int = 3) -
     """Seconds of the fastest of some rounds."""
     taken = []
     for _ in range(rounds):
-        clock = Clock(device)
-        with clock.timed("round"):
+        monitor = Monitor()
+        with monitor.timed("round"):
             work()
-        taken.append(clock.seconds["round"])
+        taken.append(monitor.seconds["round"])
     return min(taken)
 
 

@@ -13,10 +13,10 @@ from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
 from benchmarks.console import new_parser, table_head, table_row
-from benchmarks.speed.clock import Clock
 from zu_lightning import LayerProblem, Memit, ZeroUnlearnGD
 from zu_lightning.distributed import own_facts
 from zu_lightning.methods.objective import LayerObjective, new_delta
+from zu_lightning.timing import Monitor
 
 
 def measure(rank: int, processes: int, folder: str, arguments: argparse.Namespace) -> None:
@@ -24,20 +24,20 @@ def measure(rank: int, processes: int, folder: str, arguments: argparse.Namespac
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
     (d_out, d_in), own = arguments.shape, own_facts(arguments.facts)
-    weight, clock, begun = _random(d_out, d_in), Clock(torch.device("cpu")), _peak_mib()
+    weight, monitor, begun = _random(d_out, d_in), Monitor(), _peak_mib()
     count = own.stop - own.start
     keys, residuals, values = (_random(length, count) for length in (d_in, d_out, d_out))
     problem = LayerProblem(0, keys, residuals, values, torch.eye(d_in, dtype=torch.float64))
     columns = sum(tensor.nbytes for tensor in (problem.keys, problem.residuals, problem.values))
-    with clock.timed("solve"):
+    with monitor.timed("solve"):
         Memit()(weight, problem)
-    with clock.timed("descent"):
+    with monitor.timed("descent"):
         rule = ZeroUnlearnGD(threshold=1.0)
         objective = LayerObjective(weight, rule.in_units(problem), rule.weights)
         delta = new_delta("whitened", weight, arguments.facts)
         delta.begin(objective.whole.keys, rule.null_space(objective.problem), rule.weights)
         torch.autograd.backward(objective.terms(delta()).loss)
-    found = [columns / 2**20, _peak_mib() - begun, *clock.seconds.values()]
+    found = [columns / 2**20, _peak_mib() - begun, *monitor.seconds.values()]
     torch.save(torch.tensor(found), Path(folder, str(rank)))
     distributed.barrier()
     distributed.destroy_process_group()

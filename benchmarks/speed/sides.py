@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.setting import WHOLE, named_facts
 from benchmarks.speed import transcription
-from benchmarks.speed.clock import Clock
 from benchmarks.speed.random_model import random_lm
 from zu_lightning import (
     EditableLM,
@@ -42,6 +41,7 @@ from zu_lightning import (
 )
 from zu_lightning.lm.tokens import resolved_answer
 from zu_lightning.problem.keys import layer_outputs
+from zu_lightning.timing import Monitor
 
 COUNTED_FACTS = 200
 """Maximum number of facts for which our floating-point work is counted, and then scaled up."""
@@ -123,9 +123,9 @@ def measured(side: Side, arguments: argparse.Namespace, n: int) -> Measurement:
 
 def _measure(side: Side, arguments: argparse.Namespace, n: int) -> Measurement:
     setting = Setting.of(arguments, n)
-    loaded, clock = _peak_gib(setting.lm.device), Clock(setting.lm.device)
+    loaded = _peak_gib(setting.lm.device)
     with tempfile.TemporaryDirectory() as folder:
-        targets = (_ours if side == "ours" else _published)(setting, clock, Path(folder))
+        targets, seconds = (_ours if side == "ours" else _published)(setting, Path(folder))
     peak = _peak_gib(setting.lm.device)
     setting = Setting.of(arguments, n)  # a fresh model: on the edited one the targets are reached at once
     counted = setting.forget[:COUNTED_FACTS] if side == "ours" else setting.sample[:COUNTED_PUBLISHED_FACTS]
@@ -135,7 +135,7 @@ def _measure(side: Side, arguments: argparse.Namespace, n: int) -> Measurement:
             (_targets if side == "ours" else _published_targets)(setting, counted)
         flop = counter.get_total_flops() * n / len(counted)
     return Measurement(
-        seconds=clock.seconds,
+        seconds=seconds,
         targets=targets[:, : len(setting.sample)].cpu(),
         flop=flop,
         rate=_matrix_rate(setting.lm),
@@ -144,67 +144,72 @@ def _measure(side: Side, arguments: argparse.Namespace, n: int) -> Measurement:
     )
 
 
-def _ours(setting: Setting, clock: Clock, folder: Path) -> Tensor:
-    """Our pipeline on all facts; returns the neutral targets."""
-    lm, forget, contexts, updates = setting.lm, setting.forget, setting.contexts, dict[int, LowRankUpdate]()
-    with clock.timed("moments"):
+def _ours(setting: Setting, folder: Path) -> tuple[Tensor, dict[str, float]]:
+    """Our pipeline on all facts; returns the neutral targets, and seconds by phase."""
+    lm, forget, contexts = setting.lm, setting.forget, setting.contexts
+    monitor, updates = Monitor(), dict[int, LowRankUpdate]()
+    with monitor.timed("moments"):
         moments = second_moments(lm, RetainText(setting.corpus, WHOLE), setting.layers)
-    with clock.timed("targets"):
+    with monitor.timed("targets"):
         targets = _targets(setting, forget)
     for layer in setting.layers:
-        with clock.timed("keys"):
+        with monitor.timed("keys"):
             keys = lookup_keys(lm, forget, layer, contexts)
             residuals = targets - layer_outputs(lm, forget, setting.layers[-1])
-        with clock.timed("values"):
+        with monitor.timed("values"):
             values = original_values(lm, forget, layer, contexts, setting.options.latents)
         problem = LayerProblem(layer, keys, residuals, values, moments[layer])
-        with clock.timed("null space"):
+        with monitor.timed("null space"):
             torch.linalg.eigh(problem.second_moment)
-        with clock.timed("solve"):
+        with monitor.timed("solve"):
             updates[layer] = setting.rule(lm.weight(layer), problem)
             apply_update(lm, layer, updates[layer])
-    with clock.timed("evaluation"):
+    with monitor.timed("evaluation"):
         evaluate(lm, evaluation_batches(lm, forget, setting.retain, setting.prose))
-    with clock.timed("export"):
+    with monitor.timed("export"):
         export_model(lm, folder / "model")
         export_adapter(lm, updates, folder / "adapter")
-    return targets
+    return targets, monitor.seconds
 
 
 def _targets(setting: Setting, facts: Sequence[Fact]) -> Tensor:
     return neutral_targets(setting.lm, facts, setting.layers[-1], setting.contexts, setting.options).optimum
 
 
-def _published(setting: Setting, clock: Clock, folder: Path) -> Tensor:
-    """The published procedure on the sample; returns its neutral targets."""
+def _published(setting: Setting, folder: Path) -> tuple[Tensor, dict[str, float]]:
+    """The published procedure on the sample; returns its neutral targets, and seconds by phase for all facts."""
     lm, sample, contexts = setting.lm, setting.sample, setting.contexts
-    factor = len(setting.forget) / len(sample)
-    with clock.timed("targets", factor):
+    monitor, of_sample = Monitor(), Monitor()
+    with of_sample.timed("targets"):
         targets = _published_targets(setting, sample)
     for layer in setting.layers:
         site, latents = lm.projections[layer], setting.options.latents
-        with clock.timed("values", factor):
+        with of_sample.timed("values"):
             values = [transcription.latent(lm, site, fact, fact.target, contexts, latents) for fact in sample]
-        with clock.timed("keys", factor):
+        with of_sample.timed("keys"):
             keys = [transcription.key(lm, fact, layer, contexts) for fact in sample]
-        with clock.timed("moments"):
+        with monitor.timed("moments"):
             C, WC = transcription.moments(lm, setting.corpus, layer)
-        with clock.timed("keys"):
+        with monitor.timed("keys"):
             residuals = targets - layer_outputs(lm, sample, setting.layers[-1])
         problem = LayerProblem(layer, torch.stack(keys, 1), residuals, torch.stack(values, 1), C)
-        with clock.timed("null space"):
+        with monitor.timed("null space"):
             torch.linalg.eigh(C)
-        with clock.timed("solve"):
+        with monitor.timed("solve"):
             lm.set_weight(layer, transcription.solve(lm.weight(layer), problem, WC, setting.rule))
-    with clock.timed("evaluation", factor):
+    with of_sample.timed("evaluation"):
         share = len(setting.retain) * len(sample) // len(setting.forget)
         transcription.evaluation(lm, sample, setting.retain[:share], [])
-    with clock.timed("evaluation"):
+    with monitor.timed("evaluation"):
         transcription.evaluation(lm, [], [], setting.prose)
-    with clock.timed("export"):
+    with monitor.timed("export"):
         lm.model.save_pretrained(folder / "model")
         lm.tokenizer.save_pretrained(folder)
-    return targets
+    factor = len(setting.forget) / len(sample)
+    return targets, {
+        phase: monitor.seconds.get(phase, 0.0) + factor * of_sample.seconds.get(phase, 0.0)
+        for phase in (*monitor.seconds, *of_sample.seconds)
+    }
 
 
 def _published_targets(setting: Setting, facts: Sequence[Fact]) -> Tensor:
@@ -223,12 +228,12 @@ def _matrix_rate(lm: EditableLM) -> float:
     """Flop/s of the product that takes most of the time, in the shape of a batch."""
     weight, repeats = lm.weight(0), 200
     keys = torch.randn(1024, weight.shape[1], device=weight.device, dtype=weight.dtype)
-    clock = Clock(weight.device)
+    monitor = Monitor()
     for phase, count in (("warm up", 10), ("products", repeats)):
-        with clock.timed(phase):
+        with monitor.timed(phase):
             for _ in range(count):
                 keys @ weight.mT
-    return repeats * 2 * keys.shape[0] * weight.numel() / clock.seconds["products"]
+    return repeats * 2 * keys.shape[0] * weight.numel() / monitor.seconds["products"]
 
 
 def _peak_gib(device: torch.device) -> float:
