@@ -1,6 +1,7 @@
 """From options to the library's parameters, and back in messages."""
 
 import ast
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from callbacks import ClosedForm
 from callbacks.usage import usage_line
 from tests.conftest import ROOT, command_line, train_py
 from zu_lightning import InputError, PretrainModule, ZeroUnlearnGD
-from zu_lightning.serving.__main__ import options as serving_options
+from zu_lightning.serving.__main__ import check
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_parameters_of_the_library_become_options(parameter: str, option: str) -
 NOT_OPTIONS = {
     "model", "tokenizer", "source", "folder", "JSON", "CSV", "id", "record", "row", "share", "subject",
     "number of subjects", "prompt", "adapters", "base", "head", "ledger", "number",
-    *vars(serving_options().parse_args(["--run=", "--url=", "--model="])),
+    *inspect.signature(check).parameters,
 }  # fmt: skip
 """What InputErrors speak of that no option of an unlearning run sets: objects, arguments of functions, fields, and the
 options of ``python -m zu_lightning.ledger`` and ``python -m zu_lightning.serving``."""

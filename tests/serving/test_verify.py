@@ -188,14 +188,14 @@ def test_an_answer_without_text(text: object, run: Path) -> None:
 def test_a_key_comes_from_the_environment(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVER_KEY", "secret")
     with served(MODELS, key="secret") as url:
-        assert status(run, url, "edited", "--api-key-variable=SERVER_KEY") == 0
-        assert "--api-key-variable is missing: the server wants another key" in str(status(run, url, "edited"))
+        assert status(run, url, "edited", "--api_key_variable=SERVER_KEY") == 0
+        assert "--api_key_variable is missing: the server wants another key" in str(status(run, url, "edited"))
         monkeypatch.setenv("SERVER_KEY", "wrong")
-        message = str(status(run, url, "edited", "--api-key-variable=SERVER_KEY"))
-        assert "--api-key-variable is" in message
+        message = str(status(run, url, "edited", "--api_key_variable=SERVER_KEY"))
+        assert "--api_key_variable is" in message
         assert "wrong" not in message.replace("wrong key", "")
-    message = str(status(run, url, "edited", "--api-key-variable=NO_SUCH_KEY"))
-    assert "--api-key-variable is 'NO_SUCH_KEY': there is no such environment variable" in message
+    message = str(status(run, url, "edited", "--api_key_variable=NO_SUCH_KEY"))
+    assert "--api_key_variable is 'NO_SUCH_KEY': there is no such environment variable" in message
 
 
 @pytest.fixture

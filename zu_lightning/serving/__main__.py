@@ -5,20 +5,20 @@ python -m zu_lightning.serving --run outputs/demo/lightning_logs/version_0 --url
 The exit status is 0 only if it is.
 """
 
-import argparse
+import inspect
 import logging
 import os
 import sys
 from pathlib import Path
 
-from jsonargparse import ArgumentError, ArgumentParser, get_loader
+from jsonargparse import ArgumentError, ArgumentParser, auto_cli, get_loader
 from lightning import LightningDataModule
 
 from zu_lightning.errors import InputError, require_positive
 from zu_lightning.facts.request import Request
 from zu_lightning.report.results import Results
 from zu_lightning.serving.endpoint import Endpoint
-from zu_lightning.serving.verify import Answers, Verdict, ask, questions_of, verdict
+from zu_lightning.serving.verify import Verdict, ask, questions_of, verdict
 
 log = logging.getLogger(__name__)
 
@@ -32,44 +32,43 @@ SENTENCES: dict[Verdict, str] = {
 """What is told, with the model's name."""
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Ask, tell, and exit."""
-    given = options().parse_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
-    try:
-        found, answers = check(given)
-    except InputError as error:
-        is_option = error.parameter in vars(given) and not error.where
-        name = f"--{error.parameter.replace('_', '-')}" if is_option else error.parameter
-        sys.exit(f"zu_lightning.serving: error: {error.message(name)}")
-    log.info("%-12s %6s %8s %8s %8s", "questions", "asked", "before", "after", "served")
-    for one in answers:
-        log.info("%-12s %6d %7.1f%% %7.1f%% %7.1f%%", one.kind, one.asked, one.before, one.after, one.served)
-    log.info(SENTENCES[found], given.model)
-    sys.exit(0 if found == "active" else 1)
+def check(
+    run: Path, url: str, model: str, facts: int = 100, tolerance: float = 10.0, timeout: float = 60.0,
+    api_key_variable: str | None = None,
+) -> Verdict:  # fmt: skip
+    """Ask a server whether the edit of a run is active; the exit status is 0 only if it is.
 
+    Args:
+        run: Folder of the run, with metrics.json and config.yaml.
+        url: Where the API begins, such as http://127.0.0.1:8000/v1.
+        model: What the server calls the model.
+        facts: Maximum number of facts to forget, and of facts to keep, that are asked about.
+        tolerance: By how many percent of the questions the answers may differ from what was measured.
+        timeout: Seconds to wait for an answer.
+        api_key_variable: Environment variable that holds the server's key, if it wants one.
 
-def check(given: argparse.Namespace) -> tuple[Verdict, list[Answers]]:
-    """Whether the edit is active, and what the server answers.
+    Returns:
+        What the answers show.
 
     Raises:
         InputError: An option is wrong, the run cannot be read, or no such model is served.
     """
-    for name in ("facts", "tolerance", "timeout"):
-        require_positive(name, getattr(given, name), or_zero=name == "tolerance")
-    key = None
-    if given.api_key_variable is not None:
-        key = os.environ.get(given.api_key_variable)
-        if not key:
-            raise InputError(
-                "api_key_variable", given.api_key_variable, "there is no such environment variable: set it."
-            )
-    endpoint = Endpoint(given.url, given.model, key, given.timeout)
+    require_positive("facts", facts)
+    require_positive("tolerance", tolerance, or_zero=True)
+    require_positive("timeout", timeout)
+    key = os.environ.get(api_key_variable) if api_key_variable is not None else None
+    if api_key_variable is not None and not key:
+        raise InputError("api_key_variable", api_key_variable, "there is no such environment variable: set it.")
+    endpoint = Endpoint(url, model, key, timeout)
     endpoint.models()  # is there a server at all? Reading the data may take long
-    request = request_of(given.run)
-    questions = questions_of(given.run, request.forget, request.retain, given.facts)
-    answers = list(ask(endpoint, questions))
-    return verdict(answers, given.tolerance), answers
+    request = request_of(run)
+    answers = list(ask(endpoint, questions_of(run, request.forget, request.retain, facts)))
+    log.info("%-12s %6s %8s %8s %8s", "questions", "asked", "before", "after", "served")
+    for one in answers:
+        log.info("%-12s %6d %7.1f%% %7.1f%% %7.1f%%", one.kind, one.asked, one.before, one.after, one.served)
+    found = verdict(answers, tolerance)
+    log.info(SENTENCES[found], model)
+    return found
 
 
 def request_of(run: Path) -> Request:
@@ -97,19 +96,15 @@ def request_of(run: Path) -> Request:
     return request
 
 
-def options() -> argparse.ArgumentParser:
-    """The options of the command."""
-    parser = argparse.ArgumentParser(
-        "zu_lightning.serving", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--run", type=Path, required=True, help="folder of the run: metrics.json, config.yaml")
-    parser.add_argument("--url", required=True, help="where the API begins, such as http://127.0.0.1:8000/v1")
-    parser.add_argument("--model", required=True, help="what the server calls the model")
-    parser.add_argument("--facts", type=int, default=100, help="maximum number of facts to forget, and to keep (100)")
-    parser.add_argument("--tolerance", type=float, default=10.0, help="percent by which answers may differ (10)")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for an answer (60)")
-    parser.add_argument("--api-key-variable", help="environment variable that holds the server's API key")
-    return parser
+def main(args: list[str] | None = None) -> None:
+    """Run the command."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
+    try:
+        found = auto_cli(check, args=args, as_positional=False, prog="python -m zu_lightning.serving")
+    except InputError as error:
+        is_option = error.parameter in inspect.signature(check).parameters and not error.where
+        sys.exit(f"zu_lightning.serving: error: {error.message('--' * is_option + error.parameter)}")
+    sys.exit(0 if found == "active" else 1)
 
 
 if __name__ == "__main__":
