@@ -41,8 +41,26 @@ def test_no_text_is_in_the_ledger_itself(project: Project) -> None:
 
 def test_nobody_else_can_read_the_files_of_a_request(project: Project) -> None:
     ledger = project.add(people(1))
-    for path in (ledger.folder_of(1), project.folder / "salt"):
+    for path in (ledger.folder_of(1), ledger.folder_of(1) / "facts.jsonl", project.folder / "salt"):
         assert path.stat().st_mode & 0o077 == 0
+
+
+def test_files_of_requests_are_not_overwritten_when_their_lines_are_gone(project: Project) -> None:
+    facts = people(4)
+    project.add(facts[:2])
+    project.add(facts[2:])
+    path = project.folder / "ledger.jsonl"
+    first, second = path.read_text().splitlines(keepends=True)
+    path.write_text(first)  # as if the second run had been killed before it wrote its line
+    assert [entry.number for entry in Ledger.read(project.folder).active] == [1]
+    path.write_text("")
+    with pytest.raises(InputError, match=r"it has 0 lines, but there are files of requests \[2\]: restore it"):
+        Ledger.read(project.folder)
+    path.unlink()
+    with pytest.raises(InputError, match=r"it is gone, but there are files of requests \[1, 2\]: restore it"):
+        Ledger.read(project.folder)
+    path.write_text(first + second)
+    assert [entry.number for entry in Ledger.read(project.folder).active] == [1, 2]
 
 
 def test_without_texts_a_request_stays_in_effect_and_its_facts_are_recognized_all_the_same(project: Project) -> None:
@@ -119,6 +137,7 @@ def test_files_without_a_line_do_not_count_and_are_replaced(project: Project) ->
     stray = project.ledger.folder_of(1)
     stray.mkdir(parents=True)
     (stray / "stray").touch()
+    (project.folder / "ledger.jsonl").touch()
     ledger = project.add(people(1))
     assert not (stray / "stray").exists()
     assert len(ledger.history().earlier) == 1

@@ -80,7 +80,7 @@ def test_what_cannot_be_solved_again_is_not_taken_back(project: Project) -> None
 
 def test_a_request_is_taken_back_once(project: Project) -> None:
     project.add(people(1))
-    with pytest.raises(InputError, match=r"number is 7: the ledger has requests \[1\]"):
+    with pytest.raises(InputError, match=r"number is 7: requests \[1\] are in the model"):
         plan(project.ledger, 7)
     take_back(project.ledger, plan(project.ledger, 1), project.load_base())
     with pytest.raises(InputError, match="taken back already"):

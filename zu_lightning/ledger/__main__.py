@@ -77,7 +77,7 @@ def verify(project: str, model: str, base: str | None = None, head: str | None =
     log.info("%s contains requests %s; the ledger has %s", model, found.contained, expected)
     for number in found.partly:
         log.info("request %d is in it with %.0f%% of its update", number, 100 * found.shares[number])
-    log.info("no request explains %.2g%% of its difference from the base model", 100 * found.unexplained)
+    log.info("%.2g%% of its difference from the base model is explained by no request", 100 * found.unexplained)
     exact = (
         f"to the last bit those after line {found.line}" if found.line else "not to the last bit those after any line"
     )
@@ -105,6 +105,9 @@ def undo(project: str, number: int) -> None:
             ledger = take_back(ledger, todo, _base(ledger))
             log.info("request %d is taken back", number)
     _check_train_py(number, ledger.waiting)
+    runs = Path(project) / "runs"
+    if ledger.waiting:
+        runs.mkdir(mode=0o700, exist_ok=True)  # reports quote what was forgotten
     for again in ledger.waiting:
         folder = ledger.folder_of(again)
         options = {
@@ -112,7 +115,7 @@ def undo(project: str, number: int) -> None:
             "data.project": project,
             "data.forget_path": folder / FACTS,
             "data.replaces": again,
-            "trainer.default_root_dir": Path(project) / "runs" / f"again_{again:04d}",
+            "trainer.default_root_dir": runs / f"again_{again:04d}",
             "ckpt_path": "last",
         }
         command = [sys.executable, TRAIN, "fit", *(f"--{name}={value}" for name, value in options.items())]

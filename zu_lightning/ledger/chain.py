@@ -49,7 +49,8 @@ def read_chain(path: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):
             follows = unchanged = False
         if not (follows and unchanged):
-            what = "does not follow the line before it" if unchanged else "is not as it was written"
+            place = "the line before it" if records else "an empty ledger: lines before it are missing"
+            what = f"does not follow {place}" if unchanged else "is not as it was written"
             remedy = f"this line {what}: the ledger was changed. Restore it from a backup."
             raise InputError("ledger", "damaged", remedy, f"{path}, line {number}")
         records.append(record)

@@ -23,8 +23,8 @@ from zu_lightning.solvers import LowRankUpdate
 
 log = logging.getLogger(__name__)
 
-LEDGER = "ledger.jsonl"
-"""The ledger itself."""
+LEDGER, REQUESTS = "ledger.jsonl", "requests"
+"""The ledger itself, and the folder with a folder for each request."""
 
 FACTS, UPDATE, KEYS = "facts.jsonl", "update.safetensors", "keys.safetensors"
 """Files of a request: its texts, its thin factors, and what keeps it in effect."""

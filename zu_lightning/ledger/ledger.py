@@ -10,7 +10,16 @@ from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.request import EarlierRequest, History
 from zu_lightning.ledger import chain
 from zu_lightning.ledger.entries import Entry, RequestEntry, UndoEntry, active, entry_of, line_of, waiting
-from zu_lightning.ledger.kept import FACTS, LEDGER, check_files, fact_digest, read_facts_kept, read_layers, read_salt
+from zu_lightning.ledger.kept import (
+    FACTS,
+    LEDGER,
+    REQUESTS,
+    check_files,
+    fact_digest,
+    read_facts_kept,
+    read_layers,
+    read_salt,
+)
 
 
 @dataclass(frozen=True)
@@ -32,11 +41,12 @@ class Ledger:
         """The ledger in a folder; empty if there is none yet.
 
         Raises:
-            InputError: It was changed since it was written.
+            InputError: It was changed since it was written, or is gone while files of its requests are there.
         """
         path = Path(folder) / LEDGER
         lines = chain.read_chain(path)
         entries = [entry_of(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+        _check_lines(path, len(lines))
         return cls(Path(folder), entries, [line["hash"] for line in lines])
 
     @classmethod
@@ -83,13 +93,13 @@ class Ledger:
         """
         found = [one for one in self.entries if isinstance(one, RequestEntry) and one.number == number]
         if not found:
-            known = [one.number for one in self.entries if isinstance(one, RequestEntry)]
-            raise InputError("number", number, f"the ledger has requests {known}: name one of them.")
+            known = [one.number for one in self.active]
+            raise InputError("number", number, f"requests {known} are in the model: name one of them.")
         return found[0]
 
     def folder_of(self, number: int) -> Path:
         """Where the files of a request are."""
-        return self.folder / "requests" / f"{number:04d}"
+        return self.folder / REQUESTS / f"{number:04d}"
 
     def facts_of(self, number: int) -> list[Fact]:
         """The facts of a request; none if their texts were not kept."""
@@ -147,7 +157,7 @@ class Ledger:
         numbers = {value: entry.number for entry in self.active for value in entry.facts.values()}
         for name, value in self.digests_of(forget).items():
             if value in numbers:
-                raise known_already("forget_path", name, numbers[value])
+                raise known_already("fact", name, numbers[value])
 
     def ends_in(self, forget: Sequence[Fact]) -> bool:
         """Whether the last line is a request to forget these facts."""
@@ -163,6 +173,22 @@ class Ledger:
 def known_already(parameter: str, name: str, number: int) -> InputError:
     """What is said of a fact, by its id, that a request has forgotten."""
     return InputError(parameter, name, f"request {number} of the project has forgotten this fact: ask for others.")
+
+
+def _check_lines(path: Path, lines: int) -> None:
+    """Refuse a ledger without lines of requests whose files are there: they would be overwritten.
+
+    A request gets its files first, so that those of the next one may be there if its run was killed.
+
+    Raises:
+        InputError: See above.
+    """
+    numbers = [int(one.name) for one in (path.parent / REQUESTS).glob("[0-9]*")]
+    lost = [number for number in sorted(numbers) if number > lines + path.exists()]
+    if lost:
+        what = f"it has {lines} lines" if path.exists() else "it is gone"
+        remedy = f"{what}, but there are files of requests {lost}: restore it from a backup."
+        raise InputError("ledger", str(path), remedy)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from zu_lightning.facts.request import History, Request
 from zu_lightning.files import digest, replacing
 from zu_lightning.ledger.chain import sync
 from zu_lightning.ledger.entries import RequestEntry
-from zu_lightning.ledger.kept import FACTS, file_digests, write_facts, write_layers
+from zu_lightning.ledger.kept import FACTS, LEDGER, file_digests, write_facts, write_layers
 from zu_lightning.ledger.ledger import Ledger
 from zu_lightning.methods.unlearning import LayerEdit
 from zu_lightning.timing import now
@@ -23,7 +23,7 @@ from zu_lightning.timing import now
 CONFIGURATION = "config.yaml"
 """The resolved configuration of the run, among the files of a request."""
 
-CHANGED = "another run has written into it: start again."
+CHANGED = "another run has written into it: start again, without --ckpt_path."
 """What is said to a run that has read an older ledger."""
 
 
@@ -95,7 +95,8 @@ def record(request: Request, outcome: Outcome, configuration: Path | None = None
     ledger = unchanged(history, request.forget)
     if ledger.head != history.head:  # it has its line
         return ledger
-    folder = ledger.folder_of(request.number)
+    folder, facts = ledger.folder_of(request.number), ledger.digests_of(request.forget)
+    (history.folder / LEDGER).touch()  # from now on it must be there
     with replacing(folder) as temporary:
         temporary.mkdir(mode=0o700)
         write_layers(temporary, {layer: edit.update for layer, edit in outcome.edits.items()}, outcome.kept)
@@ -104,6 +105,7 @@ def record(request: Request, outcome: Outcome, configuration: Path | None = None
         if configuration is not None and configuration.exists():
             shutil.copyfile(configuration, temporary / CONFIGURATION)
         for path in temporary.iterdir():
+            path.chmod(0o600)
             sync(path)
         sync(temporary)
     for name in (folder.parent, history.folder):
@@ -113,7 +115,7 @@ def record(request: Request, outcome: Outcome, configuration: Path | None = None
             number=request.number,
             time=now(),
             model=outcome.model,
-            facts=ledger.digests_of(request.forget),
+            facts=facts,
             settings=outcome.settings,
             code={"versions": outcome.versions, "source": source_digest()},
             weights=outcome.weights,
