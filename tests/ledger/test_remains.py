@@ -36,6 +36,19 @@ def test_the_files_of_a_request_hold_texts_hidden_states_and_what_brings_it_back
     assert keys.needed == update.needed == "later requests"
 
 
+def test_adapters_are_found_and_facts_that_were_solved_again_count_once(with_facts: Project, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    save_file({"a": torch.zeros(2, 2)}, folder / "adapter_model.safetensors")
+    (adapter,) = found(with_facts, folder).values()
+    assert adapter.holds == ["an adapter: subtracted from the edited weights, it brings its facts back"]
+    assert not adapter.needed
+    with_facts.ledger.append(UndoEntry(2, "", 1, again=[1], weights={"after": {}}))
+    with_facts.add(people(4))
+    here = found(with_facts, with_facts.folder)
+    assert here["requests/0003/facts.jsonl"].holds == ["text of 4 forgotten facts"]
+
+
 def test_the_texts_of_a_request_that_waits_to_be_solved_again_are_needed(project: Project) -> None:
     facts = people(2)
     project.add(facts[:1])

@@ -16,6 +16,7 @@ from zu_lightning.ledger.entries import RequestEntry
 from zu_lightning.ledger.kept import FACTS, KEYS, LEDGER, UPDATE
 from zu_lightning.ledger.ledger import Ledger
 from zu_lightning.ledger.recording import CONFIGURATION
+from zu_lightning.lm.adapter import WEIGHTS_NAME as ADAPTER
 from zu_lightning.lm.recognize import layers_in, name_of, tensor_digest
 
 HIDDEN_STATES = ("keys-", "outputs-", "targets-", "values-", "varied_keys-")
@@ -58,7 +59,9 @@ def remains(ledger: Ledger, folders: Sequence[Path], facts: Sequence[Fact] = ())
         facts: Forgotten facts whose texts the project did not keep.
     """
     requests = [entry for entry in ledger.entries if isinstance(entry, RequestEntry)]
-    known = [*facts, *(fact for entry in requests for fact in ledger.facts_of(entry.number))]
+    own = (fact for entry in requests for fact in ledger.facts_of(entry.number))
+    # A request that was solved again has the same facts under two numbers.
+    known = {(fact.prompt, fact.target): fact for fact in (*facts, *own)}.values()
     texts = [tuple(map(_spellings, (fact.subject or fact.prompt, fact.target, fact.prompt))) for fact in known]
     weights = _OldWeights(ledger)
     for path in sorted({path for folder in folders for path in folder.rglob("*") if path.is_file()}):
@@ -94,8 +97,9 @@ def _any(spellings: set[bytes], content: bytes) -> bool:
 def _hidden_states_in(path: Path) -> list[str]:
     if path.name == KEYS or (path.suffix in OF_CACHE and path.name.lstrip(".").startswith(HIDDEN_STATES)):
         return ["hidden states of forgotten facts"]
-    if path.name == UPDATE:
-        return ["an update: subtracted from the weights, it brings its facts back"]
+    if path.name in (UPDATE, ADAPTER):
+        what = "an update" if path.name == UPDATE else "an adapter"
+        return [f"{what}: subtracted from the edited weights, it brings its facts back"]
     return ["state of a run that has not ended"] if path.suffix == ".ckpt" else []
 
 
