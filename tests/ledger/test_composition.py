@@ -1,5 +1,6 @@
 """Updates of several requests or teams add up, and what the sum does is told."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,22 @@ def test_an_adapter_of_other_weights_is_refused(project: Project, tmp_path: Path
 
 
 def test_what_is_no_adapter_is_refused(project: Project, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"it holds no adapter_config\.json: name the folder of an adapter"):
+        read_adapter(project.load_base(), tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="it cannot be read as an adapter"):
         read_adapter(project.load_base(), tmp_path)
+
+
+def test_an_adapter_of_another_model_is_warned_of(
+    project: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = LoraConfig(target_modules=["down_proj"], r=2)
+    get_peft_model(random_lm("llama").model, config).save_pretrained(str(tmp_path))
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "another/model"}))
+    read_adapter(project.load_base(), tmp_path)
+    assert "was made for another/model, not for" in caplog.text
 
 
 def test_requests_add_up_layer_by_layer(project: Project) -> None:

@@ -4,6 +4,7 @@ What each server takes was read from its code, and is told in docs/how-to/servin
 """
 
 import json
+import logging
 import shlex
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from torch.nn.functional import pad
 from zu_lightning.errors import InputError
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.solvers import LowRankUpdate
+
+log = logging.getLogger(__name__)
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 CUT_FROM = "cut_from_rank"
@@ -105,12 +108,19 @@ def read_adapter(lm: EditableLM, folder: str | Path) -> dict[int, LowRankUpdate]
         InputError: It is no LoRA adapter, does not fit the model, or changes other weights, too.
     """
     layers = {lm.weight_name(layer): layer for layer in range(len(lm.layers))}
+    if not (Path(folder) / CONFIG_NAME).is_file():  # PEFT would ask the hub
+        raise InputError("adapters", str(folder), f"it holds no {CONFIG_NAME}: name the folder of an adapter.")
     try:
         config = PeftConfig.from_pretrained(str(folder))
         model = PeftModel.from_pretrained(lm.model, str(folder), config=config)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (KeyError, OSError, RuntimeError, ValueError) as error:
         remedy = f"it cannot be read as an adapter of {lm.name_or_path} ({str(error).splitlines()[0]})."
         raise InputError("adapters", str(folder), remedy) from error
+    if config.base_model_name_or_path not in (None, "", lm.name_or_path):
+        log.warning(
+            "%s was made for %s, not for %s: if these are other weights, the sum means nothing.",
+            folder, config.base_model_name_or_path, lm.name_or_path,
+        )  # fmt: skip
     found: dict[int, LowRankUpdate] = {}
     others: list[str] = []
     for name, module in lm.model.named_modules():
