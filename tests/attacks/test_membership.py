@@ -98,6 +98,8 @@ def test_a_wrong_share_is_refused(share: float) -> None:
 def test_ties_count_half() -> None:
     scores = torch.tensor([[2.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0]])
     assert share_below(scores).tolist() == [0.5, 0.0]
+    # What rounding in another batch does to equal ones.
+    assert share_below(scores + torch.tensor([1e-6, 0.0, 0.0, 0.0])).tolist() == [0.5, 0.0]
     assert share_below(scores[:, :1]).isnan().all()
 
 

@@ -14,6 +14,9 @@ from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Query
 from zu_lightning.lm.editable import EditableLM
 
+TIE = 1e-4
+"""Differences of familiarity, in nats or standard deviations, up to which two statements look alike."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Membership(Attack):
@@ -88,14 +91,17 @@ def statements(exam: Exam, i: int) -> list[Query]:
 def share_below(scores: Tensor) -> Tensor:
     """The share of the others that score less than the first, ties counting half.
 
+    What differs by less than rounding in another batch would change is a tie; gold beside itself is one.
+
     Args:
         scores: ... x (1 + others).
 
     Returns:
         Numbers between 0 and 1 of shape ..., float64; ``NOTHING`` without others.
     """
-    first, others = scores[..., :1], scores[..., 1:]
-    return ((first > others).double() + 0.5 * (first == others)).mean(-1)
+    above = scores[..., :1] - scores[..., 1:]
+    ties = above.abs() <= TIE
+    return ((above > TIE).double() + 0.5 * ties).mean(-1)
 
 
 def reference(gold: EditableLM, exam: Exam) -> tuple[tuple[float, ...], ...]:
