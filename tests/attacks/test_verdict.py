@@ -71,6 +71,15 @@ def test_one_attack_that_finds_the_facts_is_enough() -> None:
     assert found.sentence.startswith("Masked, not erased")
 
 
+def test_a_loss_on_few_questions_is_no_harm() -> None:
+    edited = scores(rank_first=[1.0] * 3, kept=[0.6, 1.0, 1.0])
+    base = scores(rank_first=[1.0] * 3, kept=[1.0] * 3)
+    assert verdict(edited, base).sentence.endswith(
+        "The true answer still ranks first among its relation's for 100% of the facts. "
+        "It still gives 87% of the answers about others that it knew."
+    )
+
+
 def test_a_model_that_answers_nothing_any_more_is_harmed() -> None:
     nothing, everything = scores(rank=[0.0] * 4, kept=[0.0] * 4), scores(rank=[1.0] * 4, kept=[1.0] * 4)
     found = verdict(nothing, everything, nothing)
