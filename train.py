@@ -21,7 +21,7 @@ import callbacks  # noqa: F401  (its classes can be named in configurations)
 import data
 from callbacks import Attacks, ClosedForm, Downstream, ExportEditedModel, RecordRequest, Resume, TraceLayers
 from callbacks.afterwards import SkippedTraining
-from callbacks.progress import BesideBars, Progress
+from callbacks.progress import BesideBars, Progress, close_bars
 from callbacks.resume import checkpoint_path
 from callbacks.run_folder import check_writable, remove_refused, run_folder
 from callbacks.stopping import ending, full_disk_told_once, stopped_by_sigterm
@@ -199,6 +199,7 @@ def main(args: list[str] | None = None) -> None:
         end = ending(error, option_of, sys.argv[1:] if args is None else args)
         if end is None:
             raise
+        close_bars()
         if end.code == 1:
             sys.exit(f"train.py: {end.line}")
         if rank == 0:

@@ -63,6 +63,12 @@ def _counting(bar: Tqdm, unit: str) -> Tqdm:
     return bar
 
 
+def close_bars() -> None:
+    """End all progress bars, so that what is told next is the last line."""
+    for bar in list(tqdm._instances):  # type: ignore[attr-defined]
+        bar.close()
+
+
 class BesideBars(logging.Handler):
     """Writes log lines above the progress bars that are shown."""
 

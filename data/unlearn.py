@@ -210,8 +210,9 @@ class UnlearnDataModule(LightningDataModule):
             raise InputError("model", type(module).__name__, "UnlearnDataModule reads data for an UnlearnModule.")
         return module
 
-    def _read(self, path: str) -> list[Fact]:
-        facts = read_facts(path, detect_subjects=self.detect_subjects, nq_prefix=self.nq_prefix)
+    def _read(self, path: str, parameter: str = "path") -> list[Fact]:
+        options = {"detect_subjects": self.detect_subjects, "nq_prefix": self.nq_prefix}
+        facts = read_facts(path, **options, parameter=parameter)
         if self.ids is not None and path == self.path:
             facts = facts_by_id(facts, read_texts(self.ids, sys.maxsize, "ids"))
         return [replace(fact.as_chat() if self.chat else fact, fact_token=self.fact_token) for fact in facts]
@@ -220,7 +221,7 @@ class UnlearnDataModule(LightningDataModule):
         self, facts: list[Fact], stage: str
     ) -> tuple[Ledger | None, list[Fact], tuple[list[Fact], list[Fact], list[Fact]]]:
         """The ledger, what is left of the facts by its requests, and which of them go and stay."""
-        asked = None if self.forget_path is None else self._read(self.forget_path)
+        asked = None if self.forget_path is None else self._read(self.forget_path, "forget_path")
         if self.project is None:
             known = facts if asked is None else [*asked, *without(facts, asked)]
             return None, known, self._split(known, asked)

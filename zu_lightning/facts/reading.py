@@ -13,13 +13,16 @@ from zu_lightning.facts.schemas import converted
 log = logging.getLogger(__name__)
 
 
-def read_facts(path: str | Path, *, detect_subjects: bool = True, nq_prefix: bool = False) -> list[Fact]:
+def read_facts(
+    path: str | Path, *, detect_subjects: bool = True, nq_prefix: bool = False, parameter: str = "path"
+) -> list[Fact]:
     """Read facts from a file or a data set on the hub: our own records, or those of CounterFact, zsRE, MQuAKE, or TOFU.
 
     Args:
         path: JSON Lines, JSON, CSV, or Parquet, compressed by gzip or not, or ``name:configuration:split`` on the hub.
         detect_subjects: Whether to look for the subject in the prompt if a record names none.
         nq_prefix: Whether zsRE's specificity prompts keep their prefix ``nq question:``.
+        parameter: What errors call ``path``.
 
     Returns:
         The facts in order; a fact without ``id`` is named by its line or position. Public data sets ask some questions
@@ -31,7 +34,7 @@ def read_facts(path: str | Path, *, detect_subjects: bool = True, nq_prefix: boo
     facts: list[Fact] = []
     schemas: set[str] = set()
     detected: list[str] = []
-    for name, where, record in read_records(path, "path"):
+    for name, where, record in read_records(path, parameter):
         schema, records = converted(record, where, nq_prefix=nq_prefix)
         schemas |= {schema} if schema else set()
         for one in records:
@@ -40,7 +43,7 @@ def read_facts(path: str | Path, *, detect_subjects: bool = True, nq_prefix: boo
                 detected.append(facts[-1].subject)
     if not facts:
         raise InputError(
-            "path", str(path), "it holds no facts: give one JSON object per line, with `prompt` and `target`."
+            parameter, str(path), "it holds no facts: give one JSON object per line, with `prompt` and `target`."
         )
     if detected:
         log.info(

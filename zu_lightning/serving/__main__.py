@@ -91,7 +91,11 @@ def request_of(run: Path) -> Request:
     except ArgumentError as error:
         raise InputError("run", str(run), f"the section `data` of its config.yaml cannot be read: {error}") from error
     data.forgotten = Results.read(run).forgotten
-    data.setup("validate")
+    try:
+        data.setup("validate")
+    except InputError as error:
+        remedy = f"its data cannot be read ({error}): call this where the run was started."
+        raise InputError("run", str(run), remedy) from error
     request: Request = data.request
     return request
 
