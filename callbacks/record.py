@@ -48,6 +48,7 @@ class RecordRequest(Afterwards):
         refusal, head = trainer.strategy.broadcast((refusal, history.head))
         # Processes may have read the ledger at different times. All of them stop, or those that are left would wait.
         if trainer.strategy.reduce_boolean_decision(refusal is not None or head != history.head, all=False):
+            self.lock.close()
             raise refusal or InputError("project", str(history.folder), CHANGED)
 
     def _refusal(self, trainer: Trainer, history: History, module: UnlearnModule) -> InputError | None:
