@@ -38,7 +38,7 @@ def bare_forward(lm: EditableLM, text: RetainText, highest: int) -> None:
         lm.record(batch, [lm.projections[highest]])
 
 
-def fastest(work: Callable[[], object], device: torch.device, rounds: int = 3) -> float:
+def fastest(work: Callable[[], object], rounds: int = 3) -> float:
     """Seconds of the fastest of some rounds."""
     taken = []
     for _ in range(rounds):
@@ -52,12 +52,12 @@ def fastest(work: Callable[[], object], device: torch.device, rounds: int = 3) -
 def time_the_pass(lm: EditableLM, corpus: list[str]) -> None:
     """Print the seconds of a bare forward pass, of the second moments, and of those from the cache."""
     text, layers = RetainText(corpus, WHOLE), list(range(min(LAYERS, len(lm.layers))))
-    bare = fastest(lambda: bare_forward(lm, text, layers[-1]), lm.device)
-    full = fastest(lambda: second_moments(lm, text, layers), lm.device)
+    bare = fastest(lambda: bare_forward(lm, text, layers[-1]))
+    full = fastest(lambda: second_moments(lm, text, layers))
     with tempfile.TemporaryDirectory() as folder:
         cache = Cache(Path(folder), lm)
         second_moments(lm, text, layers, cache=cache)
-        cached = fastest(lambda: second_moments(lm, text, layers, cache=cache), lm.device)
+        cached = fastest(lambda: second_moments(lm, text, layers, cache=cache))
     print(f"Layers {layers}: forward pass up to the highest {bare:.2f} s, second moments {full:.2f} s")
     print(f"({full / bare:.2f} times as long), from the cache {cached:.3f} s.\n")
 
