@@ -24,7 +24,7 @@ class ExportEditedModel(Callback):
     Args:
         tolerance: Largest difference of a logit.
         rounding: For weights of less than 32 bits, where the edited weight was rounded and the adapter was not: largest
-            difference that the adapter may have, as a share of what the edit did.
+            difference that the adapter may have, as a share of what the edit did, besides what rounding a logit can do.
         max_adapter_rank: Servers take no adapter of a rank above 512. By default the adapter is exact, whatever its
             rank. With a number, a higher rank is cut to it by a truncated SVD, and a line says what that did to the
             logits; ``model/`` stays exact.
@@ -72,7 +72,7 @@ class ExportEditedModel(Callback):
             tell_how_to_serve(module.lm.name_or_path, adapter, rank)
 
     def _agrees(self, found: ExportCheck, *, is_cut: bool, exact: bool) -> bool:
-        allowed = self.tolerance if exact else max(self.tolerance, self.rounding * found.edit)
+        allowed = self.tolerance if exact else max(self.tolerance, self.rounding * found.edit + found.spacing)
         if is_cut:
             allowed = math.inf  # what was cut is missing, which is said
         # Written so that NaN does not agree.

@@ -50,6 +50,18 @@ def test_both_exports_are_the_edited_model(edited: Edited, tmp_path: Path) -> No
     assert unedited.adapter is None
 
 
+@pytest.mark.parametrize("any_lm", ["llama"], indirect=True)
+def test_what_rounding_a_logit_can_do_is_measured(edited: Edited, tmp_path: Path) -> None:
+    lm, _ = edited
+    lm.model.bfloat16()
+    found = check_export(lm, export_model(lm, tmp_path / "model"), None, TEXTS)
+    batch = batch_of(lm, TEXTS)
+    logits = lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    largest = logits[batch.attention_mask.bool()].abs().max()
+    step = (torch.nextafter(largest, torch.full_like(largest, torch.inf)) - largest).item()
+    assert step <= found.spacing <= 2 * step
+
+
 def test_unload_gives_the_base_model_back_exactly(edited: Edited, tmp_path: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     before = {name: value.clone() for name, value in base.state_dict().items()}

@@ -3,6 +3,7 @@
 import html
 import math
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,17 @@ def test_an_adapter_of_the_highest_rank_that_is_asked_for_is_not_cut(
     monkeypatch.setattr("callbacks.export.check_export", lambda *_: wrong)
     with pytest.raises(RuntimeError, match="what was exported is not the edited model"):
         fit(tmp_path, FineTuning(), LowRank(base[WEIGHT], 3), ExportEditedModel(max_adapter_rank=3))
+
+
+@pytest.mark.parametrize(("steps", "is_refused"), [(1, False), (2, True)])
+def test_what_rounding_a_logit_can_do_is_no_reason_to_refuse_an_adapter(
+    steps: int, is_refused: bool, tmp_path: Path, base: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = torch.finfo(torch.bfloat16).eps
+    found = ExportCheck(model=0.0, adapter=steps * step, edit=step, rounded=0.0, spacing=step)
+    monkeypatch.setattr("callbacks.export.check_export", lambda *_: found)
+    with pytest.raises(RuntimeError, match="is not the edited model") if is_refused else nullcontext():
+        fit(tmp_path, FineTuning(), LowRank(base[WEIGHT], 1), ExportEditedModel(), dtype="bfloat16")
 
 
 def test_a_rank_above_all_that_servers_take_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

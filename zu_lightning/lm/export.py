@@ -104,12 +104,14 @@ class ExportCheck:
         edit: Between the base and the one in memory: what the edit did.
         rounded: Between the base with the adapter and the same with factors rounded to bfloat16, as most servers keep
             them; ``None`` without an adapter.
+        spacing: At the largest logit, distance to the next number of the model's dtype: what rounding a logit can do.
     """
 
     model: float
     adapter: float | None
     edit: float
     rounded: float | None = None
+    spacing: float = 0.0
 
 
 def check_export(lm: EditableLM, model_folder: Path, adapter_folder: Path | None, texts: Sequence[str]) -> ExportCheck:
@@ -126,6 +128,7 @@ def check_export(lm: EditableLM, model_folder: Path, adapter_folder: Path | None
     """
     batch = collate([tokenize(lm.tokenizer, text) for text in texts], lm.tokenizer).to(lm.device)
     here = _logits(lm.model, batch)
+    spacing = torch.finfo(lm.model.dtype).eps * here.abs().max().item()
 
     as_before = {"device_map": {"": lm.device}} | lm.load_options
     exported = {name: value for name, value in as_before.items() if name not in source_options(as_before)}
@@ -137,7 +140,7 @@ def check_export(lm: EditableLM, model_folder: Path, adapter_folder: Path | None
     base = load(lm.name_or_path, as_before)
     edit = _difference(_logits(base, batch), here)
     if adapter_folder is None:
-        return ExportCheck(model, None, edit)
+        return ExportCheck(model, None, edit, spacing=spacing)
     if EditableLM(base, lm.tokenizer).is_dispatched:
         with_adapter = _logits(_merged(EditableLM(base, lm.tokenizer), adapter_folder), batch)
         del base  # such a model is large
@@ -150,7 +153,7 @@ def check_export(lm: EditableLM, model_folder: Path, adapter_folder: Path | None
             if ".lora_" in name:
                 factor.data = factor.data.bfloat16().to(factor.dtype)
         rounded = _logits(adapted, batch)
-    return ExportCheck(model, _difference(with_adapter, here), edit, _difference(rounded, with_adapter))
+    return ExportCheck(model, _difference(with_adapter, here), edit, _difference(rounded, with_adapter), spacing)
 
 
 def _difference(logits: Tensor, others: Tensor) -> float:
