@@ -211,8 +211,7 @@ class UnlearnDataModule(LightningDataModule):
         return module
 
     def _read(self, path: str, parameter: str = "path") -> list[Fact]:
-        options = {"detect_subjects": self.detect_subjects, "nq_prefix": self.nq_prefix}
-        facts = read_facts(path, **options, parameter=parameter)
+        facts = read_facts(path, detect_subjects=self.detect_subjects, nq_prefix=self.nq_prefix, parameter=parameter)
         if self.ids is not None and path == self.path:
             facts = facts_by_id(facts, read_texts(self.ids, sys.maxsize, "ids"))
         return [replace(fact.as_chat() if self.chat else fact, fact_token=self.fact_token) for fact in facts]

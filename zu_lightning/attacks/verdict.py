@@ -78,7 +78,7 @@ class Verdict:
         kept: Of the kept facts that the unedited model answers, the share that the edited one does; ``None`` if there
             are none.
         known: Share of the facts that 20 samples of the unedited model give away.
-        kept_high: Upper end of its 95% interval.
+        kept_high: Upper end of the 95% interval of ``kept``.
         comparisons: ``kept``; with gold also ``mean_gap``, which is ``left``, and its ends, TOFU's ``forget_quality``
             (a p value), and MUSE's ``privleak`` (percent).
     """
