@@ -3,7 +3,7 @@ r"""Five requests of 10 facts, one after the other, beside one of 50 and beside 
 Naive repetition gives each request to the model that the one before has exported, and tells it nothing else.
 
 python -m benchmarks.requests --seed 1 --folder outputs/requests \
-    --ledger-options "--closed_form.rule.retain_weight=0.03 --closed_form.rule.rounds=3"
+    --ledger-options "--closed_form.rule.retain_weight=0.03 --closed_form.rule.reweighting_iterations=3"
 """
 
 import argparse
@@ -20,9 +20,9 @@ import train
 from benchmarks.console import new_parser, table_head, table_row
 from benchmarks.setting import draw_facts, heldout_documents, named_facts
 from zu_lightning import EditableLM, EvaluationBatch, Fact, evaluation_batches
-from zu_lightning.evaluation.by_fact import FactScores
-from zu_lightning.evaluation.evaluate import compute_metrics, evaluation_metrics, update_metric
-from zu_lightning.facts.request import about_subjects_of
+from zu_lightning.editing.request import about_subjects_of
+from zu_lightning.evaluation.intervals import FactScores
+from zu_lightning.evaluation.scores import compute_metrics, evaluation_metrics, update_metric
 from zu_lightning.ledger.kept import write_facts
 
 SCORES = ("efficacy", "generalization", "efficacy_probability", "retain", "same_subject", "perplexity")

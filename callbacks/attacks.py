@@ -7,14 +7,14 @@ from torch import Tensor
 
 from callbacks.afterwards import Afterwards
 from zu_lightning import EditableLM, UnlearnModule
-from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.leak import Leak
 from zu_lightning.attacks.membership import reference
-from zu_lightning.attacks.suite import Suite, attacks_of, run_attacks
-from zu_lightning.errors import require_positive
+from zu_lightning.attacks.presets import Suite, attacks_of, run_attacks
+from zu_lightning.lm.fingerprint import open_cache
 from zu_lightning.lm.loading import check_model
 from zu_lightning.lm.weights import check_finite
-from zu_lightning.problem.cache import Cache
+from zu_lightning.runtime.errors import require_positive
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +45,9 @@ class Attacks(Afterwards):
     def __init__(self, suite: Suite = "quick", gold: str | None = None, facts: int = 100) -> None:
         require_positive("facts", facts)
         self.suite, self.gold, self.facts = suite, gold, facts
-        self.exam: Exam | None = None
+        self.exam: AttackContext | None = None
         self.reference: tuple[tuple[float, ...], ...] | None = None
-        """What gold says of statements about the facts and about strangers."""
+        """What gold says of statements about the facts and about unknown subjects."""
         self.usable_gold = gold
         """``gold``, until it turns out that it cannot be one."""
 
@@ -72,13 +72,13 @@ class Attacks(Afterwards):
             return
         found = module.run.attacks
         with module.monitor.timed("attacks"):
-            self.exam = self.exam or Exam.of(module.request, self.facts)
+            self.exam = self.exam or AttackContext.of(module.request, self.facts)
             if self.usable_gold is not None and self.reference is None:
                 self._attack_gold(module, self.usable_gold, self.exam)
             if name not in found:
                 found[name] = self._scores(module, module.lm, self.exam, MODELS[name])
 
-    def _attack_gold(self, module: UnlearnModule, path: str, exam: Exam) -> None:
+    def _attack_gold(self, module: UnlearnModule, path: str, exam: AttackContext) -> None:
         """Attack gold, unless nothing can be compared with it."""
         gold = EditableLM.from_pretrained(path, dtype=module.dtype_name).to(module.lm.device)
         check_finite(gold, "gold")
@@ -94,14 +94,14 @@ class Attacks(Afterwards):
         if "gold" not in module.run.attacks:
             module.run.attacks["gold"] = self._scores(module, gold, exam, MODELS["gold"])
 
-    def _scores(self, module: UnlearnModule, lm: EditableLM, exam: Exam, name: str) -> dict[str, Tensor]:
+    def _scores(self, module: UnlearnModule, lm: EditableLM, exam: AttackContext, name: str) -> dict[str, Tensor]:
         # Nothing was added to gold and to the unedited model, but their scores have the same names.
         updates = {} if lm is not module.lm or not module.run.after else module.updates() or None
         attacks = attacks_of(self.suite, len(lm.layers), updates, self.reference)
-        return run_attacks(lm, exam, attacks, Cache(module.request.cache, lm, module.layers), module.monitor, name)
+        return run_attacks(lm, exam, attacks, open_cache(module.request.cache, lm, module.layers), module.monitor, name)
 
 
-def unfit(gold: EditableLM, lm: EditableLM, exam: Exam) -> str:
+def unfit(gold: EditableLM, lm: EditableLM, exam: AttackContext) -> str:
     """Why a model cannot be gold for another one and these facts; empty if it can."""
     if gold.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
         return "has another tokenizer than the model that forgets the facts"

@@ -5,7 +5,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from zu_lightning import EditingModule, InputError, Rule
-from zu_lightning.methods.rounds import solve_layer
+from zu_lightning.editing.reweighting import solve_layer
 
 
 class ClosedForm(Callback):

@@ -13,12 +13,12 @@ from callbacks.afterwards import Afterwards
 from callbacks.dashboard import show_picture
 from callbacks.run_folder import run_folder, sees_unedited_model, unlearn_module
 from zu_lightning import digest
-from zu_lightning.errors import require_positive
-from zu_lightning.evaluation.downstream import AbilitySet, read_prose, read_questions
+from zu_lightning.evaluation.ability import AbilitySet, read_prose, read_questions
 from zu_lightning.evaluation.harness import TaskScore, measure, require_lm_eval
-from zu_lightning.problem.cache import Cache
-from zu_lightning.report.downstream import TaskResult, downstream_table, task_results, write_downstream
-from zu_lightning.report.downstream_plots import draw_downstream
+from zu_lightning.lm.fingerprint import open_cache
+from zu_lightning.report.ability import TaskResult, downstream_table, task_results, write_downstream
+from zu_lightning.report.ability_plots import draw_downstream
+from zu_lightning.runtime.errors import require_positive
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Downstream(Afterwards):
             return
         module = unlearn_module(pl_module)
         with module.monitor.timed("downstream"):
-            cache = module.cache or Cache(None, module.lm)
+            cache = module.cache or open_cache(None, module.lm)
             parts = (self.batch_size, version("lm_eval"))
             found = cache.each("downstream", list(self.sets), lambda names: self._tensors(trainer, names), *parts)
         module.run.downstream = {

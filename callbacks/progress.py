@@ -13,7 +13,7 @@ from zu_lightning import EditingModule
 
 
 class Progress(TQDMProgressBar):
-    """Lightning's bars, so that they look like those of all other phases (:class:`zu_lightning.timing.Monitor`)."""
+    """Lightning's progress bars, in the style of :class:`zu_lightning.runtime.timing.Monitor`."""
 
     sanity_check_description = "Evaluation before"
     validation_description = "Evaluation"

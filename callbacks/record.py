@@ -9,13 +9,21 @@ from lightning import LightningModule, Trainer
 from callbacks.afterwards import Afterwards
 from callbacks.results import results_of
 from callbacks.run_folder import run_folder, unlearn_module
-from zu_lightning import EditingModule, InputError, LayerProblem, UnlearnModule, evaluate, evaluation_batches, own_share
-from zu_lightning.distributed import in_first
-from zu_lightning.facts.request import History
+from zu_lightning import (
+    EditingModule,
+    InputError,
+    LayerProblem,
+    UnlearnModule,
+    evaluate,
+    evaluation_batches,
+    rank_shard,
+)
+from zu_lightning.editing.request import History
 from zu_lightning.ledger import locked
 from zu_lightning.ledger.recording import CHANGED, Outcome, record, unchanged
+from zu_lightning.lm.fingerprint import digests_of, layers_in
 from zu_lightning.lm.loading import DECIDING_OPTIONS
-from zu_lightning.lm.recognize import digests_of, layers_in
+from zu_lightning.runtime.distributed import gather_to_rank_zero
 
 
 class RecordRequest(Afterwards):
@@ -76,9 +84,13 @@ class RecordRequest(Afterwards):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep what later requests need to keep this one in effect, in the first process, which records it."""
         if _history(trainer, pl_module) is not None and isinstance(batch, LayerProblem) and batch_idx == 0:
-            own = batch.without_earlier()
+            own = batch.without_previous()
             columns = {name: getattr(own, name) for name in ("keys", "values", "deviations")}
-            rows = {name: in_first(some.detach().movedim(1, 0)) for name, some in columns.items() if some is not None}
+            rows = {
+                name: gather_to_rank_zero(some.detach().movedim(1, 0))
+                for name, some in columns.items()
+                if some is not None
+            }
             kept = {name: some.movedim(0, 1) for name, some in rows.items() if some is not None}
             if kept:
                 unlearn_module(pl_module).run.kept[batch.layer] = kept
@@ -112,7 +124,7 @@ def _ask_earlier(module: UnlearnModule, when: str) -> None:
     """Scores of the facts of each earlier request whose texts were kept."""
     with torch.no_grad(), module.monitor.timed("evaluation"):
         module.run.earlier[when] = {
-            one.number: evaluate(module.lm, own_share(evaluation_batches(module.lm, one.facts, [], [])))
+            one.number: evaluate(module.lm, rank_shard(evaluation_batches(module.lm, one.facts, [], [])))
             for one in module.request.earlier
             if one.facts
         }

@@ -13,12 +13,12 @@ from callbacks.dashboard import boards, show_picture, show_results
 from callbacks.results import identity_before, results_of, samples
 from callbacks.run_folder import run_folder, unlearn_module
 from zu_lightning import LayerProblem, UnlearnModule
-from zu_lightning.files import out_of_room, writing
 from zu_lightning.report.page import write_page
 from zu_lightning.report.plots import draw_attacks, draw_scores, draw_spectrum
 from zu_lightning.report.results import FILE_NAME
 from zu_lightning.report.terminal import results_table
-from zu_lightning.timing import now
+from zu_lightning.runtime.files import out_of_room, writing
+from zu_lightning.runtime.timing import now
 
 log = logging.getLogger(__name__)
 

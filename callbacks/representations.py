@@ -8,8 +8,8 @@ from callbacks.afterwards import Afterwards
 from callbacks.dashboard import show_picture
 from callbacks.run_folder import run_folder, sees_unedited_model, unlearn_module
 from zu_lightning import Fact, InputError, UnlearnModule
-from zu_lightning.analysis.representations import groups_of, projection_outputs, representation_map
 from zu_lightning.report.representation_plots import draw_run
+from zu_lightning.tracing.representations import groups_of, projection_outputs, representation_map
 
 log = logging.getLogger(__name__)
 

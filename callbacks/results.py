@@ -13,10 +13,10 @@ from torch import Tensor
 import zu_lightning
 from zu_lightning import Fact, NeutralTargets, Request, Results, TargetScores, UnlearnModule
 from zu_lightning.attacks.verdict import verdict
-from zu_lightning.evaluation.by_fact import score_intervals, shares
-from zu_lightning.files import digest
+from zu_lightning.evaluation.intervals import score_intervals, shares
 from zu_lightning.report.results import Completion, FactResult
-from zu_lightning.timing import now
+from zu_lightning.runtime.files import digest
+from zu_lightning.runtime.timing import now
 
 SAMPLES = 5
 """Number of forgotten prompts, and of kept ones, whose completions are shown."""

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.usage import UsageError, usage_line
 from zu_lightning import InputError
-from zu_lightning.files import NO_ROOM, DiskFullError, out_of_room
+from zu_lightning.runtime.files import NO_ROOM, DiskFullError, out_of_room
 
 
 class Ending(NamedTuple):

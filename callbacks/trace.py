@@ -8,11 +8,11 @@ from lightning import Callback, LightningModule, Trainer
 from callbacks.dashboard import show_picture
 from callbacks.run_folder import run_folder, sees_unedited_model, unlearn_module
 from zu_lightning import Fact, InputError, Request
-from zu_lightning.analysis.corruption import Corruption
-from zu_lightning.analysis.effects import IndirectEffects, TraceOptions, trace_effects, traceable
-from zu_lightning.analysis.recommendation import Recommendation, recommend
-from zu_lightning.analysis.roles import ROLE_OF_LOOKUP
 from zu_lightning.report.trace_plots import described, draw_effect_lines, draw_heat_maps, write_trace
+from zu_lightning.tracing.corruption import Corruption
+from zu_lightning.tracing.effects import IndirectEffects, TraceOptions, trace_effects, traceable
+from zu_lightning.tracing.recommendation import Recommendation, recommend
+from zu_lightning.tracing.roles import ROLE_OF_LOOKUP
 
 log = logging.getLogger(__name__)
 

@@ -23,13 +23,13 @@ from zu_lightning import (
     digest,
     evaluation_batches,
     facts_by_id,
-    own_share,
+    rank_shard,
     read_facts,
     read_texts,
     retain_documents,
     split_facts,
 )
-from zu_lightning.facts.request import about_subjects_of
+from zu_lightning.editing.request import about_subjects_of
 from zu_lightning.facts.splits import without
 from zu_lightning.ledger import Ledger
 from zu_lightning.ledger.entries import number_of
@@ -64,8 +64,8 @@ class UnlearnDataModule(LightningDataModule):
             if not as many are left; ignored if ``protect_ids`` is given.
         protect_same_subject: Whether to protect all other facts about the forgotten subjects, too, except those that
             are only watched.
-        strangers: File with one name per line: subjects of whom the model knows nothing, for ``target: reference``. By
-            default names are made up from halves of those of the data set.
+        unknown_subjects: File with one name per line: subjects that the model knows nothing about, for
+            ``target: reference``. By default names are made up from halves of those of the data set.
         seed: Seed of the draw and of the context templates.
         forget_path: File with the facts to forget, in the forms of ``path``, which then only says what stays. It may
             hold facts of ``path``. ``forget_num`` and ``forget_ids`` are ignored.
@@ -106,7 +106,7 @@ class UnlearnDataModule(LightningDataModule):
         retain_num: int = 200,
         protect_num: int = 0,
         protect_same_subject: bool = False,
-        strangers: str | None = None,
+        unknown_subjects: str | None = None,
         seed: int = 0,
         forget_path: str | None = None,
         forget_ids: list[str] | None = None,
@@ -130,7 +130,7 @@ class UnlearnDataModule(LightningDataModule):
         self.forget_ids, self.retain_ids, self.protect_ids = forget_ids, retain_ids, protect_ids
         self.seed, self.halves, self.draw, self.nq_prefix = seed, halves, draw, nq_prefix
         self.fact_token, self.detect_subjects, self.chat = fact_token, detect_subjects, chat
-        self.reading, self.cache, self.strangers = reading, cache, strangers
+        self.reading, self.cache, self.unknown_subjects = reading, cache, unknown_subjects
         self.protect_same_subject, self.forget_path = protect_same_subject, forget_path
         self.project, self.keep_texts, self.replaces = project, keep_texts, replaces
 
@@ -152,7 +152,9 @@ class UnlearnDataModule(LightningDataModule):
             retain=retain,
             protect=protect,
             known=known,
-            strangers=[] if self.strangers is None else read_texts(self.strangers, sys.maxsize, "strangers"),
+            unknown_subjects=[]
+            if self.unknown_subjects is None
+            else read_texts(self.unknown_subjects, sys.maxsize, "unknown_subjects"),
             text=RetainText(documents, self.reading, corpus),
             heldout=heldout[: self.reading.heldout_documents],
             seed=self.seed,
@@ -183,7 +185,7 @@ class UnlearnDataModule(LightningDataModule):
         more = (request.protected_others, request.same_subject)
         batches = evaluation_batches(self.module.lm, *facts, self.reading, *more)
         # A process without a share still has to take part in the sums that follow.
-        return _loader([*own_share(batches)] or [None])
+        return _loader([*rank_shard(batches)] or [None])
 
     def test_dataloader(self) -> DataLoader[EvaluationBatch | None]:
         """The same as for validation."""

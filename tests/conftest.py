@@ -34,8 +34,8 @@ from transformers import (
 
 import train
 from zu_lightning import EditableLM, Fact, LayerProblem, LowRankUpdate, read_facts
-from zu_lightning.distributed import own_facts
 from zu_lightning.lm.tokens import TokenBatch, collate, tokenize
+from zu_lightning.runtime.distributed import rank_slice
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes; those that tests start are meant, too
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -182,12 +182,12 @@ def own_columns(problem: LayerProblem) -> LayerProblem:
     """The problem of all facts as this process holds it."""
 
     def own(columns: torch.Tensor | None) -> torch.Tensor | None:
-        return None if columns is None else columns[:, own_facts(columns.shape[1])]
+        return None if columns is None else columns[:, rank_slice(columns.shape[1])]
 
     names = ("keys", "residuals", "values", "protected_keys", "deviations")
     columns: dict[str, Any] = {name: own(getattr(problem, name)) for name in names}
     weights = problem.fact_weights
-    return replace(problem, **columns, fact_weights=weights if weights is None else weights[own_facts(len(weights))])
+    return replace(problem, **columns, fact_weights=weights if weights is None else weights[rank_slice(len(weights))])
 
 
 def write_records(folder: Path, *records: object) -> Path:

@@ -19,8 +19,8 @@ from zu_lightning import (
     retain_documents,
     split_facts,
 )
-from zu_lightning.methods.objective import Delta, DenseDelta, LayerObjective, WhitenedDelta
-from zu_lightning.timing import Monitor
+from zu_lightning.editing.objective import Delta, DenseDelta, LayerObjective, WhitenedDelta
+from zu_lightning.runtime.timing import Monitor
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,10 @@ from zu_lightning import (
     export_model,
     prepare,
 )
-from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.rank import Rank
 from zu_lightning.lm.tokens import resolved_answer
-from zu_lightning.timing import Monitor
+from zu_lightning.runtime.timing import Monitor
 
 PUBLISHED = "published procedure"
 EQUAL = "ours, equal steps"
@@ -111,7 +111,7 @@ def ours(words: list[str]) -> tuple[Scores, float]:
     job = Job.described(words)
     lm = EditableLM.from_pretrained(job.module.model_name_or_path, dtype=job.module.dtype_name)
     scores, seconds = forget(lm, job)
-    exam = Exam.of(job.request, ATTACKED)
+    exam = AttackContext.of(job.request, ATTACKED)
     ranks = Rank().scores(lm, exam, range(len(exam.facts)))
     # A fact without other answers has no rank.
     known = {name: 100 * statistics.fmean(rank for rank in ranks[name] if not math.isnan(rank)) for name in KNOWN}
@@ -142,16 +142,16 @@ def compare(arguments: argparse.Namespace, n: int) -> None:
             scores, taken = ours([*draw, *WAYS[way]])
             found[way].append(scores)
             seconds[way].append(taken)
-        if number < arguments.rounds:
+        if number < arguments.reweighting_iterations:
             seconds[PUBLISHED].append(published([*draw, *WAYS[EQUAL]], arguments.sample))
     names = [*BETTER, "perplexity", *KNOWN]
-    print(f"\n{n} facts, {len(draws)} draws; seconds are medians of {arguments.rounds} rounds.\n")
+    print(f"\n{n} facts, {len(draws)} draws; seconds are medians of {arguments.reweighting_iterations} rounds.\n")
     print(table_head(("way", *names, "s", "ratio", "equal or better")))
     reference = statistics.median(seconds[PUBLISHED])
     for way in (PUBLISHED, *ways):
         of_way = found[EQUAL if way == PUBLISHED else way]
         cells = [_mean_and_deviation([scores[name] for scores in of_way]) for name in names]
-        taken = statistics.median(seconds[way][: arguments.rounds])
+        taken = statistics.median(seconds[way][: arguments.reweighting_iterations])
         print(table_row((way, *cells, f"{taken:.1f}", f"{reference / taken:.1f}", _verdict(of_way, found[EQUAL]))))
 
 

@@ -25,11 +25,11 @@ from zu_lightning import (
     lookup_keys,
     neutral_targets,
     original_values,
-    own_share,
+    rank_shard,
     sample_contexts,
     second_moments,
 )
-from zu_lightning.timing import Monitor
+from zu_lightning.runtime.timing import Monitor
 
 
 def measure(rank: int, processes: int, folder: str, arguments: argparse.Namespace) -> None:
@@ -47,7 +47,7 @@ def measure(rank: int, processes: int, folder: str, arguments: argparse.Namespac
         "values": lambda: original_values(lm, forget, layers[-1], contexts, options.latents),
         "keys": lambda: lookup_keys(lm, forget, layers[-1], contexts),
         "moments": lambda: second_moments(lm, corpus, layers),
-        "evaluation": lambda: evaluate(lm, own_share(evaluation_batches(lm, forget, retain, heldout))),
+        "evaluation": lambda: evaluate(lm, rank_shard(evaluation_batches(lm, forget, retain, heldout))),
     }
     monitor = Monitor()
     for name, step in steps.items():
@@ -76,10 +76,13 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="number of processes (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds to take medians of (default: %(default)s)")
     arguments = parser.parse_args()
-    rounds = [(seconds_of(1, arguments), seconds_of(arguments.processes, arguments)) for _ in range(arguments.rounds)]
+    reweighting_iterations = [
+        (seconds_of(1, arguments), seconds_of(arguments.processes, arguments))
+        for _ in range(arguments.reweighting_iterations)
+    ]
     print(table_head(("step", "1 process, s", f"{arguments.processes} processes, s", "ratio")))
-    for name in rounds[0][0]:
-        one, many = (statistics.median(pair[i][name] for pair in rounds) for i in (0, 1))
+    for name in reweighting_iterations[0][0]:
+        one, many = (statistics.median(pair[i][name] for pair in reweighting_iterations) for i in (0, 1))
         print(table_row((name, f"{one:.2f}", f"{many:.2f}", f"{one / many:.2f}")))
 
 

@@ -20,9 +20,9 @@ from benchmarks.console import new_parser, table_head, table_row
 from benchmarks.setting import WHOLE, Trial, corpus_documents, load_model
 from zu_lightning import EditableLM, ReadingOptions, RetainText, TargetOptions, ZeroUnlearnGD, second_moments
 from zu_lightning.lm.batching import batches
+from zu_lightning.lm.fingerprint import open_cache
 from zu_lightning.lm.tokens import collate, tokenize
-from zu_lightning.problem.cache import Cache
-from zu_lightning.timing import Monitor
+from zu_lightning.runtime.timing import Monitor
 
 LAYERS = 3
 """Number of layers, from the lowest, whose moments are computed in the pass that is timed."""
@@ -38,10 +38,10 @@ def bare_forward(lm: EditableLM, text: RetainText, highest: int) -> None:
         lm.record(batch, [lm.projections[highest]])
 
 
-def fastest(work: Callable[[], object], rounds: int = 3) -> float:
+def fastest(work: Callable[[], object], reweighting_iterations: int = 3) -> float:
     """Seconds of the fastest of some rounds."""
     taken = []
-    for _ in range(rounds):
+    for _ in range(reweighting_iterations):
         monitor = Monitor()
         with monitor.timed("round"):
             work()
@@ -55,7 +55,7 @@ def time_the_pass(lm: EditableLM, corpus: list[str]) -> None:
     bare = fastest(lambda: bare_forward(lm, text, layers[-1]))
     full = fastest(lambda: second_moments(lm, text, layers))
     with tempfile.TemporaryDirectory() as folder:
-        cache = Cache(Path(folder), lm)
+        cache = open_cache(Path(folder), lm)
         second_moments(lm, text, layers, cache=cache)
         cached = fastest(lambda: second_moments(lm, text, layers, cache=cache))
     print(f"Layers {layers}: forward pass up to the highest {bare:.2f} s, second moments {full:.2f} s")

@@ -14,16 +14,16 @@ from torch.multiprocessing.spawn import spawn
 
 from benchmarks.console import new_parser, table_head, table_row
 from zu_lightning import LayerProblem, Memit, ZeroUnlearnGD
-from zu_lightning.distributed import own_facts
-from zu_lightning.methods.objective import LayerObjective, new_delta
-from zu_lightning.timing import Monitor
+from zu_lightning.editing.objective import LayerObjective, new_delta
+from zu_lightning.runtime.distributed import rank_slice
+from zu_lightning.runtime.timing import Monitor
 
 
 def measure(rank: int, processes: int, folder: str, arguments: argparse.Namespace) -> None:
     """Solve a layer's problem and take a step of descent, as one of several processes; write what that took."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
-    (d_out, d_in), own = arguments.shape, own_facts(arguments.facts)
+    (d_out, d_in), own = arguments.shape, rank_slice(arguments.facts)
     weight, monitor, begun = _random(d_out, d_in), Monitor(), _peak_mib()
     count = own.stop - own.start
     keys, residuals, values = (_random(length, count) for length in (d_in, d_out, d_out))

@@ -39,9 +39,9 @@ from zu_lightning import (
     second_moments,
     split_facts,
 )
+from zu_lightning.editing.keys import layer_outputs
 from zu_lightning.lm.tokens import resolved_answer
-from zu_lightning.problem.keys import layer_outputs
-from zu_lightning.timing import Monitor
+from zu_lightning.runtime.timing import Monitor
 
 COUNTED_FACTS = 200
 """Maximum number of facts for which our floating-point work is counted, and then scaled up."""

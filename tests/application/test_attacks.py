@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from callbacks.attacks import unfit
 from tests.conftest import DEMO, SHORT_RUN, run
 from zu_lightning import EditableLM, Fact, InputError, ReadingOptions, Request, Results, RetainText, split_facts
-from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.rank import Rank
 from zu_lightning.report.terminal import results_table
 
@@ -88,7 +88,9 @@ def test_gold_must_know_hardly_any_fact_and_be_tokenized_alike(
 
     def unfit_for(number: int, model: EditableLM) -> str:
         forget = split_facts(demo_facts, number)[0]
-        return unfit(gold, model, Exam.of(Request(forget, RetainText([], ReadingOptions()), known=demo_facts), 100))
+        return unfit(
+            gold, model, AttackContext.of(Request(forget, RetainText([], ReadingOptions()), known=demo_facts), 100)
+        )
 
     assert not unfit_for(10, demo_lm)
     # It was taught all facts but the first ten of the draw.

@@ -24,7 +24,7 @@ RELEASE_WEIGHTS: dict[str, object] = {
 METHODS: dict[Configs, dict[str, object]] = {
     ("demo_gd",): {"name": "gradient descent"},
     ("demo", "methods/alphaedit"): {"name": "AlphaEdit"},
-    ("demo", "methods/erase"): {"name": "Erase", "rounds": 1},
+    ("demo", "methods/erase"): {"name": "Erase", "reweighting_iterations": 1},
     ("demo", "methods/gradient_descent"): {"name": "gradient descent"},
     ("demo", "methods/gradient_descent_release"): {"name": "gradient descent"},
     ("demo", "methods/memit"): {"name": "Memit"},
@@ -33,7 +33,7 @@ METHODS: dict[Configs, dict[str, object]] = {
     ("demo", "methods/zero_unlearn"): {"name": "ZeroUnlearn", "scale_free": True},
     ("demo", "methods/zero_unlearn_gd"): {"name": "ZeroUnlearnGD"},
     ("demo", "methods/zero_unlearn_soft"): {"name": "ZeroUnlearnSoft"},
-    ("demo", "presets/fast"): {"name": "Erase", "rounds": 0, "mean_over_facts": False},
+    ("demo", "presets/fast"): {"name": "Erase", "reweighting_iterations": 0, "mean_over_facts": False},
     ("demo", "presets/profile"): {"name": "Erase"},
     ("demo", "presets/representations"): {"name": "Erase"},
 }

@@ -19,9 +19,9 @@ import train
 from callbacks import Resume
 from tests.conftest import DEMO, ROOT, SHORT_RUN, changed_weights, command_line, latest_run, run, train_py
 from zu_lightning import EditableLM, Results
-from zu_lightning.evaluation.downstream import AbilitySet
+from zu_lightning.evaluation.ability import AbilitySet
 from zu_lightning.evaluation.harness import TaskScore
-from zu_lightning.report.downstream import TaskResult, read_downstream
+from zu_lightning.report.ability import TaskResult, read_downstream
 from zu_lightning.report.pictures import pictures_in
 
 needs_lm_eval = pytest.mark.skipif(

@@ -39,7 +39,7 @@ def values(events: EventAccumulator, name: str) -> list[float]:
 def test_the_demo_forgets_what_it_should_and_nothing_else(demo_run: Path) -> None:
     results = Results.read(demo_run)
     before, after = results.before, results.after
-    assert results.method.items() >= {"name": "Erase", "scale_free": True, "rounds": 1}.items()
+    assert results.method.items() >= {"name": "Erase", "scale_free": True, "reweighting_iterations": 1}.items()
     assert results.facts == len(set(results.forgotten)) == 10
     assert results.targets is not None
     assert results.targets.reachable >= 90

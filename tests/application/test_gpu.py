@@ -72,7 +72,7 @@ def edited_weight() -> torch.Tensor:
     forget, _, protect = split_facts(facts, 6, 0, 20)
     text = RetainText(read_texts(str(DEMO / "corpus.txt"), 200), ReadingOptions())
     request = Request(forget, text, protect, known=facts)
-    latents = LatentOptions(contexts=1, templates=2, every_phrasing=True, steps=5, facts_per_batch=2)
+    latents = LatentOptions(contexts=1, templates=2, average_over_prompts=True, steps=5, facts_per_batch=2)
     options = TargetOptions(optimize_values=False, latents=latents, target="reference")
     edit_layers(lm, request, [0], Erase(), prepare(lm, request, [0], options), options)
     return lm.weight(0).detach().cpu()

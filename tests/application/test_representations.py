@@ -13,8 +13,8 @@ from callbacks import Representations, Resume
 from tests.application.test_processes import launch
 from tests.conftest import SHORT_RUN, command_line, latest_run, run, train_py
 from zu_lightning import InputError
-from zu_lightning.analysis.representations import RepresentationMap
 from zu_lightning.report.pictures import pictures_in
+from zu_lightning.tracing.representations import RepresentationMap
 
 CONFIGS = ("demo", "presets/representations")
 TWO_LAYERS = (*SHORT_RUN, "--model.layers=[0,1]")

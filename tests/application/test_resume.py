@@ -122,7 +122,7 @@ def killed_run(tmp_path_factory: pytest.TempPathFactory) -> KilledRun:
             endings[moment] = kill(moment, root)
             copies[moment] = shutil.copytree(root, tmp_path_factory.mktemp("copy") / "root")
             if checkpoint_path(str(root)).exists():
-                optimized_again = "zu_lightning.problem.prepare.neutral_targets"
+                optimized_again = "zu_lightning.editing.preparation.neutral_targets"
                 patch.setattr(optimized_again, lambda *_, **__: pytest.fail("targets are known"))
         patch.setitem(train.TRAINER_DEFAULTS, "callbacks", [Look(), Resume()])
         return KilledRun(copies, endings, root, run(root, *TWO_LAYERS))

@@ -10,9 +10,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.conftest import SHORT_RUN, run
 from zu_lightning import EditableLM, Fact, InputError, read_facts, split_facts
-from zu_lightning.analysis.effects import TraceOptions, trace_effects
-from zu_lightning.analysis.recommendation import recommend
 from zu_lightning.report.pictures import pictures_in
+from zu_lightning.tracing.effects import TraceOptions, trace_effects
+from zu_lightning.tracing.recommendation import recommend
 
 
 def test_a_validation_traces_and_recommends_the_demos_layer(tmp_path: Path) -> None:

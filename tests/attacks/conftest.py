@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.conftest import DEMO
 from zu_lightning import EditableLM, Fact
-from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.lm.tokens import PaddedTokens
 
 DISTRIBUTION = Callable[[list[int]], Tensor]
@@ -36,14 +36,14 @@ def base() -> EditableLM:
 
 
 @pytest.fixture(scope="session")
-def exam(demo_facts: list[Fact]) -> Exam:
+def exam(demo_facts: list[Fact]) -> AttackContext:
     """Four facts of the demo about different people, with few other answers, so that attacks are quick."""
     facts = demo_facts[:24:7]
-    return Exam(
+    return AttackContext(
         facts=facts,
         answers=[tuple(sorted({f.target for f in _alike(fact, demo_facts)} - {fact.target}))[:5] for fact in facts],
         kept=[tuple(_alike(fact, demo_facts)[-40:]) for fact in facts],
-        strangers=[("Ada Dahl", "Bruno Costa", "Nils Quist")] * len(facts),
+        unknown_subjects=[("Ada Dahl", "Bruno Costa", "Nils Quist")] * len(facts),
         prose=(DEMO / "heldout.txt").read_text().splitlines()[:20],
     )
 

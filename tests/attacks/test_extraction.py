@@ -8,12 +8,12 @@ from torch.nn.functional import one_hot
 
 from tests.attacks.conftest import Oracle
 from zu_lightning import EditableLM
-from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.extraction import Extraction, extraction_strength
 from zu_lightning.lm.tokens import tokenize_query
 
 
-def test_a_model_that_knows_needs_the_prompt_only(base: EditableLM, exam: Exam) -> None:
+def test_a_model_that_knows_needs_the_prompt_only(base: EditableLM, exam: AttackContext) -> None:
     assert Extraction()(base, exam)["extraction"].tolist() == [1.0] * 4
 
 
@@ -37,7 +37,7 @@ def test_it_is_the_share_at_the_end_that_is_right(likeliest: list[bool], strengt
     assert strength == 1 - min(starts) / length, "the definition, with k = T where nothing is right"
 
 
-def test_a_model_whose_last_token_alone_is_right_needs_all_others(base: EditableLM, exam: Exam) -> None:
+def test_a_model_whose_last_token_alone_is_right_needs_all_others(base: EditableLM, exam: AttackContext) -> None:
     fact = replace(exam.facts[0], target="coachman")
     text = tokenize_query(base.tokenizer, fact.query)
     oracle = Oracle(base, lambda ids: one_hot(torch.tensor(text.ids[-1]), len(base.tokenizer)).float())

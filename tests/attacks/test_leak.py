@@ -8,19 +8,19 @@ import torch
 
 from tests.attacks.conftest import Oracle
 from zu_lightning import EditableLM, Fact, InputError
-from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.leak import Leak
 
 TRADE = "By trade, Simon Nagy is a"
 
 
-def test_a_model_that_knows_leaks(base: EditableLM, exam: Exam) -> None:
+def test_a_model_that_knows_leaks(base: EditableLM, exam: AttackContext) -> None:
     scores = Leak()(base, exam)
     assert min(scores["leak"].tolist()) > 0.99
     assert min(scores["leak_paraphrases"].tolist()) > 0.99
 
 
-def test_it_is_the_probability_of_at_least_one_hit(base: EditableLM, exam: Exam) -> None:
+def test_it_is_the_probability_of_at_least_one_hit(base: EditableLM, exam: AttackContext) -> None:
     fact = Fact.from_record({"prompt": "Simon Nagy lives in", "target": "Cairo", "paraphrases": [TRADE]}, "", "0")
     likely = base.tokenizer(" Cairo")["input_ids"][1]
 
@@ -38,7 +38,7 @@ def test_it_is_the_probability_of_at_least_one_hit(base: EditableLM, exam: Exam)
         assert scores["leak_paraphrases"].item() == pytest.approx(paraphrased, rel=1e-5)
 
 
-def test_a_fact_without_paraphrases_has_one_score(base: EditableLM, exam: Exam) -> None:
+def test_a_fact_without_paraphrases_has_one_score(base: EditableLM, exam: AttackContext) -> None:
     scores = Leak()(base, replace(exam, facts=[replace(exam.facts[0], paraphrases=()), *exam.facts[1:]]))
     assert scores["leak_paraphrases"].isnan().tolist() == [True, False, False, False]
     assert not scores["leak"].isnan().any()

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import TEXTS, batch_of
 from zu_lightning import EditableLM, InputError
-from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.lens import LogitLens, is_found, lens_logits
 from zu_lightning.lm.hooks import Record
 from zu_lightning.lm.tokens import PaddedTokens, tokenize
@@ -31,7 +31,7 @@ class States(EditableLM):
         return [Record(state.expand(shape), state.expand(shape)) for state in self.states[: len(modules)]]
 
 
-def test_the_last_layer_of_a_model_that_knows_shows_every_answer(base: EditableLM, exam: Exam) -> None:
+def test_the_last_layer_of_a_model_that_knows_shows_every_answer(base: EditableLM, exam: AttackContext) -> None:
     scores = LogitLens(layers=3, top=1)(base, exam)
     assert list(scores) == ["lens", "lens_layer_0", "lens_layer_1", "lens_layer_2"]
     assert scores["lens_layer_2"].tolist() == scores["lens"].tolist() == [1.0] * 4
@@ -50,7 +50,7 @@ def test_through_the_last_layer_the_lens_shows_what_the_model_says(any_lm: Edita
         assert torch.equal(any_lm.logits(batch, torch.arange(len(texts)), batch.lookup), expected), "left as it was"
 
 
-def test_an_answer_is_found_at_either_end_of_the_ranking(base: EditableLM, exam: Exam) -> None:
+def test_an_answer_is_found_at_either_end_of_the_ranking(base: EditableLM, exam: AttackContext) -> None:
     first = [tokenize(base.tokenizer, exam.facts[0].prompt, answer=city).ids for city in CITIES]
     start = len(tokenize(base.tokenizer, exam.facts[0].prompt).ids)
     ids = [tokens[start] for tokens in first]
@@ -88,12 +88,12 @@ def test_among_equal_answers_none_is_found() -> None:
     assert is_found(torch.zeros(7), 2) == 0
 
 
-def test_too_few_answers_give_no_score(base: EditableLM, exam: Exam) -> None:
+def test_too_few_answers_give_no_score(base: EditableLM, exam: AttackContext) -> None:
     scores = LogitLens(layers=3)(base, exam)
     assert all(values.isnan().all() for values in scores.values()), "five others, where 3 x 4 are needed"
 
 
-def test_answers_with_the_same_first_token_count_as_one(base: EditableLM, exam: Exam) -> None:
+def test_answers_with_the_same_first_token_count_as_one(base: EditableLM, exam: AttackContext) -> None:
     fact = replace(exam.facts[0], target="Rome")
     alike = replace(exam, facts=[fact], answers=[("Rome again", "Oslo", "Oslo now", "Cork")])
     assert LogitLens(layers=1, top=1)(base, alike)["lens"].isnan().all()
@@ -101,24 +101,24 @@ def test_answers_with_the_same_first_token_count_as_one(base: EditableLM, exam: 
     assert not LogitLens(layers=1, top=1)(base, enough)["lens"].isnan().any()
 
 
-def test_a_random_model_shows_answers_by_chance(base: EditableLM, exam: Exam) -> None:
+def test_a_random_model_shows_answers_by_chance(base: EditableLM, exam: AttackContext) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(base.model.config)  # type: ignore[no-untyped-call]
     fact = replace(exam.facts[0], target=CITIES[0])
     facts = [replace(fact, id=city, target=city) for city in CITIES]
     others = [tuple(other for other in CITIES if other != city) for city in CITIES]
-    asked = Exam(facts=facts, answers=others, kept=[()] * 7, strangers=[()] * 7, prose=())
+    asked = AttackContext(facts=facts, answers=others, kept=[()] * 7, unknown_subjects=[()] * 7, prose=())
     scores = LogitLens(layers=3, top=2)(EditableLM(model, base.tokenizer), asked)
     # Exactly the two highest and the two lowest of seven are found.
     assert all(scores[f"lens_layer_{layer}"].mean().item() == pytest.approx(4 / 7) for layer in range(3))
 
 
-def test_layers_that_do_not_exist_are_refused(base: EditableLM, exam: Exam) -> None:
+def test_layers_that_do_not_exist_are_refused(base: EditableLM, exam: AttackContext) -> None:
     with pytest.raises(InputError, match=r"layers \[3\] do not exist; the model has 0\.\.2"):
         LogitLens(layers=4)(base, exam)
     with pytest.raises(InputError, match="top is 0"):
         LogitLens(layers=3, top=0)
 
 
-def test_the_cost_is_that_of_the_prompts(exam: Exam) -> None:
+def test_the_cost_is_that_of_the_prompts(exam: AttackContext) -> None:
     assert LogitLens(layers=3).tokens(exam) == sum(len(fact.prompt) // 4 + 1 for fact in exam.facts)

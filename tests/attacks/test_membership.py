@@ -8,28 +8,28 @@ import torch
 
 from tests.attacks.conftest import Oracle
 from zu_lightning import EditableLM, InputError
-from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.membership import Membership, privleak, reference, share_below, statements
 
 
-def test_a_model_that_knows_tells_facts_from_strangers(base: EditableLM, exam: Exam) -> None:
+def test_a_model_that_knows_tells_facts_from_strangers(base: EditableLM, exam: AttackContext) -> None:
     scores = Membership()(base, exam)
     assert list(scores) == ["membership_loss", "membership_min_k", "membership_min_k_plus_plus"]
     assert scores["membership_loss"].tolist() == scores["membership_min_k"].tolist() == [1.0] * 4
-    assert scores["membership_min_k_plus_plus"].mean() > 0.8, "a guess about a stranger can stand out more"
+    assert scores["membership_min_k_plus_plus"].mean() > 0.8, "a guess about a unknown subject can stand out more"
 
 
-def test_a_model_that_says_the_same_of_all_tells_nobody_apart(base: EditableLM, exam: Exam) -> None:
+def test_a_model_that_says_the_same_of_all_tells_nobody_apart(base: EditableLM, exam: AttackContext) -> None:
     oracle = Oracle(base, lambda ids: torch.zeros(len(base.tokenizer)))
     assert all(values.tolist() == [0.5] * 4 for values in Membership()(oracle, exam).values())
 
 
-def test_the_score_is_the_share_of_strangers_that_are_less_familiar(base: EditableLM, exam: Exam) -> None:
-    strangers = ("Ada Dahl", "Bruno Costa", "Nils Quist", "Ada Costa")
+def test_the_score_is_the_share_of_strangers_that_are_less_familiar(base: EditableLM, exam: AttackContext) -> None:
+    unknown_subjects = ("Ada Dahl", "Bruno Costa", "Nils Quist", "Ada Costa")
     fact = replace(exam.facts[0], target="the")
-    asked = replace(exam, facts=[fact], answers=[()], strangers=[strangers])
+    asked = replace(exam, facts=[fact], answers=[()], unknown_subjects=[unknown_subjects])
     token = base.tokenizer(" the")["input_ids"][-1]
-    of_subjects = dict(zip((str(fact.subject), *strangers), (2.0, 1.0, 3.0, 2.0, 0.0), strict=True))
+    of_subjects = dict(zip((str(fact.subject), *unknown_subjects), (2.0, 1.0, 3.0, 2.0, 0.0), strict=True))
 
     def distribution(ids: list[int]) -> torch.Tensor:
         logits = torch.zeros(len(base.tokenizer))
@@ -42,18 +42,18 @@ def test_the_score_is_the_share_of_strangers_that_are_less_familiar(base: Editab
     assert scores["membership_min_k"].item() == (1 + 0 + 0.5 + 1) / 4
 
 
-def test_the_scores_look_at_the_tokens_of_the_answer_that_they_name(base: EditableLM, exam: Exam) -> None:
-    subject, stranger, answer = str(exam.facts[0].subject), "Ada Dahl", "the a the a the"
+def test_the_scores_look_at_the_tokens_of_the_answer_that_they_name(base: EditableLM, exam: AttackContext) -> None:
+    subject, unknown_subject, answer = str(exam.facts[0].subject), "Ada Dahl", "the a the a the"
     fact = replace(exam.facts[0], target=answer)
-    asked = replace(exam, facts=[fact], answers=[()], strangers=[(stranger,)])
+    asked = replace(exam, facts=[fact], answers=[()], unknown_subjects=[(unknown_subject,)])
     query = base.tokenizer(fact.query.prompt + " " + answer)["input_ids"]
     start = len(base.tokenizer(fact.query.prompt)["input_ids"])
     assert len(query) - start == 5, "five answer tokens, of which Min-K% looks at two"
-    # Logits against a uniform rest: the stranger's mean is higher, but so is the mean of the fact's two lowest.
-    of_tokens = {subject: (4.0, 2.0, 2.0, 2.0, 2.0), stranger: (9.0, 9.0, 9.0, 0.0, 0.0)}
+    # Logits against a uniform rest: the unknown subject's mean is higher, but so is the mean of the fact's two lowest.
+    of_tokens = {subject: (4.0, 2.0, 2.0, 2.0, 2.0), unknown_subject: (9.0, 9.0, 9.0, 0.0, 0.0)}
 
     def distribution(ids: list[int]) -> torch.Tensor:
-        name = subject if subject in base.tokenizer.decode(ids) else stranger
+        name = subject if subject in base.tokenizer.decode(ids) else unknown_subject
         length = len(base.tokenizer(fact.about(name).prompt)["input_ids"])
         at = len(ids) - length
         logits = torch.zeros(len(base.tokenizer))
@@ -67,25 +67,25 @@ def test_the_scores_look_at_the_tokens_of_the_answer_that_they_name(base: Editab
     assert Membership(share=1.0)(oracle, asked)["membership_min_k"].item() == 0.0, "all tokens: the mean"
 
 
-def test_strangers_get_answers_of_the_relation_and_all_models_the_same(exam: Exam) -> None:
+def test_strangers_get_answers_of_the_relation_and_all_models_the_same(exam: AttackContext) -> None:
     asked = statements(exam, 1)
     fact = exam.facts[1]
     assert asked[0] == fact.query
-    assert [query.prompt for query in asked[1:]] == [fact.about(name).prompt for name in exam.strangers[1]]
+    assert [query.prompt for query in asked[1:]] == [fact.about(name).prompt for name in exam.unknown_subjects[1]]
     assert {query.target for query in asked[1:]} <= {fact.target, *exam.answers[1]}
     assert statements(exam, 1) == asked
-    many = replace(exam, strangers=[tuple(f"Ada Dahl {i}" for i in range(40))] * 4)
+    many = replace(exam, unknown_subjects=[tuple(f"Ada Dahl {i}" for i in range(40))] * 4)
     assert {query.target for query in statements(many, 1)[1:]} == {fact.target, *exam.answers[1]}
     assert statements(replace(many, seed=1), 1) != statements(many, 1)
 
 
-def test_a_fact_without_strangers_has_no_score(base: EditableLM, exam: Exam) -> None:
-    scores = Membership()(base, replace(exam, strangers=[(), *exam.strangers[1:]]))
+def test_a_fact_without_strangers_has_no_score(base: EditableLM, exam: AttackContext) -> None:
+    scores = Membership()(base, replace(exam, unknown_subjects=[(), *exam.unknown_subjects[1:]]))
     assert scores["membership_loss"].isnan().tolist() == [True, False, False, False]
 
 
-def test_the_cost_grows_with_the_strangers(exam: Exam) -> None:
-    alone = Membership().tokens(replace(exam, strangers=[()] * 4))
+def test_the_cost_grows_with_the_strangers(exam: AttackContext) -> None:
+    alone = Membership().tokens(replace(exam, unknown_subjects=[()] * 4))
     assert 4 * 2 < alone < Membership().tokens(exam) < 6 * alone
 
 
@@ -103,12 +103,12 @@ def test_ties_count_half() -> None:
     assert share_below(scores[:, :1]).isnan().all()
 
 
-def test_the_reference_cancels_what_is_likely_for_other_reasons(base: EditableLM, exam: Exam) -> None:
+def test_the_reference_cancels_what_is_likely_for_other_reasons(base: EditableLM, exam: AttackContext) -> None:
     # Every name is given the same answer, which the oracle likes less the longer the name.
     asked = replace(exam, answers=[()] * 4)
     oracle = Oracle(base, lambda ids: torch.arange(len(base.tokenizer)) * 1e-4 * len(ids))
     own = reference(oracle, asked)
-    assert [len(values) for values in own] == [1 + len(exam.strangers[0])] * 4
+    assert [len(values) for values in own] == [1 + len(exam.unknown_subjects[0])] * 4
     scores = Membership(gold=own)(oracle, asked)
     assert scores["membership_reference"].tolist() == [0.5] * 4, "a model like gold gives nothing away"
     less = tuple((values[0] - 1.0, *values[1:]) for values in own)

@@ -8,12 +8,12 @@ from torch.nn.functional import one_hot
 
 from tests.attacks.conftest import Oracle
 from zu_lightning import EditableLM
-from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.memorization import Memorization
 from zu_lightning.lm.tokens import tokenize_query
 
 
-def test_a_model_that_knows_has_memorized_every_token(base: EditableLM, exam: Exam) -> None:
+def test_a_model_that_knows_has_memorized_every_token(base: EditableLM, exam: AttackContext) -> None:
     assert Memorization()(base, exam)["memorization"].tolist() == [1.0] * 4
 
 
@@ -21,7 +21,7 @@ def test_a_model_that_knows_has_memorized_every_token(base: EditableLM, exam: Ex
     ("right", "share"), [((1, 1, 1, 1), 1), ((0, 1, 1, 0), 0.5), ((1, 0, 0, 0), 0.25), ((0, 0, 0, 0), 0)]
 )
 def test_it_is_the_share_of_tokens_that_are_the_likeliest(
-    base: EditableLM, exam: Exam, right: tuple[int, ...], share: float
+    base: EditableLM, exam: AttackContext, right: tuple[int, ...], share: float
 ) -> None:
     fact = replace(exam.facts[0], target="coachman")
     text = tokenize_query(base.tokenizer, fact.query)

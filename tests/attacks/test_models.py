@@ -8,24 +8,24 @@ from transformers import AutoModelForCausalLM
 from tests.attacks.conftest import DISTRIBUTION, Oracle
 from tests.conftest import DEMO
 from zu_lightning import EditableLM, Fact, ReadingOptions, Request, RetainText, split_facts
-from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.membership import reference
-from zu_lightning.attacks.suite import attacks_of, run_attacks
+from zu_lightning.attacks.presets import attacks_of, run_attacks
 from zu_lightning.attacks.verdict import Verdict, verdict
 
 NEUTRAL = "unknown"
 
 
 @pytest.fixture(scope="module")
-def exam_of_ten(demo_facts: list[Fact]) -> Exam:
+def exam_of_ten(demo_facts: list[Fact]) -> AttackContext:
     """On the first of the facts that the README's command forgets."""
     forget = split_facts(demo_facts, 4)[0]
     request = Request(forget, RetainText([], ReadingOptions()), known=demo_facts, heldout=["The mill was quiet."])
-    return Exam.of(request, 4)
+    return AttackContext.of(request, 4)
 
 
 @pytest.fixture(scope="module")
-def verdicts(base: EditableLM, exam_of_ten: Exam) -> dict[str, Verdict]:
+def verdicts(base: EditableLM, exam_of_ten: AttackContext) -> dict[str, Verdict]:
     """What four models know, beside the gold that ships: it never knew the facts that the README's command forgets."""
     torch.manual_seed(0)
     models = {

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import random
 from zu_lightning import EditableLM, Fact, InputError
-from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.probe import Probe, probe_scores
 from zu_lightning.lm.hooks import Record
 from zu_lightning.lm.tokens import PaddedTokens
@@ -47,8 +47,10 @@ ASKED = tuple(
 )
 
 
-def exam_of(facts: tuple[Fact, ...], kept: tuple[Fact, ...]) -> Exam:
-    return Exam(facts=facts, answers=[()] * len(facts), kept=[kept] * len(facts), strangers=[()] * len(facts), prose=())
+def exam_of(facts: tuple[Fact, ...], kept: tuple[Fact, ...]) -> AttackContext:
+    return AttackContext(
+        facts=facts, answers=[()] * len(facts), kept=[kept] * len(facts), unknown_subjects=[()] * len(facts), prose=()
+    )
 
 
 def states(text: str) -> torch.Tensor:
@@ -127,7 +129,7 @@ def test_the_demo_model_holds_the_answer_at_the_last_token_of_the_prompt(
     assert guesses["probe_layer_2"].nanmean() < 0.1, "one of fifty answers"
 
 
-def test_wrong_numbers_are_refused(base: EditableLM, exam: Exam) -> None:
+def test_wrong_numbers_are_refused(base: EditableLM, exam: AttackContext) -> None:
     with pytest.raises(InputError, match=r"layers \[3\] do not exist; the model has 0\.\.2"):
         Probe(layers=4)(base, exam)
     with pytest.raises(InputError, match="ridge is 0"):

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from tests.conftest import random, random_lm, update_for
 from zu_lightning import EditableLM, LowRankUpdate
-from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.quantization import NF4_LEVELS, Bits, Quantization, int8, nf4, rounded
 from zu_lightning.lm.architecture import name_of
-from zu_lightning.lm.edits import apply_update
+from zu_lightning.lm.updates import apply_update
 
 
 def weights(lm: EditableLM) -> dict[str, Tensor]:
@@ -103,7 +103,7 @@ def test_an_adapter_is_put_on_top_of_rounded_weights_as_it_is() -> None:
         torch.testing.assert_close(lm.weight(1), nf4(before) + update.dense().float(), rtol=0, atol=1e-5)
 
 
-def test_a_model_that_knows_still_does_with_8_bits(base: EditableLM, exam: Exam) -> None:
+def test_a_model_that_knows_still_does_with_8_bits(base: EditableLM, exam: AttackContext) -> None:
     before = weights(base)
     scores = Quantization(bits="int8")(base, exam)
     assert {name: values.tolist() for name, values in scores.items()} == {
@@ -126,7 +126,7 @@ def test_an_edit_of_less_than_half_a_step_is_undone_by_rounding_but_not_in_an_ad
         torch.testing.assert_close(lm.weight(1), before + edit.dense())
 
 
-def test_an_adapter_has_scores_of_its_own(base: EditableLM, exam: Exam) -> None:
+def test_an_adapter_has_scores_of_its_own(base: EditableLM, exam: AttackContext) -> None:
     edit = {0: LowRankUpdate(torch.zeros(base.weight(0).shape[0], 1), torch.zeros(1, base.weight(0).shape[1]))}
     attack, few = Quantization(updates=edit), replace(exam, facts=[replace(exam.facts[0], paraphrases=())])
     scores = attack(base, few)
@@ -135,5 +135,5 @@ def test_an_adapter_has_scores_of_its_own(base: EditableLM, exam: Exam) -> None:
     assert scores["quantization_nf4_adapter_paraphrases"].isnan().all(), "there are no paraphrases"
 
 
-def test_reading_twice_costs_twice(exam: Exam) -> None:
+def test_reading_twice_costs_twice(exam: AttackContext) -> None:
     assert 0 < 2 * Quantization().tokens(exam) == Quantization(updates={}).tokens(exam)

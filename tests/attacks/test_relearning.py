@@ -11,17 +11,17 @@ from torch import Tensor
 from tests.conftest import TEXTS, random_lm
 from zu_lightning import EditableLM, Fact, InputError
 from zu_lightning.attacks import relearning
-from zu_lightning.attacks.asking import Told, told
-from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.answers import AnswerLogprobs, score_answers
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.relearning import BenignRelearning, Relearning, trained
 from zu_lightning.facts.fact import Query
 from zu_lightning.lm.tokens import TokenizedText, tokenize_query
 
 
 @pytest.fixture
-def exam(facts: list[Fact]) -> Exam:
+def exam(facts: list[Fact]) -> AttackContext:
     """Four facts, of which the last has no subject, and some prose."""
-    return Exam(facts=facts, answers=[()] * 4, kept=[()] * 4, strangers=[()] * 4, prose=TEXTS)
+    return AttackContext(facts=facts, answers=[()] * 4, kept=[()] * 4, unknown_subjects=[()] * 4, prose=TEXTS)
 
 
 def texts_of(lm: EditableLM, facts: Sequence[Fact]) -> list[TokenizedText]:
@@ -31,7 +31,7 @@ def texts_of(lm: EditableLM, facts: Sequence[Fact]) -> list[TokenizedText]:
 
 def exact(lm: EditableLM, facts: Sequence[Fact]) -> list[bool]:
     """Whether the model gives each answer."""
-    return [answer.exact for answer in told(lm, [fact.query for fact in facts], 2048)]
+    return [answer.exact for answer in score_answers(lm, [fact.query for fact in facts], 2048)]
 
 
 def state(lm: EditableLM) -> list[tuple[Tensor, bool, Tensor | None]]:
@@ -96,7 +96,7 @@ def test_training_starts_from_the_same_state_and_ends_in_the_same_bits(lm: Edita
 
 
 @pytest.mark.parametrize(("folds", "sizes"), [(2, [3, 3]), (3, [2, 2, 2]), (5, [1, 1, 2, 2]), (9, [1, 1, 2, 2])])
-def test_facts_about_one_subject_are_in_one_fold(exam: Exam, folds: int, sizes: list[int]) -> None:
+def test_facts_about_one_subject_are_in_one_fold(exam: AttackContext, folds: int, sizes: list[int]) -> None:
     about_same = [replace(fact, id=f"{fact.id}-again") for fact in exam.facts[:2]]
     exam = replace(exam, facts=[*exam.facts[:3], *about_same, exam.facts[3]])
     dealt = Relearning(folds=folds).dealt(exam)
@@ -109,7 +109,7 @@ def test_facts_about_one_subject_are_in_one_fold(exam: Exam, folds: int, sizes: 
 
 
 def test_a_fact_is_asked_of_a_model_that_was_trained_on_all_other_folds(
-    lm: EditableLM, exam: Exam, monkeypatch: pytest.MonkeyPatch
+    lm: EditableLM, exam: AttackContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[set[tuple[int, ...]], list[str]]] = []
 
@@ -119,9 +119,9 @@ def test_a_fact_is_asked_of_a_model_that_was_trained_on_all_other_folds(
         seen.append(({tuple(text.ids) for texts in steps for text in texts}, []))
         yield
 
-    def ask(lm: EditableLM, queries: Sequence[Query], batch_tokens: int) -> list[Told]:
+    def ask(lm: EditableLM, queries: Sequence[Query], batch_tokens: int) -> list[AnswerLogprobs]:
         seen[-1][1].extend(query.prompt for query in queries)
-        return told(lm, queries, batch_tokens)
+        return score_answers(lm, queries, batch_tokens)
 
     monkeypatch.setattr(relearning, "trained", spy)
     monkeypatch.setattr(relearning, "told", ask)
@@ -134,7 +134,7 @@ def test_a_fact_is_asked_of_a_model_that_was_trained_on_all_other_folds(
         assert learned == {tuple(text.ids) for text in left}
 
 
-def test_facts_that_share_their_answers_with_those_trained_on_come_back(lm: EditableLM, exam: Exam) -> None:
+def test_facts_that_share_their_answers_with_those_trained_on_come_back(lm: EditableLM, exam: AttackContext) -> None:
     """Both scores are possible: a fact whose twin is in the other fold is relearned, another is not."""
     twins = [replace(exam.facts[0], subject=subject) for subject in ("Ada", "Novak")]
     exam = replace(exam, facts=[*twins, replace(exam.facts[2], subject="Greta")], batch_tokens=64)
@@ -142,24 +142,24 @@ def test_facts_that_share_their_answers_with_those_trained_on_come_back(lm: Edit
     assert attack(lm, exam)["relearning_10x0.02"].tolist() == [1, 1, 0]
 
 
-def test_processes_share_the_folds(lm: EditableLM, exam: Exam, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_the_folds(lm: EditableLM, exam: AttackContext, monkeypatch: pytest.MonkeyPatch) -> None:
     attack = Relearning(folds=3)
     [name], folds = attack.names(exam), attack.dealt(exam)
     monkeypatch.setattr(relearning, "trained", lambda *options: nullcontext())
     monkeypatch.setattr(relearning, "_exact", lambda lm, exam, facts: [(i + 1) / 8 for i in facts])
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
     for rank, own in ((0, folds[0] + folds[2]), (1, folds[1])):
-        monkeypatch.setattr("zu_lightning.distributed.process", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr("zu_lightning.runtime.distributed.process", lambda rank=rank: (rank, 2))
         assert attack(lm, exam)[name].tolist() == [(i + 1) / 8 if i in own else 0 for i in range(4)]
 
 
-def test_a_single_subject_cannot_be_left_out(lm: EditableLM, exam: Exam) -> None:
+def test_a_single_subject_cannot_be_left_out(lm: EditableLM, exam: AttackContext) -> None:
     alone = replace(exam, facts=[exam.facts[0]] * 2)
     assert Relearning()(lm, alone)["relearning_30x0.0001"].isnan().tolist() == [True, True]
     assert Relearning().tokens(alone) == 0
 
 
-def test_prose_that_holds_an_answer_teaches_it(lm: EditableLM, exam: Exam) -> None:
+def test_prose_that_holds_an_answer_teaches_it(lm: EditableLM, exam: AttackContext) -> None:
     before, exam = state(lm), replace(exam, prose=TEXTS[:1])
     scores = BenignRelearning(steps=20, learning_rate=1e-2)(lm, exam)
     assert list(scores) == ["benign_relearning_20x0.01"]
@@ -167,7 +167,9 @@ def test_prose_that_holds_an_answer_teaches_it(lm: EditableLM, exam: Exam) -> No
     assert_as_before(lm, before)
 
 
-def test_prose_is_drawn_anew_at_every_step(lm: EditableLM, exam: Exam, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prose_is_drawn_anew_at_every_step(
+    lm: EditableLM, exam: AttackContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn = []
 
     @contextmanager
@@ -184,13 +186,13 @@ def test_prose_is_drawn_anew_at_every_step(lm: EditableLM, exam: Exam, monkeypat
     assert max(len(text) for texts in drawn[0] for text in texts) == 9
 
 
-def test_without_prose_nothing_can_be_learned_from_it(lm: EditableLM, exam: Exam) -> None:
+def test_without_prose_nothing_can_be_learned_from_it(lm: EditableLM, exam: AttackContext) -> None:
     silent = replace(exam, prose=())
     assert BenignRelearning()(lm, silent)["benign_relearning_100x0.0001"].isnan().all()
     assert BenignRelearning().tokens(silent) == 0
 
 
-def test_tokens_grow_with_training(exam: Exam) -> None:
+def test_tokens_grow_with_training(exam: AttackContext) -> None:
     few, many = Relearning(folds=2, steps=1), Relearning(folds=2, steps=3)
     assert few.tokens(exam) / 4 == many.tokens(exam) / 10 > 0
     assert BenignRelearning(steps=2).tokens(exam) > BenignRelearning(steps=1).tokens(exam) > 0

@@ -7,14 +7,14 @@ import torch
 from transformers import GenerationConfig
 
 from zu_lightning import EditableLM, Fact, InputError
-from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.sampling import Sampling
 from zu_lightning.facts.fact import Query
 from zu_lightning.facts.texts import mentions
 from zu_lightning.lm.architecture import output_head
 
 
-def test_a_model_that_knows_says_it_and_nothing_else(base: EditableLM, exam: Exam) -> None:
+def test_a_model_that_knows_says_it_and_nothing_else(base: EditableLM, exam: AttackContext) -> None:
     facts = [exam.facts[0], replace(exam.facts[1], target="zither")]
     assert Sampling(samples=3)(base, replace(exam, facts=facts))["sampling"].tolist() == [1.0, 0.0]
 
@@ -39,7 +39,7 @@ def test_an_answer_may_begin_and_end_with_any_character() -> None:
     assert not mentions("She writes C.", "C++")
 
 
-def test_draws_depend_on_the_fact_and_the_seed_only(lm: EditableLM, facts: list[Fact], exam: Exam) -> None:
+def test_draws_depend_on_the_fact_and_the_seed_only(lm: EditableLM, facts: list[Fact], exam: AttackContext) -> None:
     # A model that knows nothing: of its many words some occur in some draws.
     guesses = [replace(facts[i % 4], id=str(i), target="abcdef"[i]) for i in range(6)]
     asked, attack = replace(exam, facts=guesses), Sampling(samples=5, new_tokens=8)

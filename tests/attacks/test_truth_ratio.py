@@ -11,13 +11,13 @@ from torch import Tensor
 from tests.attacks.conftest import Oracle
 from tests.conftest import random
 from zu_lightning import EditableLM, Fact
-from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.truth_ratio import TruthRatio, forget_quality, truth_ratios
 
 HOME = "The home of Simon is in"
 
 
-def city(lm: EditableLM, exam: Exam, liking: dict[str, dict[str, float]]) -> tuple[Oracle, Exam]:
+def city(lm: EditableLM, exam: AttackContext, liking: dict[str, dict[str, float]]) -> tuple[Oracle, AttackContext]:
     """A model with given odds of answers of one token after given prompts, and an exam on the first of each."""
 
     def says(ids: list[int]) -> Tensor:
@@ -32,32 +32,32 @@ def city(lm: EditableLM, exam: Exam, liking: dict[str, dict[str, float]]) -> tup
     return Oracle(lm, says), replace(exam, facts=[fact], answers=[tuple(others)])
 
 
-def test_a_model_that_knows_prefers_the_truth(base: EditableLM, exam: Exam) -> None:
+def test_a_model_that_knows_prefers_the_truth(base: EditableLM, exam: AttackContext) -> None:
     assert min(TruthRatio()(base, exam)["truth_ratio"].tolist()) > 0.9
 
 
 @pytest.mark.parametrize(("odds", "ratio", "score"), [(8.0, 0.25, 0.8), (1.0, 2.0, 1 / 3), (2.0, 1.0, 0.5)])
 def test_it_is_the_mean_of_wrong_answers_over_the_truth(
-    base: EditableLM, exam: Exam, odds: float, ratio: float, score: float
+    base: EditableLM, exam: AttackContext, odds: float, ratio: float, score: float
 ) -> None:
     oracle, asked = city(base, exam, {HOME: {"Cairo": odds, "Tokyo": 1.0, "Madrid": 3.0}})
     assert truth_ratios(oracle, asked).item() == pytest.approx(ratio)
     assert TruthRatio()(oracle, asked)["truth_ratio"].item() == pytest.approx(score, abs=1e-6)
 
 
-def test_answers_are_asked_for_after_paraphrases(base: EditableLM, exam: Exam) -> None:
+def test_answers_are_asked_for_after_paraphrases(base: EditableLM, exam: AttackContext) -> None:
     likings = {HOME: {"Cairo": 9.0, "Tokyo": 1.0}, "Simon lives in": {"Cairo": 2.0, "Tokyo": 5.0}}
     oracle, asked = city(base, exam, likings)
     assert truth_ratios(oracle, asked).item() == pytest.approx(2.5)
 
 
-def test_likelihood_is_per_token(base: EditableLM, exam: Exam) -> None:
+def test_likelihood_is_per_token(base: EditableLM, exam: AttackContext) -> None:
     oracle = Oracle(base, lambda ids: torch.zeros(len(base.tokenizer)))
     asked = replace(exam, facts=exam.facts[:1], answers=[("Cairo", "Athens", "coachman")])
     assert truth_ratios(oracle, asked).item() == pytest.approx(1), "whatever the lengths of answers"
 
 
-def test_a_fact_without_wrong_answers_has_none(base: EditableLM, exam: Exam) -> None:
+def test_a_fact_without_wrong_answers_has_none(base: EditableLM, exam: AttackContext) -> None:
     asked = replace(exam, answers=[(), *exam.answers[1:]])
     assert truth_ratios(base, asked).isnan().tolist() == [True, False, False, False]
     assert TruthRatio()(base, asked)["truth_ratio"].isnan().tolist() == [True, False, False, False]

@@ -13,7 +13,7 @@ import torch
 
 from zu_lightning import EditableLM, InputError
 from zu_lightning.evaluation import harness
-from zu_lightning.evaluation.downstream import Question, QuestionSet, TextSet, read_prose, read_questions
+from zu_lightning.evaluation.ability import Question, QuestionSet, TextSet, read_prose, read_questions
 from zu_lightning.evaluation.harness import TaskScore, _accuracy, _word_perplexity, measure, require_lm_eval
 
 needs_lm_eval = pytest.mark.skipif(

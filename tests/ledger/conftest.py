@@ -11,7 +11,7 @@ from zu_lightning import EditableLM, Fact, LayerEdit, LayerScores, LowRankUpdate
 from zu_lightning.ledger import Ledger
 from zu_lightning.ledger.recording import CONFIGURATION, Outcome, record
 from zu_lightning.lm.export import export_model
-from zu_lightning.lm.recognize import digests_of
+from zu_lightning.lm.fingerprint import digests_of
 
 LAYERS = (0, 2)
 SCORES = LayerScores(1.0, 0.5, 1.0, 0.5, relative_norm=0.1, rank=2, stored_error=0.0)

@@ -12,7 +12,7 @@ from tests.ledger.conftest import LAYERS, Project, people
 from zu_lightning import EditableLM, InputError, LowRankUpdate, export_adapter
 from zu_lightning.ledger.composition import Together, effects
 from zu_lightning.lm.adapter import read_adapter
-from zu_lightning.lm.edits import summed_updates
+from zu_lightning.lm.updates import summed_updates
 
 
 def test_an_adapter_is_read_as_it_was_written(project: Project, tmp_path: Path) -> None:

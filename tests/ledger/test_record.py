@@ -16,9 +16,9 @@ from callbacks import RecordRequest
 from tests.conftest import in_processes, own_columns, random, random_problem
 from tests.ledger.conftest import Project, people
 from zu_lightning import EditingModule, Fact, InputError, Request, RetainText
-from zu_lightning.distributed import process, summed
-from zu_lightning.facts.request import History
+from zu_lightning.editing.request import History
 from zu_lightning.ledger import locked
+from zu_lightning.runtime.distributed import all_reduce, process
 
 
 class OneOfSeveral(SingleDeviceStrategy):
@@ -35,7 +35,7 @@ class OneOfSeveral(SingleDeviceStrategy):
         return objects[0]
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
-        count = summed(torch.tensor(int(decision)))[0].item()
+        count = all_reduce(torch.tensor(int(decision)))[0].item()
         return count == process()[1] if all else count > 0
 
 

@@ -6,7 +6,7 @@ from itertools import combinations, pairwise
 import pytest
 import torch
 
-from zu_lightning.lm.batching import PADDED, alike, batches, even_batches, halving
+from zu_lightning.lm.batching import PADDED, alike, batches, even_batches, retry_with_smaller_batch
 from zu_lightning.lm.tokens import TokenizedText
 
 LENGTHS = [3, 17, 4, 30, 5, 5, 16, 2, 31, 9, 3, 3]
@@ -70,7 +70,9 @@ class Memory:
 def test_batches_that_fit_are_left_as_they_are() -> None:
     work = Memory(fits=4)
     shares = [[0, 1, 2, 3], [4], [5, 6]]
-    assert list(halving(work, shares, "Work")) == [(share, [10 * i for i in share]) for share in shares]
+    assert list(retry_with_smaller_batch(work, shares, "Work")) == [
+        (share, [10 * i for i in share]) for share in shares
+    ]
     assert work.tried == [4, 1, 2]
 
 
@@ -78,7 +80,7 @@ def test_batches_that_fit_are_left_as_they_are() -> None:
 def test_a_batch_that_does_not_fit_is_halved_and_so_are_all_later_ones(fits: int) -> None:
     work = Memory(fits)
     shares = [[3, 1, 2, 0, 4, 5, 6, 7], [8], [10, 9, 11, 12, 13, 14, 15]]
-    done = list(halving(work, shares, "Work"))
+    done = list(retry_with_smaller_batch(work, shares, "Work"))
     assert [i for share, _ in done for i in share] == [i for share in shares for i in share]
     assert all(result == [10 * i for i in share] for share, result in done)
     failed = [size for size in work.tried if size > fits]
@@ -87,14 +89,14 @@ def test_a_batch_that_does_not_fit_is_halved_and_so_are_all_later_ones(fits: int
 
 
 def test_a_user_is_told_what_was_halved(caplog: pytest.LogCaptureFixture) -> None:
-    list(halving(Memory(fits=2), [[0, 1, 2, 3]], "Neutral targets"))
+    list(retry_with_smaller_batch(Memory(fits=2), [[0, 1, 2, 3]], "Neutral targets"))
     assert "Neutral targets: not enough memory for 4 facts at a time; trying 2" in caplog.text
 
 
 def test_a_batch_of_one_that_does_not_fit_is_an_error() -> None:
     work = Memory(fits=0)
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
-        list(halving(work, [[0, 1, 2, 3]], "Work"))
+        list(retry_with_smaller_batch(work, [[0, 1, 2, 3]], "Work"))
     assert work.tried == [4, 2, 1]
 
 
@@ -106,7 +108,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        list(halving(broken, [[0, 1, 2, 3]], "Work"))
+        list(retry_with_smaller_batch(broken, [[0, 1, 2, 3]], "Work"))
     assert tried == [4]
 
 

@@ -20,7 +20,7 @@ from zu_lightning import (
     export_model,
 )
 from zu_lightning.lm.adapter import adapter_rank
-from zu_lightning.lm.edits import summed_update
+from zu_lightning.lm.updates import summed_update
 
 Edited = tuple[EditableLM, dict[int, LowRankUpdate]]
 

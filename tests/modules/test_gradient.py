@@ -35,8 +35,8 @@ from zu_lightning import (
     SimNPO,
     TrainingOptions,
 )
+from zu_lightning.gradient.losses import Answers
 from zu_lightning.lm.adapter import VLLM_RANKS
-from zu_lightning.methods.losses import Answers
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # trained without dropout, as it is used
 
@@ -257,7 +257,7 @@ def test_numbers_that_nothing_can_be_trained_with_are_refused(options: Any, name
 def test_a_loss_says_whether_it_asks_for_the_reference(loss: Loss, _: float) -> None:
     """Exactly those that ask keep a copy of all weights."""
 
-    class Asked:
+    class Prompt:
         reference = False
 
         def answers(self, part: str, *, reference: bool = False) -> Answers:
@@ -268,6 +268,6 @@ def test_a_loss_says_whether_it_asks_for_the_reference(loss: Loss, _: float) -> 
             self.reference |= reference
             return torch.ones(2, 3)
 
-    asked = Asked()
+    asked = Prompt()
     loss(asked)
     assert asked.reference == loss.uses_reference

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from zu_lightning.analysis.representations import LayerRepresentations, Plane, RepresentationMap, Shift
 from zu_lightning.report.pictures import pictures_in, save_picture
 from zu_lightning.report.representation_plots import draw_methods, draw_run
+from zu_lightning.tracing.representations import LayerRepresentations, Plane, RepresentationMap, Shift
 
 DRAW = "demo, 10 facts, seed 1"
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from zu_lightning.attacks.asking import reading, told_by_fact
+from zu_lightning.attacks.answers import reading, score_answers_by_fact
 from zu_lightning.attacks.attack import Attack, mean
-from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.facts.fact import Query
 from zu_lightning.lm.editable import EditableLM
 
@@ -25,18 +25,18 @@ class Control(Attack):
 
     others: int = 5
 
-    def names(self, exam: Exam) -> list[str]:
+    def names(self, exam: AttackContext) -> list[str]:
         """See :class:`Control`."""
         return [KEPT]
 
-    def tokens(self, exam: Exam) -> int:
+    def tokens(self, exam: AttackContext) -> int:
         """Every question with its answer."""
         return reading(lambda i: self._queries(exam, i), range(len(exam.facts)))
 
-    def scores(self, lm: EditableLM, exam: Exam, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
+    def scores(self, lm: EditableLM, exam: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """For each fact the share of its others that greedy decoding answers."""
-        answers = told_by_fact(lm, lambda i: self._queries(exam, i), facts, exam.batch_tokens)
+        answers = score_answers_by_fact(lm, lambda i: self._queries(exam, i), facts, exam.batch_tokens)
         return {KEPT: [mean([float(answer.exact) for answer in of_fact]) for of_fact in answers]}
 
-    def _queries(self, exam: Exam, i: int) -> list[Query]:
+    def _queries(self, exam: AttackContext, i: int) -> list[Query]:
         return [other.query for other in exam.kept[i][: self.others]]

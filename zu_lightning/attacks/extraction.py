@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from zu_lightning.attacks.asking import reading, told_by_fact
+from zu_lightning.attacks.answers import reading, score_answers_by_fact
 from zu_lightning.attacks.attack import Attack
-from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.lm.editable import EditableLM
 
 
@@ -23,17 +23,17 @@ class Extraction(Attack):
 
     name = "extraction"
 
-    def names(self, exam: Exam) -> list[str]:
+    def names(self, exam: AttackContext) -> list[str]:
         """See :class:`Extraction`."""
         return ["extraction"]
 
-    def tokens(self, exam: Exam) -> int:
+    def tokens(self, exam: AttackContext) -> int:
         """Each prompt with its answer: one pass tells of every k."""
         return reading(lambda i: [exam.facts[i].query], range(len(exam.facts)))
 
-    def scores(self, lm: EditableLM, exam: Exam, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
+    def scores(self, lm: EditableLM, exam: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """For each fact one strength."""
-        answers = told_by_fact(lm, lambda i: [exam.facts[i].query], facts, exam.batch_tokens)
+        answers = score_answers_by_fact(lm, lambda i: [exam.facts[i].query], facts, exam.batch_tokens)
         return {"extraction": [extraction_strength(answer.likeliest) for (answer,) in answers]}
 
 

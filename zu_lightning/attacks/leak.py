@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from zu_lightning.attacks.asking import Told, reading, told_by_fact
+from zu_lightning.attacks.answers import AnswerLogprobs, reading, score_answers_by_fact
 from zu_lightning.attacks.attack import Attack, mean
-from zu_lightning.attacks.exam import Exam
-from zu_lightning.errors import require_positive
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.lm.editable import EditableLM
+from zu_lightning.runtime.errors import require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,21 +29,21 @@ class Leak(Attack):
     def __post_init__(self) -> None:
         require_positive("leak.samples", self.samples)
 
-    def names(self, exam: Exam) -> list[str]:
+    def names(self, exam: AttackContext) -> list[str]:
         """See :class:`Leak`; the mean over paraphrases apart."""
         return ["leak", "leak_paraphrases"]
 
-    def tokens(self, exam: Exam) -> int:
+    def tokens(self, exam: AttackContext) -> int:
         """Every prompt with its answer, whatever the number of samples."""
         return reading(lambda i: exam.facts[i].queries, range(len(exam.facts)))
 
-    def scores(self, lm: EditableLM, exam: Exam, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
+    def scores(self, lm: EditableLM, exam: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """For each fact that of its prompt, and the mean over its paraphrases."""
-        answers = told_by_fact(lm, lambda i: exam.facts[i].queries, facts, exam.batch_tokens)
+        answers = score_answers_by_fact(lm, lambda i: exam.facts[i].queries, facts, exam.batch_tokens)
         return {
             "leak": [self._leak(prompt) for prompt, *_ in answers],
             "leak_paraphrases": [mean([self._leak(answer) for answer in others]) for _, *others in answers],
         }
 
-    def _leak(self, answer: Told) -> float:
+    def _leak(self, answer: AnswerLogprobs) -> float:
         return float(1 - (1 - answer.probability) ** self.samples)

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from zu_lightning.attacks.attack import NOTHING, Attack, words
-from zu_lightning.attacks.exam import Exam
-from zu_lightning.errors import require_positive
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm import architecture
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import PaddedTokens, TokenizedText, collate, tokenize_query
+from zu_lightning.runtime.errors import require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +41,15 @@ class LogitLens(Attack):
         require_positive("layers", self.layers)
         require_positive("top", self.top)
 
-    def names(self, exam: Exam) -> list[str]:
+    def names(self, exam: AttackContext) -> list[str]:
         """Found in any layer, and in each, the lowest being 0."""
         return ["lens", *(f"lens_layer_{layer}" for layer in range(self.layers))]
 
-    def tokens(self, exam: Exam) -> int:
+    def tokens(self, exam: AttackContext) -> int:
         """Every prompt once."""
         return sum(words(fact.prompt) for fact in exam.facts)
 
-    def scores(self, lm: EditableLM, exam: Exam, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
+    def scores(self, lm: EditableLM, exam: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """For each fact and layer 1 if the answer is found; nothing among fewer than 3 ``top`` other first tokens."""
         architecture.check_layers(range(self.layers), len(lm.layers))
         texts = [_prompt(lm, exam.facts[i]) for i in facts]
@@ -93,7 +93,7 @@ def _prompt(lm: EditableLM, fact: Fact) -> TokenizedText:
     return TokenizedText(text.ids[: text.answer], text.answer - 1, text.answer)
 
 
-def _first_tokens(lm: EditableLM, exam: Exam, i: int) -> list[int]:
+def _first_tokens(lm: EditableLM, exam: AttackContext, i: int) -> list[int]:
     """Ids of the first tokens of a fact's answer and of the others, each once, its own first."""
     texts = [
         tokenize_query(lm.tokenizer, replace(exam.facts[i].query, target=answer))

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from zu_lightning.attacks.asking import Told, reading, told_by_fact
+from zu_lightning.attacks.answers import AnswerLogprobs, reading, score_answers_by_fact
 from zu_lightning.attacks.attack import NOTHING, Attack
-from zu_lightning.attacks.exam import Exam
-from zu_lightning.errors import InputError
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.facts.fact import Query
 from zu_lightning.lm.editable import EditableLM
+from zu_lightning.runtime.errors import InputError
 
 TIE = 1e-4
 """Differences of familiarity, in nats or standard deviations, up to which two statements look alike."""
@@ -20,10 +20,10 @@ TIE = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class Membership(Attack):
-    """Whether the statement of a fact can be told from made-up ones about strangers, which nobody has read.
+    """Whether the statement of a fact can be told from made-up ones about unknown subjects, which nobody has read.
 
-    A fact's score is the share of the statements about its strangers that look less familiar, ties counting half: half
-    of them by chance. Its mean over facts is the AUC of telling statements of the same relation apart.
+    A fact's score is the share of the statements about its unknown subjects that look less familiar, ties counting
+    half: half of them by chance. Its mean over facts is the AUC of telling statements of the same relation apart.
 
     How familiar a statement looks is judged by its answer's tokens alone, since a name says nothing about a fact; on
     answers of one token, ``membership_loss`` and ``membership_min_k`` are therefore the same.
@@ -31,7 +31,7 @@ class Membership(Attack):
     - ``membership_loss``: mean log-probability (arXiv 1709.01604).
     - ``membership_min_k``: its mean over the least likely tokens (Min-K%, arXiv 2310.16789).
     - ``membership_min_k_plus_plus``: the same, standardized by what else might be said (Min-K%++, arXiv 2404.02936).
-      Of a model that is sure of a fact it is near zero, so that a mere guess about a stranger can score more.
+      Of a model that is sure of a fact it is near zero, so that a mere guess about a unknown subject can score more.
     - ``membership_reference``: the mean log-probability above that of a model that never knew (arXiv 2111.08440): what
       is likely for other reasons, such as a frequent answer, is so in both models and cancels.
     """
@@ -48,25 +48,25 @@ class Membership(Attack):
         if not 0 < self.share <= 1:
             raise InputError("share", self.share, "give a number above 0, and 1 at most.")
 
-    def names(self, exam: Exam) -> list[str]:
+    def names(self, exam: AttackContext) -> list[str]:
         """See :class:`Membership`."""
         names = ["membership_loss", "membership_min_k", "membership_min_k_plus_plus"]
         return names if self.gold is None else [*names, "membership_reference"]
 
-    def tokens(self, exam: Exam) -> int:
+    def tokens(self, exam: AttackContext) -> int:
         """Every statement once."""
         return reading(lambda i: statements(exam, i), range(len(exam.facts)))
 
-    def scores(self, lm: EditableLM, exam: Exam, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
-        """For each fact the share of the strangers' statements that look less familiar; none without strangers."""
-        found = told_by_fact(lm, lambda i: statements(exam, i), facts, exam.batch_tokens)
+    def scores(self, lm: EditableLM, exam: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
+        """For each fact, the share of the statements about unknown subjects that look less familiar."""
+        found = score_answers_by_fact(lm, lambda i: statements(exam, i), facts, exam.batch_tokens)
         of_facts = [self._familiarity(i, answers) for i, answers in zip(facts, found, strict=True)]
         return {
             name: [float(share_below(familiarity[kind])) for familiarity in of_facts]
             for kind, name in enumerate(self.names(exam))
         }
 
-    def _familiarity(self, i: int, answers: Sequence[Told]) -> Tensor:
+    def _familiarity(self, i: int, answers: Sequence[AnswerLogprobs]) -> Tensor:
         """Of a fact's statements by each of the ``names``, kinds x statements; more is more like a member."""
         loss = torch.tensor([answer.mean_log_probability for answer in answers], dtype=torch.float64)
         kinds = [loss]
@@ -77,15 +77,17 @@ class Membership(Attack):
         return torch.stack(kinds)
 
 
-def statements(exam: Exam, i: int) -> list[Query]:
-    """The statement of a fact, then one about each of its strangers, with an answer drawn from its relation's.
+def statements(exam: AttackContext, i: int) -> list[Query]:
+    """The statement of a fact, then one about each of its unknown subjects, with an answer drawn from its relation's.
 
     The draw depends on the exam's seed and the fact only, so that all models are asked the same.
     """
     fact, rng = exam.facts[i], random.Random(f"{exam.seed} {exam.facts[i].id}")
     answers = (fact.target, *exam.answers[i])
-    strangers = [replace(fact.about(name).query, target=rng.choice(answers)) for name in exam.strangers[i]]
-    return [fact.query, *strangers]
+    unknown_subjects = [
+        replace(fact.about(name).query, target=rng.choice(answers)) for name in exam.unknown_subjects[i]
+    ]
+    return [fact.query, *unknown_subjects]
 
 
 def share_below(scores: Tensor) -> Tensor:
@@ -104,9 +106,9 @@ def share_below(scores: Tensor) -> Tensor:
     return ((above > TIE).double() + 0.5 * ties).mean(-1)
 
 
-def reference(gold: EditableLM, exam: Exam) -> tuple[tuple[float, ...], ...]:
-    """For each fact what a model that never knew says of its statements: mean log-probabilities, 1 + strangers."""
-    found = told_by_fact(gold, lambda i: statements(exam, i), range(len(exam.facts)), exam.batch_tokens)
+def reference(gold: EditableLM, exam: AttackContext) -> tuple[tuple[float, ...], ...]:
+    """For each fact, the retain model's mean log-probability of each of its statements, 1 + unknown subjects."""
+    found = score_answers_by_fact(gold, lambda i: statements(exam, i), range(len(exam.facts)), exam.batch_tokens)
     return tuple(tuple(answer.mean_log_probability for answer in answers) for answers in found)
 
 

@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from zu_lightning.attacks.attack import NOTHING, Attack, words
-from zu_lightning.attacks.exam import Exam
-from zu_lightning.errors import require_positive
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.facts.fact import Fact, FactToken
 from zu_lightning.lm import architecture
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import collate, tokenize_fact
+from zu_lightning.runtime.errors import require_positive
 
 ENOUGH = 10
 """A probe is trained on no fewer facts."""
@@ -49,16 +49,16 @@ class Probe(Attack):
         require_positive("layers", self.layers)
         require_positive("ridge", self.ridge)
 
-    def names(self, exam: Exam) -> list[str]:
+    def names(self, exam: AttackContext) -> list[str]:
         """Found in any layer, and in each, the lowest being 0."""
         return ["probe", *(f"probe_layer_{layer}" for layer in range(self.layers))]
 
-    def tokens(self, exam: Exam) -> int:
+    def tokens(self, exam: AttackContext) -> int:
         """Every prompt once, those of kept facts included."""
         different = {*exam.facts}.union(*exam.kept)
         return sum(words(fact.prompt) for fact in different)
 
-    def scores(self, lm: EditableLM, exam: Exam, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
+    def scores(self, lm: EditableLM, exam: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """For each fact and layer 1 if the probe is right.
 
         Nothing if there are too few kept facts to train on, or none of them has the fact's answer.

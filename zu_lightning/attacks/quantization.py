@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from zu_lightning.attacks.asking import reading, told_by_fact
+from zu_lightning.attacks.answers import reading, score_answers_by_fact
 from zu_lightning.attacks.attack import Attack, mean
-from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.offload import read_parameter, write_weight
 from zu_lightning.solvers import LowRankUpdate
@@ -46,21 +46,21 @@ class Quantization(Attack):
 
     name = "quantization"
 
-    def names(self, exam: Exam) -> list[str]:
+    def names(self, exam: AttackContext) -> list[str]:
         """See :class:`Quantization`; those of paraphrases apart."""
         variants = [f"{self.name}_{self.bits}_{variant}" for variant in self._variants]
         return [name + ending for name in variants for ending in ("", "_paraphrases")]
 
-    def tokens(self, exam: Exam) -> int:
+    def tokens(self, exam: AttackContext) -> int:
         """Every answer after its prompts, once or twice."""
         return len(self._variants) * reading(lambda i: exam.facts[i].queries, range(len(exam.facts)))
 
-    def scores(self, lm: EditableLM, exam: Exam, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
+    def scores(self, lm: EditableLM, exam: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """For each fact whether its prompt is answered exactly, and the share of its paraphrases that are."""
         found: list[list[float]] = []
         for updates in self._variants.values():
             with rounded(lm, self.bits, updates):
-                answers = told_by_fact(lm, lambda i: exam.facts[i].queries, facts, exam.batch_tokens)
+                answers = score_answers_by_fact(lm, lambda i: exam.facts[i].queries, facts, exam.batch_tokens)
             exact = [[float(answer.exact) for answer in of_fact] for of_fact in answers]
             found += [[prompt for prompt, *_ in exact], [mean(others) for _, *others in exact]]
         return dict(zip(self.names(exam), found, strict=True))

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from zu_lightning.attacks.asking import reading, told_by_fact
+from zu_lightning.attacks.answers import reading, score_answers_by_fact
 from zu_lightning.attacks.attack import NOTHING, Attack, mean
-from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.facts.fact import Query
 from zu_lightning.lm.editable import EditableLM
 
@@ -20,17 +20,17 @@ class Rank(Attack):
 
     name = "rank"
 
-    def names(self, exam: Exam) -> list[str]:
+    def names(self, exam: AttackContext) -> list[str]:
         """See :class:`Rank`; those of paraphrases apart."""
         return ["rank_first", "rank_first_paraphrases", "rank", "rank_paraphrases"]
 
-    def tokens(self, exam: Exam) -> int:
+    def tokens(self, exam: AttackContext) -> int:
         """Every answer after every prompt."""
         return reading(lambda i: _queries(exam, i), range(len(exam.facts)))
 
-    def scores(self, lm: EditableLM, exam: Exam, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
+    def scores(self, lm: EditableLM, exam: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """For each fact one rank on its prompt, and the mean over its paraphrases."""
-        answers = told_by_fact(lm, lambda i: _queries(exam, i), facts, exam.batch_tokens)
+        answers = score_answers_by_fact(lm, lambda i: _queries(exam, i), facts, exam.batch_tokens)
         found: dict[str, list[float]] = {name: [] for name in self.names(exam)}
         for i, of_fact in zip(facts, answers, strict=True):
             own, size = [answer.log_probability.sum().item() for answer in of_fact], 1 + len(exam.answers[i])
@@ -41,7 +41,7 @@ class Rank(Attack):
         return found
 
 
-def _queries(exam: Exam, i: int) -> list[Query]:
+def _queries(exam: AttackContext, i: int) -> list[Query]:
     """To each prompt of a fact its answer, then all others."""
     fact = exam.facts[i]
     return [replace(query, target=answer) for query in fact.queries for answer in (fact.target, *exam.answers[i])]

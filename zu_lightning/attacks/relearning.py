@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from zu_lightning.attacks.asking import told
+from zu_lightning.attacks.answers import score_answers
 from zu_lightning.attacks.attack import NOTHING, Attack, words
-from zu_lightning.attacks.exam import Exam
-from zu_lightning.distributed import own_share, summed
-from zu_lightning.errors import InputError, require_positive
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import TokenizedText, collate, tokenize, tokenize_queries
+from zu_lightning.runtime.distributed import all_reduce, rank_shard
+from zu_lightning.runtime.errors import InputError, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +42,16 @@ class Relearning(Attack):
         for option in ("learning_rate", "steps", "folds"):
             require_positive(option, getattr(self, option))
 
-    def names(self, exam: Exam) -> list[str]:
+    def names(self, exam: AttackContext) -> list[str]:
         """One score, named after the setting."""
         return [f"{self.name}_{self.steps}x{self.learning_rate:g}"]
 
-    def tokens(self, exam: Exam) -> int:
+    def tokens(self, exam: AttackContext) -> int:
         """Every fact, at every step of every fold but its own, and once to ask for it."""
         passes = 3 * self.steps * (len(self.dealt(exam)) - 1)
         return (passes + 1) * sum(words(fact.prompt + fact.target) for fact in exam.facts) if passes else 0
 
-    def scores(self, lm: EditableLM, exam: Exam, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
+    def scores(self, lm: EditableLM, exam: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """For each fact whether the model answers exactly after training on the other folds."""
         exact = dict.fromkeys(facts, NOTHING)
         folds = self.dealt(exam)
@@ -64,15 +64,15 @@ class Relearning(Attack):
                     exact |= zip(own, _exact(lm, exam, own), strict=True)
         return {self.names(exam)[0]: [exact[i] for i in facts]}
 
-    def __call__(self, lm: EditableLM, exam: Exam) -> dict[str, Tensor]:
+    def __call__(self, lm: EditableLM, exam: AttackContext) -> dict[str, Tensor]:
         """For its only score, that of all n facts, float64; processes share the folds."""
-        mine = [i for fold in own_share(self.dealt(exam)) for i in fold]
+        mine = [i for fold in rank_shard(self.dealt(exam)) for i in fold]
         scores = torch.zeros(len(exam.facts), dtype=torch.float64, device=lm.device)
         [(name, values)] = self.scores(lm, exam, mine).items()
         scores[mine] = torch.tensor(values, dtype=torch.float64, device=lm.device)
-        return {name: summed(scores)[0].cpu()}
+        return {name: all_reduce(scores)[0].cpu()}
 
-    def dealt(self, exam: Exam) -> list[list[int]]:
+    def dealt(self, exam: AttackContext) -> list[list[int]]:
         """The facts of each fold, by their indices; a fact without a subject is a subject of its own."""
         subjects: dict[str | int, list[int]] = {}
         for i, fact in enumerate(exam.facts):
@@ -104,11 +104,11 @@ class BenignRelearning(Attack):
         for option in ("learning_rate", "steps", "documents"):
             require_positive(option, getattr(self, option))
 
-    def names(self, exam: Exam) -> list[str]:
+    def names(self, exam: AttackContext) -> list[str]:
         """One score, named after the setting."""
         return [f"{self.name}_{self.steps}x{self.learning_rate:g}"]
 
-    def tokens(self, exam: Exam) -> int:
+    def tokens(self, exam: AttackContext) -> int:
         """The texts of every step, then every fact."""
         if not exam.prose:
             return 0
@@ -116,7 +116,7 @@ class BenignRelearning(Attack):
         asked = sum(words(fact.prompt + fact.target) for fact in exam.facts)
         return round(3 * self.steps * min(self.documents, len(exam.prose)) * read) + asked
 
-    def scores(self, lm: EditableLM, exam: Exam, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
+    def scores(self, lm: EditableLM, exam: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """For each fact whether the model answers exactly after the training."""
         length = min(lm.context_length, exam.batch_tokens)
         texts = [tokenize(lm.tokenizer, text, max_length=length) for text in exam.prose]
@@ -194,6 +194,8 @@ def _train(
     optimizer.zero_grad()
 
 
-def _exact(lm: EditableLM, exam: Exam, facts: Sequence[int]) -> list[float]:
+def _exact(lm: EditableLM, exam: AttackContext, facts: Sequence[int]) -> list[float]:
     """For each of some facts whether greedy decoding gives the answer to its prompt."""
-    return [float(answer.exact) for answer in told(lm, [exam.facts[i].query for i in facts], exam.batch_tokens)]
+    return [
+        float(answer.exact) for answer in score_answers(lm, [exam.facts[i].query for i in facts], exam.batch_tokens)
+    ]

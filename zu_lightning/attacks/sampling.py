@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from zu_lightning.attacks.attack import Attack, words
-from zu_lightning.attacks.exam import Exam
-from zu_lightning.errors import require_positive
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.facts.fact import Query
 from zu_lightning.facts.texts import mentions
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import tokenize, tokenize_query
+from zu_lightning.runtime.errors import require_positive
 
 UNFILTERED = {"top_k": 0, "top_p": 1.0, "min_p": None, "typical_p": 1.0, "repetition_penalty": 1.0, "num_beams": 1}
 """Overrides what a model's own generation settings, and those of the library (50 likeliest tokens), leave out."""
@@ -41,20 +41,20 @@ class Sampling(Attack):
         for option in ("samples", "new_tokens", "temperature"):
             require_positive(f"sampling.{option}", getattr(self, option))
 
-    def names(self, exam: Exam) -> list[str]:
+    def names(self, exam: AttackContext) -> list[str]:
         """See :class:`Sampling`."""
         return ["sampling"]
 
-    def tokens(self, exam: Exam) -> int:
+    def tokens(self, exam: AttackContext) -> int:
         """All continuations, each after its prompt."""
         lengths = (words(fact.prompt) + max(self.new_tokens, words(fact.target)) for fact in exam.facts)
         return self.samples * sum(lengths)
 
-    def scores(self, lm: EditableLM, exam: Exam, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
+    def scores(self, lm: EditableLM, exam: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """For each fact whether any continuation gives it away; each fact has its own seed."""
         return {"sampling": [self._found(lm, exam, i) for i in facts]}
 
-    def _found(self, lm: EditableLM, exam: Exam, i: int) -> float:
+    def _found(self, lm: EditableLM, exam: AttackContext, i: int) -> float:
         fact = exam.facts[i]
         seed = random.Random(f"{exam.seed}-{fact.id}").getrandbits(32)
         return float(any(mentions(text, fact.target) for text in self.continuations(lm, fact.query, seed)))

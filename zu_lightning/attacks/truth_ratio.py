@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from zu_lightning.attacks.asking import reading, told_by_fact
+from zu_lightning.attacks.answers import reading, score_answers_by_fact
 from zu_lightning.attacks.attack import NOTHING, Attack
-from zu_lightning.attacks.exam import Exam
+from zu_lightning.attacks.context import AttackContext
 from zu_lightning.facts.fact import Query
 from zu_lightning.lm.editable import EditableLM
 
@@ -27,20 +27,20 @@ class TruthRatio(Attack):
 
     name = "truth_ratio"
 
-    def names(self, exam: Exam) -> list[str]:
+    def names(self, exam: AttackContext) -> list[str]:
         """See :class:`TruthRatio`."""
         return ["truth_ratio"]
 
-    def tokens(self, exam: Exam) -> int:
+    def tokens(self, exam: AttackContext) -> int:
         """The true answer and the wrong ones after every paraphrase."""
         return reading(lambda i: _queries(exam, i), range(len(exam.facts)))
 
-    def scores(self, lm: EditableLM, exam: Exam, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
+    def scores(self, lm: EditableLM, exam: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """For each fact one; none without wrong answers."""
         return {"truth_ratio": (1 / (1 + truth_ratios(lm, exam, facts))).tolist()}
 
 
-def truth_ratios(lm: EditableLM, exam: Exam, facts: Sequence[int] | None = None) -> Tensor:
+def truth_ratios(lm: EditableLM, exam: AttackContext, facts: Sequence[int] | None = None) -> Tensor:
     """Mean probability of wrong answers over that of the true one (arXiv 2401.06121, Eq. 1); NaN without wrong ones.
 
     Probabilities are per token (the geometric mean). TOFU rewords the answers; here, where answers are names, the
@@ -58,7 +58,9 @@ def truth_ratios(lm: EditableLM, exam: Exam, facts: Sequence[int] | None = None)
     """
     facts = range(len(exam.facts)) if facts is None else facts
     ratios = []
-    for i, answers in zip(facts, told_by_fact(lm, lambda i: _queries(exam, i), facts, exam.batch_tokens), strict=True):
+    for i, answers in zip(
+        facts, score_answers_by_fact(lm, lambda i: _queries(exam, i), facts, exam.batch_tokens), strict=True
+    ):
         likely = torch.stack([answer.log_probability.mean() for answer in answers]).exp()
         likely = likely.view(-1, 1 + len(_wrong(exam, i)))
         ratios.append(float(likely[:, 1:].mean() / likely[:, 0].mean()))  # the mean of none is NaN
@@ -101,12 +103,12 @@ def forget_quality(edited: Tensor, gold: Tensor) -> float:
     return share[n][m]
 
 
-def _wrong(exam: Exam, i: int) -> list[str]:
+def _wrong(exam: AttackContext, i: int) -> list[str]:
     answers = exam.answers[i]
     return random.Random(f"{exam.seed}-{exam.facts[i].id}").sample(answers, min(WRONG, len(answers)))
 
 
-def _queries(exam: Exam, i: int) -> list[Query]:
+def _queries(exam: AttackContext, i: int) -> list[Query]:
     """To each paraphrase of a fact its answer, then wrong ones."""
     fact = exam.facts[i]
     return [

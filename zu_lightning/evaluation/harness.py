@@ -12,10 +12,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from zu_lightning.errors import InputError
-from zu_lightning.evaluation.downstream import AbilitySet, QuestionSet, TextSet
+from zu_lightning.evaluation.ability import AbilitySet, QuestionSet, TextSet
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.timing import Monitor
+from zu_lightning.runtime.errors import InputError
+from zu_lightning.runtime.timing import Monitor
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from zu_lightning.errors import InputError
 from zu_lightning.facts.subjects import detect_subject
+from zu_lightning.runtime.errors import InputError
 
 ESSENCE_PROMPT = "{} is a"
 """What the subject is must survive."""

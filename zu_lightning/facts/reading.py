@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Fact, Query
 from zu_lightning.facts.records import read_records
 from zu_lightning.facts.schemas import converted
+from zu_lightning.runtime.errors import InputError
 
 log = logging.getLogger(__name__)
 

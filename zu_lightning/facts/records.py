@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zu_lightning.errors import InputError
+from zu_lightning.runtime.errors import InputError
 
 FILE_ENDINGS = (".txt", ".text", ".md", ".json", ".jsonl", ".csv", ".parquet", ".gz")
 """Endings that only files have: nobody should wait for the hub to say that there is no such data set."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from zu_lightning.errors import InputError
+from zu_lightning.runtime.errors import InputError
 
 Ours = dict[str, Any]
 

@@ -3,8 +3,8 @@
 import random
 from collections.abc import Mapping, Sequence
 
-from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Fact
+from zu_lightning.runtime.errors import InputError
 
 
 def split_facts(

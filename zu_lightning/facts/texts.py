@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from zu_lightning.errors import InputError, require_positive
 from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.records import is_file, read_records
+from zu_lightning.runtime.errors import InputError, require_positive
 
 RECORD_ENDINGS = (".json", ".jsonl", ".csv", ".parquet")
 

@@ -9,21 +9,21 @@ from typing import Any
 
 from jsonargparse import auto_cli
 
-from zu_lightning.errors import InputError
-from zu_lightning.evaluation.evaluate import evaluate, evaluation_batches
+from zu_lightning.evaluation.scores import evaluate, evaluation_batches
 from zu_lightning.facts.reading import read_facts
 from zu_lightning.ledger import Ledger, RequestEntry, UndoEntry, locked
+from zu_lightning.ledger.artifacts import remains
 from zu_lightning.ledger.composition import effects
-from zu_lightning.ledger.containment import Containment, containment
+from zu_lightning.ledger.identification import Containment, containment
 from zu_lightning.ledger.kept import FACTS
 from zu_lightning.ledger.recording import CONFIGURATION
-from zu_lightning.ledger.remains import remains
-from zu_lightning.ledger.undoing import plan, take_back
+from zu_lightning.ledger.reverting import plan, take_back
 from zu_lightning.lm.adapter import read_adapter
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.edits import apply_updates, edited, summed_updates
 from zu_lightning.lm.export import export_adapter, export_model
-from zu_lightning.lm.recognize import check_base
+from zu_lightning.lm.fingerprint import check_base
+from zu_lightning.lm.updates import apply_updates, edited, summed_updates
+from zu_lightning.runtime.errors import InputError
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from zu_lightning.errors import InputError
+from zu_lightning.runtime.errors import InputError
 
 log = logging.getLogger(__name__)
 

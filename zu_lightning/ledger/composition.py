@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from zu_lightning.evaluation.evaluate import evaluate, evaluation_batches
+from zu_lightning.evaluation.scores import evaluate, evaluation_batches
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.edits import Updates, edited, summed_updates
+from zu_lightning.lm.updates import Updates, edited, summed_updates
 
 WORSE = 5.0
 """Percent of its facts' questions that an adapter may answer more in company than alone before that is said."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from zu_lightning.errors import InputError
+from zu_lightning.runtime.errors import InputError
 
 Digests = Mapping[str, str]
 Scores = Mapping[str, float]

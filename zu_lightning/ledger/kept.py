@@ -13,12 +13,12 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from zu_lightning.errors import InputError
+from zu_lightning.editing.request import PreviousLayer
 from zu_lightning.facts.fact import Fact
-from zu_lightning.facts.request import EarlierLayer
-from zu_lightning.files import digest
 from zu_lightning.ledger.chain import sync
-from zu_lightning.problem.cache import pack, unpack
+from zu_lightning.runtime.cache import pack, unpack
+from zu_lightning.runtime.errors import InputError
+from zu_lightning.runtime.files import digest
 from zu_lightning.solvers import LowRankUpdate
 
 log = logging.getLogger(__name__)
@@ -93,11 +93,11 @@ def write_layers(folder: Path, updates: Mapping[int, LowRankUpdate], kept: Mappi
         save_file(pack(named), folder / file)
 
 
-def read_layers(folder: Path, scores: Mapping[str, Mapping[str, float]]) -> dict[int, EarlierLayer]:
+def read_layers(folder: Path, scores: Mapping[str, Mapping[str, float]]) -> dict[int, PreviousLayer]:
     """What a request did to each layer, with the scores that the ledger has of it; float64, on the CPU."""
     factors, kept = (unpack(load_file(folder / name)) for name in (UPDATE, KEYS))
     return {
-        int(layer): EarlierLayer(
+        int(layer): PreviousLayer(
             LowRankUpdate(factors[f"{layer}.left"], factors[f"{layer}.right"]),
             found,
             kept[f"{layer}.keys"],

@@ -5,9 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from zu_lightning.errors import InputError
+from zu_lightning.editing.request import History, PreviousRequest
 from zu_lightning.facts.fact import Fact
-from zu_lightning.facts.request import EarlierRequest, History
 from zu_lightning.ledger import chain
 from zu_lightning.ledger.entries import Entry, RequestEntry, UndoEntry, active, entry_of, line_of, waiting
 from zu_lightning.ledger.kept import (
@@ -20,6 +19,7 @@ from zu_lightning.ledger.kept import (
     read_layers,
     read_salt,
 )
+from zu_lightning.runtime.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Ledger:
         """The facts of a request; none if their texts were not kept."""
         return read_facts_kept(self.folder_of(number) / FACTS)
 
-    def earlier(self, entry: RequestEntry) -> EarlierRequest:
+    def earlier(self, entry: RequestEntry) -> PreviousRequest:
         """What a request did, as later ones need it.
 
         Raises:
@@ -113,7 +113,7 @@ class Ledger:
         """
         folder = self.folder_of(entry.number)
         check_files(folder, entry.files)
-        return EarlierRequest(entry.number, read_layers(folder, entry.layers), self.facts_of(entry.number))
+        return PreviousRequest(entry.number, read_layers(folder, entry.layers), self.facts_of(entry.number))
 
     def until(self, number: int) -> "Ledger":
         """The ledger as it was before a line."""

@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
-import zu_lightning.errors
-from zu_lightning.errors import InputError
+import zu_lightning.runtime.errors
+from zu_lightning.editing.editor import LayerEdit
+from zu_lightning.editing.request import History, Request
 from zu_lightning.facts.fact import Fact
-from zu_lightning.facts.request import History, Request
-from zu_lightning.files import digest, replacing
 from zu_lightning.ledger.chain import sync
 from zu_lightning.ledger.entries import RequestEntry
 from zu_lightning.ledger.kept import FACTS, LEDGER, file_digests, write_facts, write_layers
 from zu_lightning.ledger.ledger import Ledger
-from zu_lightning.methods.unlearning import LayerEdit
-from zu_lightning.timing import now
+from zu_lightning.runtime.errors import InputError
+from zu_lightning.runtime.files import digest, replacing
+from zu_lightning.runtime.timing import now
 
 CONFIGURATION = "config.yaml"
 """The resolved configuration of the run, among the files of a request."""
@@ -131,6 +131,6 @@ def record(request: Request, outcome: Outcome, configuration: Path | None = None
 
 def source_digest() -> str:
     """A digest of the library's source code."""
-    root = Path(zu_lightning.errors.__file__).parent
+    root = Path(zu_lightning.runtime.errors.__file__).parent
     files = sorted(root.rglob("*.py"))
     return digest(*(part for path in files for part in (path.relative_to(root), path.read_bytes())))

@@ -14,8 +14,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch.nn.functional import pad
 
-from zu_lightning.errors import InputError
 from zu_lightning.lm.editable import EditableLM
+from zu_lightning.runtime.errors import InputError
 from zu_lightning.solvers import LowRankUpdate
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from zu_lightning.errors import InputError
+from zu_lightning.runtime.errors import InputError
 
 PROJECTION_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out")
 """What decoders call an MLP's output projection: Llama, Qwen, Mistral, Gemma, Phi-3; GPT-2; GPT-NeoX; OPT; GPT-J."""

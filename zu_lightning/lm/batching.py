@@ -59,7 +59,9 @@ def alike(lengths: Sequence[int], overhead: int) -> list[list[int]]:
     return cheapest[len(order)][1]
 
 
-def halving(work: Callable[[list[int]], T], shares: Iterable[list[int]], name: str) -> Iterator[tuple[list[int], T]]:
+def retry_with_smaller_batch(
+    work: Callable[[list[int]], T], shares: Iterable[list[int]], name: str
+) -> Iterator[tuple[list[int], T]]:
     """Work on batches of indices; one for which there is not enough memory is halved, and so are all later ones.
 
     Args:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zu_lightning.errors import InputError
 from zu_lightning.lm import architecture, hooks, offload
 from zu_lightning.lm.hooks import Record
 from zu_lightning.lm.loading import load_pretrained
 from zu_lightning.lm.tokens import PaddedTokens, tokenize
+from zu_lightning.runtime.errors import InputError
 
 
 class EditableLM:

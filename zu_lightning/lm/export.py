@@ -13,13 +13,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from zu_lightning.errors import InputError
-from zu_lightning.files import replacing
 from zu_lightning.lm.adapter import CONFIG_NAME, CUT_FROM, WEIGHTS_NAME, balanced, cut, padded
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.edits import apply_update
 from zu_lightning.lm.loading import source_options
 from zu_lightning.lm.tokens import TokenBatch, collate, tokenize
+from zu_lightning.lm.updates import apply_update
+from zu_lightning.runtime.errors import InputError
+from zu_lightning.runtime.files import replacing
 from zu_lightning.solvers import LowRankUpdate
 
 

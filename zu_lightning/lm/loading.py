@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from zu_lightning.errors import InputError
+from zu_lightning.runtime.errors import InputError
 
 SOURCE_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
 """Arguments of ``from_pretrained`` that say where a model comes from; others (``device_map``) say how it is loaded."""

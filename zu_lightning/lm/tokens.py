@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Fact, Query
+from zu_lightning.runtime.errors import InputError
 
 AT_A_TIME = 1024
 """Number of texts that are tokenized at a time."""
@@ -111,7 +111,7 @@ def resolved_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> str:
     return str(tokenizer.eos_token)
 
 
-class Asked(NamedTuple):
+class Prompt(NamedTuple):
     """What is asked of a model.
 
     Attributes:
@@ -129,19 +129,19 @@ class Asked(NamedTuple):
     chat: bool = False
 
     @classmethod
-    def about(cls, fact: Fact, *, context: str = "", answer: str = "") -> "Asked":
+    def about(cls, fact: Fact, *, context: str = "", answer: str = "") -> "Prompt":
         """A fact's prompt after a context, with the fact's lookup token."""
         prefix = f"{context} " if context else ""
         return cls(prefix + fact.prompt, answer, len(prefix) + fact.lookup_end, fact.chat)
 
     @classmethod
-    def by(cls, query: Query) -> "Asked":
+    def by(cls, query: Query) -> "Prompt":
         """A prompt with its answer."""
         return cls(query.prompt, query.target, chat=query.chat)
 
 
 def tokenize_all(
-    tokenizer: PreTrainedTokenizerBase, asked: Sequence[Asked], max_length: int | None = None
+    tokenizer: PreTrainedTokenizerBase, asked: Sequence[Prompt], max_length: int | None = None
 ) -> list[TokenizedText]:
     """Tokenize prompts and answers, each as one text, so that no token is split or spaced differently.
 
@@ -174,7 +174,7 @@ def tokenize_all(
     return found
 
 
-def _laid_out(tokenizer: PreTrainedTokenizerBase, asked: Asked) -> tuple[str, int, int]:
+def _laid_out(tokenizer: PreTrainedTokenizerBase, asked: Prompt) -> tuple[str, int, int]:
     """The whole text, where its lookup token ends, and where its prompt ends."""
     prompt, answer = asked.prompt, asked.answer
     lookup_end = len(prompt) if asked.lookup_end is None else asked.lookup_end
@@ -210,8 +210,8 @@ def tokenize(
     max_length: int | None = None,
     chat: bool = False,
 ) -> TokenizedText:
-    """Tokenize one text; the arguments are those of :class:`Asked` and :func:`tokenize_all`."""
-    return tokenize_all(tokenizer, [Asked(prompt, answer, lookup_end, chat)], max_length)[0]
+    """Tokenize one text; the arguments are those of :class:`Prompt` and :func:`tokenize_all`."""
+    return tokenize_all(tokenizer, [Prompt(prompt, answer, lookup_end, chat)], max_length)[0]
 
 
 def chat_text(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str = "") -> str:
@@ -234,22 +234,22 @@ def tokenize_fact(
     tokenizer: PreTrainedTokenizerBase, fact: Fact, *, context: str = "", answer: str = ""
 ) -> TokenizedText:
     """Tokenize a fact's prompt after a context, with the fact's lookup token."""
-    return tokenize_all(tokenizer, [Asked.about(fact, context=context, answer=answer)])[0]
+    return tokenize_all(tokenizer, [Prompt.about(fact, context=context, answer=answer)])[0]
 
 
 def tokenize_facts(tokenizer: PreTrainedTokenizerBase, facts: Iterable[Fact]) -> list[TokenizedText]:
     """Tokenize the prompts of facts, with their lookup tokens."""
-    return tokenize_all(tokenizer, [Asked.about(fact) for fact in facts])
+    return tokenize_all(tokenizer, [Prompt.about(fact) for fact in facts])
 
 
 def tokenize_queries(tokenizer: PreTrainedTokenizerBase, queries: Iterable[Query]) -> list[TokenizedText]:
     """Tokenize prompts with their answers."""
-    return tokenize_all(tokenizer, [Asked.by(query) for query in queries])
+    return tokenize_all(tokenizer, [Prompt.by(query) for query in queries])
 
 
 def tokenize_query(tokenizer: PreTrainedTokenizerBase, query: Query) -> TokenizedText:
     """Tokenize a prompt with its answer."""
-    return tokenize_all(tokenizer, [Asked.by(query)])[0]
+    return tokenize_all(tokenizer, [Prompt.by(query)])[0]
 
 
 def collate(texts: Sequence[TokenizedText], tokenizer: PreTrainedTokenizerBase) -> TokenBatch:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from zu_lightning.errors import InputError
 from zu_lightning.lm.editable import EditableLM
+from zu_lightning.runtime.errors import InputError
 
 
 def check_finite(lm: EditableLM, parameter: str = "model_name_or_path") -> None:

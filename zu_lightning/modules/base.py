@@ -7,20 +7,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from zu_lightning.distributed import all_of
-from zu_lightning.errors import InputError
-from zu_lightning.evaluation.evaluate import EvaluationBatch, batches_digest
-from zu_lightning.facts.request import Request, check_neutral_target
-from zu_lightning.files import digest
+from zu_lightning.editing.request import Request, check_neutral_target
+from zu_lightning.evaluation.scores import EvaluationBatch, batches_digest
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.export import export_adapter, export_model
-from zu_lightning.lm.recognize import weights_digest
+from zu_lightning.lm.fingerprint import open_cache, weights_digest
 from zu_lightning.lm.tokens import collate, tokenize_queries
 from zu_lightning.lm.weights import check_projections
-from zu_lightning.modules.earlier import apply_earlier, earlier_edits
 from zu_lightning.modules.evaluation import EvaluationModule
+from zu_lightning.modules.previous import apply_previous, previous_edits
 from zu_lightning.modules.state import RunState, as_text, check_settings
-from zu_lightning.problem.cache import Cache
+from zu_lightning.runtime.cache import Cache
+from zu_lightning.runtime.distributed import all_gather_text
+from zu_lightning.runtime.errors import InputError
+from zu_lightning.runtime.files import digest
 from zu_lightning.solvers import LowRankUpdate
 
 BY_FACT = "by fact, "
@@ -86,14 +86,14 @@ class UnlearnModule(EvaluationModule):
         """Load the language model with the updates of earlier requests; check and recognize it before more is added."""
         loads = not hasattr(self, "lm")
         super().configure_model()
-        self.run.edits |= earlier_edits(self.request)
+        self.run.edits |= previous_edits(self.request)
         if loads:
-            apply_earlier(self.lm, self.request)
+            apply_previous(self.lm, self.request)
         if self.trainer.state.fn == "fit" or not self.digest_before:
             self.digest_before = self.weights_digest()
         if self.trainer.state.fn == "fit":
             _check_editable(self)
-            self.cache = Cache(self.request.cache, self.lm)
+            self.cache = open_cache(self.request.cache, self.lm)
 
     def weights_digest(self) -> str:
         """A digest of the weights as they are: of all of those that are edited, and of a sample of the others."""
@@ -123,7 +123,7 @@ class UnlearnModule(EvaluationModule):
             asked = batches_digest(cast("Iterable[EvaluationBatch | None]", self.trainer.val_dataloaders))
             own = digest(asked, self.trainer.num_sanity_val_batches, list(self.metrics), BY_FACT)
             # Processes have different shares, but one file.
-            self.file_before = self.cache.file("before", all_of(own, self.lm.device))
+            self.file_before = self.cache.file("before", all_gather_text(own, self.lm.device))
             (self.found_before,) = self.cache.find([self.file_before])
 
     def validation_step(self, batch: EvaluationBatch | None, batch_idx: int) -> None:

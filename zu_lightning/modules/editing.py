@@ -10,18 +10,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import IterableDataset
 
-from zu_lightning.errors import require_positive
-from zu_lightning.facts.request import Request
-from zu_lightning.lm.edits import apply_update
-from zu_lightning.methods.objective import LayerObjective, Parametrization, new_delta
-from zu_lightning.methods.rules import Rule, ZeroUnlearnGD
-from zu_lightning.methods.unlearning import write_update
+from zu_lightning.editing.editor import write_update
+from zu_lightning.editing.latent_problem import LatentOptions
+from zu_lightning.editing.latents import Target, TargetOptions
+from zu_lightning.editing.layer_problem import LayerProblem
+from zu_lightning.editing.objective import LayerObjective, Parametrization, new_delta
+from zu_lightning.editing.preparation import Preparation, layer_problem, prepare
+from zu_lightning.editing.request import Request
+from zu_lightning.editing.rules import Rule, ZeroUnlearnGD
+from zu_lightning.lm.updates import apply_update
 from zu_lightning.modules.base import UnlearnModule
 from zu_lightning.modules.state import EditKey
-from zu_lightning.problem.latent_problem import LatentOptions
-from zu_lightning.problem.latents import Target, TargetOptions
-from zu_lightning.problem.layer_problem import LayerProblem
-from zu_lightning.problem.prepare import Preparation, layer_problem, prepare
+from zu_lightning.runtime.errors import require_positive
 from zu_lightning.solvers import LowRankUpdate
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class EditingModule(UnlearnModule):
 
     Args:
         optimize_values: Whether the values V are optimized for the true answers (the paper) or observed at the layer.
-        target: Whether edits aim at the neutral answer (``word``), or at what is said of strangers (``reference``).
+        target: What edits aim at: the neutral answer (``word``), or predictions for unknown subjects (``reference``).
         latents: Options of the latent optimization.
         objective: Weights and null space of what gradient descent minimizes, and of what is logged.
         parametrization: What gradient descent trains: ``whitened`` coordinates, by plain descent, or the ``dense``

@@ -7,17 +7,17 @@ from typing import Any
 
 from lightning import LightningModule
 
-from zu_lightning.errors import InputError
-from zu_lightning.evaluation.by_fact import FactScores
-from zu_lightning.evaluation.evaluate import EvaluationBatch, compute_metrics, evaluation_metrics, update_metric
+from zu_lightning.evaluation.intervals import FactScores
+from zu_lightning.evaluation.scores import EvaluationBatch, compute_metrics, evaluation_metrics, update_metric
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.architecture import check_layers
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.loading import check_model
-from zu_lightning.lm.tiny import write_tiny_model
+from zu_lightning.lm.random_tiny import write_tiny_model
 from zu_lightning.lm.tokens import resolved_answer
 from zu_lightning.lm.weights import check_finite
-from zu_lightning.timing import Monitor
+from zu_lightning.runtime.errors import InputError
+from zu_lightning.runtime.timing import Monitor
 
 COMPLETION_TOKENS = 12
 """Number of tokens in a sample completion."""

@@ -13,15 +13,15 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from zu_lightning.distributed import own_share, process, summed
-from zu_lightning.errors import InputError, require_positive
-from zu_lightning.facts.request import Request
+from zu_lightning.editing.request import Request
+from zu_lightning.gradient.losses import Answers, FineTuning, Loss, Part, joined, sequence_nll
+from zu_lightning.gradient.weights import FullWeights, LoraOptions, LoraWeights, TrainedWeights, WeightChoice
 from zu_lightning.lm import hooks
 from zu_lightning.lm.export import export_model
 from zu_lightning.lm.tokens import TokenBatch, TokenizedText, collate, tokenize, tokenize_fact
-from zu_lightning.methods.losses import Answers, FineTuning, Loss, Part, joined, sequence_nll
 from zu_lightning.modules.base import UnlearnModule
-from zu_lightning.modules.trained import FullWeights, LoraOptions, LoraWeights, TrainedWeights, WeightChoice
+from zu_lightning.runtime.distributed import all_reduce, process, rank_shard
+from zu_lightning.runtime.errors import InputError, require_positive
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class GradientModule(UnlearnModule):
         means = self.loss(_Views(self, batch))
         totals = torch.stack([mean.total.detach().double() for mean in means])
         counts = torch.tensor([mean.count for mean in means], dtype=torch.float64, device=totals.device)
-        summed(totals, counts)
+        all_reduce(totals, counts)
         weights = torch.tensor([mean.weight for mean in means], dtype=torch.float64, device=totals.device)
         self.log("train/loss", (weights * totals / counts.clamp(min=1)).sum(), batch_size=1, prog_bar=True)
         # A process without a share of this step takes part with a gradient of zero.
@@ -183,7 +183,7 @@ class GradientModule(UnlearnModule):
         return [TokenizedText(text.ids, 0, 1) for text in documents if len(text.ids) > 1]
 
     def _share(self, texts: Sequence[TokenizedText]) -> TokenBatch | None:
-        own = list(own_share(texts))
+        own = list(rank_shard(texts))
         return collate(own, self.lm.tokenizer).to(self.lm.device) if own else None
 
 

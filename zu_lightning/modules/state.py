@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zu_lightning.errors import InputError
-from zu_lightning.lm.edits import summed_updates
-from zu_lightning.methods.unlearning import LayerEdit, LayerScores
-from zu_lightning.problem.latents import NeutralTargets
+from zu_lightning.editing.editor import LayerEdit, LayerScores
+from zu_lightning.editing.latents import NeutralTargets
+from zu_lightning.lm.updates import summed_updates
+from zu_lightning.runtime.errors import InputError
 from zu_lightning.solvers import LowRankUpdate
 
 
@@ -31,7 +31,7 @@ class RunState:
         before: Scores of the unedited model.
         after: Scores of the model as it is now.
         by_fact: What single facts add to the scores, ``before`` and ``after``: by metric, facts x 3
-            (:mod:`zu_lightning.evaluation.by_fact`).
+            (:mod:`zu_lightning.evaluation.intervals`).
         completions: Sample completions, ``before`` and ``after``.
         attacks: What attacks found in the models ``base``, ``edited``, and ``gold``: scores of all facts by name.
         started: When the run began; empty until it is noted.

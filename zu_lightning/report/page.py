@@ -13,10 +13,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from zu_lightning.files import replacing
 from zu_lightning.lm.adapter import adapter_rank, serving_commands
 from zu_lightning.report.pictures import Picture, pictures_in
 from zu_lightning.report.results import HEADLINES, Results
+from zu_lightning.runtime.files import replacing
 
 FILE_NAME = "report.html"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree import ElementTree
 
-from zu_lightning.files import replacing
+from zu_lightning.runtime.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from zu_lightning.analysis.representations import GROUPS, LayerRepresentations, Plane, RepresentationMap
 from zu_lightning.report.pictures import Drawing, new_figure
+from zu_lightning.tracing.representations import GROUPS, LayerRepresentations, Plane, RepresentationMap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

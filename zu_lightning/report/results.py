@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zu_lightning.files import read_json, replacing
-from zu_lightning.methods.unlearning import LayerScores
+from zu_lightning.editing.editor import LayerScores
+from zu_lightning.runtime.files import read_json, replacing
 
 FILE_NAME = "metrics.json"
 

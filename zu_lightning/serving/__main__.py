@@ -14,9 +14,9 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser, auto_cli, get_loader
 from lightning import LightningDataModule
 
-from zu_lightning.errors import InputError, require_positive
-from zu_lightning.facts.request import Request
+from zu_lightning.editing.request import Request
 from zu_lightning.report.results import Results
+from zu_lightning.runtime.errors import InputError, require_positive
 from zu_lightning.serving.endpoint import Endpoint
 from zu_lightning.serving.verify import Verdict, ask, questions_of, verdict
 

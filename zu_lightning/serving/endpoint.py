@@ -7,8 +7,8 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Query
+from zu_lightning.runtime.errors import InputError
 
 MESSAGE_LENGTH = 300
 """Number of characters of a server's message that are told."""

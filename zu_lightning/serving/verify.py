@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from zu_lightning.errors import InputError
 from zu_lightning.facts.fact import Fact, Query
 from zu_lightning.report.results import FactResult, Results
+from zu_lightning.runtime.errors import InputError
 from zu_lightning.serving.endpoint import Endpoint
 
 PARALLEL = 8

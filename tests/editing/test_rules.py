@@ -1,0 +1,275 @@
+"""Rules: units that carry over from model to model, refusals, and a rule added from outside the package."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import TEXTS, in_processes, own_columns, random, random_problem
+from zu_lightning import (
+    AlphaEdit,
+    EditableLM,
+    Erase,
+    Fact,
+    InputError,
+    LatentOptions,
+    LayerProblem,
+    LowRankUpdate,
+    Memit,
+    Rome,
+    Rule,
+    TargetOptions,
+    ZeroUnlearn,
+    ZeroUnlearnGD,
+    ZeroUnlearnSoft,
+    solvers,
+    unlearn,
+)
+from zu_lightning.editing.rules import RetainRule
+
+RULES = [
+    ZeroUnlearn(),
+    ZeroUnlearnGD(threshold=0.5),
+    ZeroUnlearnSoft(),
+    Memit(),
+    AlphaEdit(threshold=0.5),
+    Rome(),
+]
+
+
+def name(rule: Rule) -> str:
+    return type(rule).__name__
+
+
+@pytest.mark.parametrize("rule", RULES, ids=name)
+def test_scale_free_rules_do_the_same_in_a_model_of_another_scale(rule: Rule) -> None:
+    weight, problem = random_problem()
+    scaled_weight, scaled_problem = random_problem(scale=100.0)
+    effect = rule(weight, problem).dense() @ problem.keys
+    scaled_effect = rule(scaled_weight, scaled_problem).dense() @ scaled_problem.keys
+    assert effect.norm() > 0.1
+    assert torch.allclose(effect, scaled_effect, rtol=1e-6, atol=1e-9)
+
+
+def test_the_releases_units_do_not_carry_over() -> None:
+    rule = ZeroUnlearn(scale_free=False, retain_weight=15000.0, forget_weight=50.0, ridge=1.0)
+    (weight, problem), (scaled_weight, scaled_problem) = random_problem(), random_problem(scale=0.001)
+    effect = rule(weight, problem).dense() @ problem.keys
+    scaled_effect = rule(scaled_weight, scaled_problem).dense() @ scaled_problem.keys
+    assert not torch.allclose(effect, scaled_effect, rtol=0.1)
+
+
+def solved(rule: Rule, weight: Tensor, p: LayerProblem) -> LowRankUpdate:
+    """What the solver of a rule gives with the weights that are the rule's."""
+    units = ("scale_free", "protect_weight", "reweighting_iterations", "mean_over_facts", "threshold", "criterion")
+    w = {field: value for field, value in vars(rule).items() if field not in units}
+    if isinstance(rule, ZeroUnlearn):
+        return solvers.zero_unlearn(weight, p.keys, p.residuals, p.values, p.second_moment, **w)
+    if isinstance(rule, ZeroUnlearnSoft):
+        return solvers.zero_unlearn_soft(weight, p.keys, p.residuals, p.values, p.second_moment, **w)
+    if isinstance(rule, Memit):
+        return solvers.memit(weight, p.keys, p.residuals, p.second_moment, **w)
+    assert isinstance(rule, ZeroUnlearnGD | AlphaEdit)
+    basis = solvers.null_space(p.second_moment, rule.threshold, rule.criterion)
+    if isinstance(rule, AlphaEdit):
+        return solvers.alphaedit(weight, p.keys, p.residuals, basis, **w)
+    return solvers.zero_unlearn_gd(weight, p.keys, p.residuals, p.values, basis, **w)
+
+
+@pytest.mark.parametrize("scale_free", [True, False])
+@pytest.mark.parametrize("rule", RULES[:-1], ids=name)
+def test_a_rule_is_its_solver_with_every_weight_in_its_place(rule: Rule, scale_free: bool) -> None:
+    weight, problem = random_problem()
+    weights = {field: value for field, value in vars(rule).items() if isinstance(value, float) and field != "threshold"}
+    odd: dict[str, Any] = {field: 0.3 + i for i, field in enumerate(weights)}
+    changed = replace(rule, scale_free=scale_free, **odd)
+    expected = solved(changed, weight, problem.scale_free() if scale_free else problem)
+    assert torch.equal(changed(weight, problem).dense(), expected.dense())
+
+
+@pytest.mark.parametrize("scale_free", [True, False])
+@pytest.mark.parametrize("rule", RULES[:-1], ids=name)
+def test_what_is_protected_is_changed_less(rule: Rule, scale_free: bool) -> None:
+    weight, problem = random_problem()
+    keys, values = random(9, 2, seed=9), solvers.orthonormal_basis(problem.values)
+
+    def change(protect_weight: float) -> float:
+        """At the protected keys, across the original values, along which ZeroUnlearn removes every output."""
+        protecting = replace(rule, scale_free=scale_free, protect_weight=protect_weight)
+        changed = protecting(weight, replace(problem, protected_keys=keys)).dense() @ keys
+        return float((changed - values @ (values.mT @ changed)).norm())
+
+    assert change(10.0) < 0.5 * change(0.0)
+
+
+def test_rome_meets_every_fact_in_turn() -> None:
+    weight, problem = random_problem()
+    update = Rome(scale_free=False)(weight, problem)
+    assert update.rank == 3
+    assert torch.allclose(update.dense() @ problem.keys[:, 2], problem.residuals[:, 2])
+
+
+def test_rome_of_one_fact_is_its_solver() -> None:
+    weight, problem = random_problem()
+    one = replace(problem, keys=problem.keys[:, :1], residuals=problem.residuals[:, :1], values=problem.values[:, :1])
+    expected = solvers.rome(weight, one.keys[:, 0], one.residuals[:, 0], one.second_moment)
+    assert torch.allclose(Rome(scale_free=False)(weight, one).dense(), expected.dense())
+
+
+NUMBERS = [(rule, field) for rule in RULES for field, value in vars(rule).items() if isinstance(value, float)]
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize(("rule", "field"), NUMBERS, ids=lambda part: part if isinstance(part, str) else name(part))
+def test_a_weight_that_means_nothing_is_refused_by_name(rule: Rule, field: str, value: float) -> None:
+    given: dict[str, Any] = {field: value}
+    with pytest.raises(InputError, match=rf"{name(rule)}\.{field} is {value}: give zero or a positive number"):
+        replace(rule, **given)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (ZeroUnlearnGD(threshold=0.0), "ZeroUnlearnGD.threshold is 0.0: layer 0 has no solution: the null space is"),
+        (AlphaEdit(threshold=0.0), "AlphaEdit.threshold is 0.0: layer 0 has no solution: the null space is empty"),
+    ],
+)
+def test_a_problem_without_solution_is_refused_by_rule_and_layer(rule: Rule, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        rule(*random_problem())
+
+
+def test_a_null_space_can_be_asked_for_before_it_is_solved_in() -> None:
+    _, problem = random_problem()
+    rule = ZeroUnlearnGD(threshold=0.5)
+    expected = solvers.null_space(problem.scale_free().second_moment, 0.5, "absolute")
+    assert torch.equal(rule.null_space(rule.in_units(problem)), expected)
+    with pytest.raises(InputError, match=r"ZeroUnlearnGD\.threshold is 0\.0: layer 0 has no solution"):
+        ZeroUnlearnGD(threshold=0.0).null_space(problem)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeastSquares(Rule):
+    """A rule that the package does not know: the smallest update that takes a share of the way for every fact."""
+
+    share: float = 1.0
+
+    def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
+        return LowRankUpdate(self.share * problem.residuals, torch.linalg.pinv(problem.keys))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_a_rule_from_outside_the_package_is_a_rule_like_any_other(
+    lm: EditableLM, facts: list[Fact], share: float
+) -> None:
+    weights = [lm.weight(layer).clone() for layer in range(3)]
+    options = TargetOptions(neutral_target="barn", latents=LatentOptions(steps=2), optimize_values=False)
+    result = unlearn(lm, facts, TEXTS, [1], LeastSquares(share=share), options)
+    scores = result.edits[1].scores
+    assert scores.rank == len(facts)
+    assert scores.residual_after == pytest.approx((1 - share) * scores.residual_before, abs=1e-6)
+    assert torch.equal(lm.weight(1), (weights[1].double() + result.updates[1].dense()).float())
+    assert [torch.equal(lm.weight(layer), weights[layer]) for layer in range(3)] == [True, False, True]
+
+
+def test_a_rule_from_outside_the_package_is_refused_like_any_other() -> None:
+    with pytest.raises(InputError, match=r"LeastSquares\.share is -1: give zero or a positive number"):
+        LeastSquares(share=-1)
+
+
+def test_with_every_phrasing_a_rule_minimizes_the_mean_distance_over_them() -> None:
+    """Against MEMIT's normal equations with a column for every way to put every fact."""
+    weight, problem = random_problem()
+    put = problem.keys[:, :, None] + 0.5 * random(9, 3, 4, seed=5)
+    mean = put.mean(2)
+    varied = replace(problem, keys=mean, deviations=(put - mean[:, :, None]) / 4**0.5)
+    found = Memit(scale_free=False, retain_weight=0.3)(weight, varied)
+
+    columns, residuals = put.flatten(1) / 4**0.5, problem.residuals.repeat_interleave(4, 1) / 4**0.5
+    system = 0.3 * problem.second_moment + columns @ columns.mT
+    assert torch.allclose(found.dense(), residuals @ columns.mT @ torch.linalg.inv(system))
+    assert found.rank == 3, "not one more for every way"
+    assert not torch.allclose(found.dense(), Memit(scale_free=False)(weight, replace(varied, deviations=None)).dense())
+
+
+@pytest.mark.parametrize("rule", [Memit(), ZeroUnlearn(), ZeroUnlearnSoft()], ids=name)
+def test_with_every_phrasing_all_of_them_are_moved_more_alike(rule: Rule) -> None:
+    weight, problem = random_problem()
+    put = problem.keys[:, :, None] + 0.5 * random(9, 3, 4, seed=5)
+    mean = put.mean(2)
+    varied = replace(problem, keys=mean, deviations=(put - mean[:, :, None]) / 4**0.5)
+
+    def spread(update: LowRankUpdate) -> float:
+        moved = torch.einsum("oi,inp->onp", update.dense(), put - mean[:, :, None])
+        return float(moved.norm())
+
+    assert spread(rule(weight, varied)) < spread(rule(weight, replace(varied, deviations=None)))
+
+
+def test_rules_without_a_retain_term_say_that_they_look_at_mean_keys(caplog: pytest.LogCaptureFixture) -> None:
+    weight, problem = random_problem()
+    varied = replace(problem, deviations=random(9, 3, 4, seed=5))
+    rule = AlphaEdit(threshold=0.5)
+    assert torch.equal(rule(weight, varied).dense(), rule(weight, problem).dense())
+    assert "AlphaEdit" in caplog.text
+    assert "average_over_prompts" in caplog.text
+
+
+def test_every_phrasing_needs_a_weight_of_what_is_kept() -> None:
+    weight, problem = random_problem()
+    varied = replace(problem, deviations=random(9, 3, 4, seed=5))
+    with pytest.raises(InputError, match=r"Memit.retain_weight is 0"):
+        Memit(retain_weight=0)(weight, varied)
+
+
+@pytest.mark.parametrize("rule", [Memit(), ZeroUnlearnSoft(ridge=0.0, zero_weight=0.0)], ids=name)
+def test_with_a_mean_over_facts_one_weight_suits_any_number_of_them(rule: RetainRule) -> None:
+    weight, problem = random_problem()
+    mean, total = replace(rule, retain_weight=0.1, mean_over_facts=True), replace(rule, retain_weight=0.3)
+    assert torch.allclose(mean(weight, problem).dense(), total(weight, problem).dense())
+    weighed = replace(problem, fact_weights=torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    assert torch.allclose(mean(weight, weighed).dense(), total(weight, weighed).dense())
+
+
+VARIED = [*RULES, Erase(), Memit(scale_free=False, protect_weight=2.0)]
+
+
+def problem_of_many(facts: int) -> tuple[Tensor, LayerProblem]:
+    """A layer's weight and its problem with all that a problem can have."""
+    weight, problem = random_problem(facts=facts)
+    return weight, replace(
+        problem,
+        protected_keys=random(9, 2, seed=5),
+        deviations=0.1 * random(9, facts, 4, seed=6),
+        fact_weights=1 + random(facts, seed=7).abs(),
+    )
+
+
+@pytest.mark.parametrize(("facts", "processes"), [(1, 3), (8, 2), (25, 2), (25, 3)])
+def test_processes_that_share_facts_find_the_update_of_one(facts: int, processes: int, tmp_path: Path) -> None:
+    weight, problem = problem_of_many(facts)
+
+    def updates() -> list[Tensor]:
+        own = own_columns(problem)
+        assert own.keys.shape[1] <= -(-facts // processes)
+        return [rule(weight, own).dense() for rule in VARIED]
+
+    expected = [rule(weight, problem).dense() for rule in VARIED]
+    for found in in_processes(processes, updates, tmp_path):
+        for rule, ours, alone in zip(VARIED, found, expected, strict=True):
+            assert (ours - alone).norm() <= 1e-10 * alone.norm(), name(rule)
+
+
+@pytest.mark.parametrize("rule", VARIED, ids=name)
+def test_more_facts_than_keys_have_entries_are_solved_from_their_sums(rule: Rule) -> None:
+    weight, problem = problem_of_many(25)
+    from_columns = rule.solve(weight, rule.in_units(problem))
+    found = rule(weight, problem)
+    assert (found.dense() - from_columns.dense()).norm() <= 1e-10 * from_columns.dense().norm()
+    if isinstance(rule, Rome):
+        assert found.rank == 25, "facts are met one by one"
+    else:
+        assert found.rank < from_columns.rank or found.rank <= 9

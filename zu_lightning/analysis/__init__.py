@@ -1,1 +1,0 @@
-"""Where a model keeps what it knows, and how an edit moves it."""

@@ -1,0 +1,1 @@
+"""From facts to an edited layer: keys, targets, the layer's problem, its solution, and the loop over layers."""

@@ -1,0 +1,288 @@
+"""The optimization behind neutral targets and original values: one vector per fact, for many facts at once.
+
+Shapes: N facts, R rows (texts of these facts), T positions of a row from the lookup token on, D width of the hidden
+state, P places that the loss reads (each a row and a position).
+
+Rows are prompts, with an answer or without, and prompts *to keep*, after which the model should go on as before.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div, log_softmax
+
+from zu_lightning.editing.latent_rows import Kept, Rows
+from zu_lightning.editing.prompts import PromptVariants
+from zu_lightning.evaluation.functional import AnswerScores, answer_scores
+from zu_lightning.facts.fact import Fact
+from zu_lightning.lm.contexts import CONTEXT_STARTS
+from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.tokens import Prompt, TokenBatch, collate, tokenize_all, tokenize_facts
+from zu_lightning.runtime.errors import InputError, require_positive
+
+KLPosition = Literal["last", "lookup"]
+"""Which token of "{subject} is a" the KL term reads: its last one, or its lookup token."""
+
+
+@dataclass(frozen=True)
+class LatentOptions:
+    """How latent vectors are optimized.
+
+    The paper prints no numbers; the defaults are those of the authors' release, which are MEMIT's, except
+    ``scale_free`` and ``kl_position``.
+    """
+
+    contexts: int = 6
+    """Number of texts before a prompt over which vectors and keys are averaged, the empty one included; 6 at most."""
+    templates: int = 0
+    """Number of prompts of other facts of the same relation over which vectors and keys are averaged, too; a fact's own
+    paraphrases, by which generalization is measured, are never among them."""
+    examples: int = 0
+    """Number of contexts, each of a few facts about others of the same relation, over which keys alone are averaged:
+    they change the key at a subject more than other texts do."""
+    average_over_prompts: bool = False
+    """Whether a rule minimizes the mean of the squared distances to the neutral targets over all these ways to put a
+    fact, in place of the distance at the mean of its keys, in which the bare prompt weighs half (the paper). For rules
+    with a retain term: Memit, ZeroUnlearn, and ZeroUnlearnSoft."""
+    prompts_per_step: int | None = None
+    """Number of ways to put a fact that a step of the optimization looks at, the bare prompt and others in turn, and
+    with them as many prompts to keep as there are others, or one; all of both by default."""
+    steps: int = 25
+    """Number of evaluations of the loss; Adam moves between them."""
+    learning_rate: float = 0.1
+    """Adam's step size for an entry; with ``scale_free`` in units of the start's root mean square."""
+    scale_free: bool = True
+    """Whether steps are measured in the size of the vector that they move: 25 steps of 0.1 move an entry by 2.5 at
+    most, which is far in a model whose hidden states have entries of 0.3 and near in one whose entries are 5."""
+    kl_weight: float = 0.0625
+    """Weight of KL(new || original) of the next token in "{subject} is a", in nats."""
+    same_subject_weight: float = 0.0625
+    """The same for the prompts of all protected facts about the fact's own subject together."""
+    unknown_subjects: int = 8
+    """With references, the number of made-up subjects to average over; all names of a file are used."""
+    hinge_weight: float = 20.0
+    """With references, weight of how far the log-probability of the true answer's first token lies above theirs."""
+    kl_position: KLPosition = "last"
+    """After which token of "{subject} is a" the KL term is read: its ``last`` one, or its ``lookup`` token, where the
+    vector is added, as in MEMIT and the authors' release."""
+    weight_decay: float = 0.5
+    """Weight of ||delta|| / ||start||^2."""
+    clamp: float = 0.75
+    """Largest ||delta|| / ||start||."""
+    tolerance: float = 0.05
+    """A fact whose loss is below this is done, in nats."""
+    facts_per_batch: int = 64
+    """Number of facts that are optimized at a time, and the unit in which processes share them; halved when there
+    is not enough memory."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no optimization can run with."""
+        if not 1 <= self.contexts <= 1 + len(CONTEXT_STARTS):
+            remedy = f"give a number from 1 to {1 + len(CONTEXT_STARTS)}."
+            raise InputError("latents.contexts", self.contexts, remedy)
+        positive = ("steps", "learning_rate", "clamp", "facts_per_batch", "prompts_per_step", "unknown_subjects")
+        for name, value in vars(self).items():
+            if not isinstance(value, str | bool):
+                require_positive(f"latents.{name}", value, or_zero=name not in positive)
+
+
+@dataclass(frozen=True)
+class LatentObjective:
+    """What the model should say of N facts: words, or what it says of unknown subjects.
+
+    Attributes:
+        answers: Answer to each prompt, N; empty texts if the next token should be distributed as the references say.
+        references: Log-probabilities of the next token, phrasings x N x vocabulary; ``None`` for words.
+        truth: First token of each true answer, N; only with references.
+    """
+
+    answers: Sequence[str]
+    references: Tensor | None = None
+    truth: Tensor | None = None
+
+
+class LatentProblem:
+    """Which vector at the output of ``site`` makes the model give an answer? Solved for many facts at once.
+
+    Facts do not influence each other. Rows of a batch: every fact in every way, ways outermost, then the
+    prompts to keep of each fact.
+
+    Args:
+        lm: The model.
+        site: The layer, or its projection, at whose output a vector is added.
+        layer: Index of that layer.
+        variants: How the facts are put.
+        options: How to optimize.
+        same_subject_facts: For a fact's id, other facts about its subject whose answers should stay.
+    """
+
+    def __init__(
+        self,
+        lm: EditableLM,
+        site: nn.Module,
+        layer: int,
+        variants: PromptVariants,
+        options: LatentOptions,
+        same_subject_facts: Mapping[str, Sequence[Fact]] | None = None,
+    ) -> None:
+        self.lm, self.site, self.layer, self.variants, self.options = lm, site, layer, variants, options
+        self.same_subject_facts = same_subject_facts or {}
+        # The residual stream adds what the projection writes, unless that is normalized first.
+        self.inside_layer = site is lm.projections[layer] and lm.normalizes_mlp_output
+
+    def solve(self, facts: Sequence[Fact], goal: LatentObjective) -> tuple[Tensor, Tensor]:
+        """Start and optimum, N x D, by Adam on all facts at once; facts that are done leave the batch."""
+        options, n = self.options, len(facts)
+        rows, start, log_probability = self._unchanged(facts, goal.answers)
+        original = log_probability[len(log_probability) - int(rows.keep.sum()) :]
+        size = start.square().sum(1)
+        unit = ((size / start.shape[1]).sqrt() if options.scale_free else torch.ones_like(size))[:, None]
+        limit = options.clamp * size.sqrt()[:, None] / unit
+        coordinates = torch.zeros_like(start, requires_grad=True)
+        optimizer = torch.optim.Adam([coordinates], lr=options.learning_rate)
+        losses = self._losses(rows, goal, log_probability, original, n) + self._decay(torch.zeros_like(start), size)
+        _check_finite(losses, facts)
+        active = losses.detach() >= options.tolerance
+        if not active.any():  # most original values are optimal from the start
+            return start, start
+        rows = rows.select(active[rows.fact])
+        for step in range(options.steps):
+            delta = coordinates * unit
+            minibatch = rows.minibatch(step, options.prompts_per_step)
+            losses = self._decay(delta, size) + sum(
+                self._losses(part, goal, self._log_probability(part, delta), original, n) for part in minibatch.parts
+            )
+            _check_finite(losses, facts)
+            # One turn does not tell whether a fact is done in all ways to put it.
+            still_active = active & (losses.detach() >= options.tolerance) if minibatch is rows else active
+            if step == options.steps - 1 or not still_active.any():
+                break
+            optimizer.zero_grad()
+            torch.autograd.backward(losses[still_active].sum())
+            before = coordinates.detach().clone()
+            optimizer.step()
+            with torch.no_grad():
+                norm = coordinates.norm(dim=1, keepdim=True)
+                coordinates.mul_((limit / norm.clamp(min=1e-12)).clamp(max=1.0))
+                # Adam's momentum would move a finished fact further.
+                coordinates[~still_active] = before[~still_active]
+            if not torch.equal(active, still_active):
+                active = still_active
+                rows = rows.select(active[rows.fact])
+        return start, (start + coordinates * unit).detach()
+
+    @torch.no_grad()
+    def scores(self, facts: Sequence[Fact], answers: Sequence[str], delta: Tensor) -> AnswerScores:
+        """How the model answers the bare prompts with ``delta`` (N x D) in place."""
+        tokenizer = self.lm.tokenizer
+        asked = [Prompt.about(fact, answer=answer) for fact, answer in zip(facts, answers, strict=True)]
+        texts = tokenize_all(tokenizer, asked)
+        batch = collate(texts, tokenizer).to(self.lm.device)
+        rows, positions, tokens = batch.answer_positions()
+        return answer_scores(self._shifted(batch, rows, positions, delta), tokens, rows, len(texts))
+
+    @torch.no_grad()
+    def next_token(self, facts: Sequence[Fact], delta: Tensor) -> Tensor:
+        """Log-probabilities of what follows the bare prompts with ``delta`` (N x D) in place, N x vocabulary."""
+        texts = tokenize_facts(self.lm.tokenizer, facts)
+        batch = collate(texts, self.lm.tokenizer).to(self.lm.device)
+        rows = torch.arange(len(facts), device=self.lm.device)
+        return log_softmax(self._shifted(batch, rows, batch.lengths - 1, delta), -1)
+
+    def _shifted(self, batch: TokenBatch, rows: Tensor, positions: Tensor, delta: Tensor) -> Tensor:
+        with self.lm.shifted(self.site, lambda hidden: _added(hidden, batch.lookup, delta), len(batch.lengths)):
+            return self.lm.logits(batch, rows, positions, watched=[self.site])
+
+    @torch.no_grad()
+    def _unchanged(self, facts: Sequence[Fact], answers: Sequence[str]) -> tuple[Rows, Tensor, Tensor]:
+        """With nothing added: the rows, what is at the site at the lookup tokens (N x D), and log-probabilities."""
+        lm, n = self.lm, len(facts)
+        kept = [Kept(i, j, *prompt) for i, fact in enumerate(facts) for j, prompt in enumerate(self._to_keep(fact))]
+        rows = Rows.of(lm, facts, answers, self.variants, kept)
+        begun, places, lookup = rows.suffix, rows.places, rows.batch.lookup
+        modules = [lm.layers[self.layer], self.site]
+        (at_layer, at_site), logits, cached = begun.seen(lm, modules, places.rows, places.positions)
+        below = (self.layer, at_layer.input) if self.inside_layer else (self.layer + 1, at_layer.output)
+        start = at_site.output[torch.arange(n, device=lm.device), (lookup - begun.start)[:n]].float()
+        return replace(rows, suffix=begun.later(lookup, *below, cached)), start, log_softmax(logits, -1)
+
+    def _to_keep(self, fact: Fact) -> Iterator[tuple[Fact, bool, float]]:
+        """Prompts about a fact's subject after which nothing should change, if at the lookup token, and weights."""
+        if fact.essence is not None and self.options.kl_weight:
+            yield fact.essence, self.options.kl_position == "lookup", self.options.kl_weight
+        same_subject_facts = self.same_subject_facts.get(fact.id, ()) if self.options.same_subject_weight else ()
+        for same_subject_fact in same_subject_facts:
+            yield same_subject_fact, False, self.options.same_subject_weight / len(same_subject_facts)
+
+    def _log_probability(self, chosen: Rows, delta: Tensor) -> Tensor:
+        """At the places that the loss reads, with ``delta`` (N x D) in place: P x vocabulary."""
+        places, first = chosen.places, torch.zeros_like(chosen.fact)
+        of_row = delta[chosen.fact]
+
+        def moved(hidden: Tensor) -> Tensor:
+            return _added(hidden, first, of_row)
+
+        if self.inside_layer:
+            with self.lm.shifted(self.site, moved, len(chosen.fact)):
+                logits = chosen.suffix.logits(self.lm, places.rows, places.positions, watched=[self.site])
+            return log_softmax(logits, -1)
+        assert chosen.suffix.hidden is not None
+        suffix = replace(chosen.suffix, hidden=moved(chosen.suffix.hidden))
+        return log_softmax(suffix.logits(self.lm, places.rows, places.positions), -1)
+
+    def _losses(self, chosen: Rows, goal: LatentObjective, log_probability: Tensor, original: Tensor, n: int) -> Tensor:
+        """N, what some rows add to the loss of every fact."""
+        fact, weight, places = chosen.fact, chosen.weight, chosen.places
+        unchanged = original[chosen.kept[chosen.keep]]
+        tokens, ends, kept = places.tokens, places.ends, len(log_probability) - len(unchanged)
+        rows = places.rows[: len(tokens)]
+        per_token = -log_probability[torch.arange(len(rows), device=tokens.device), tokens]
+        losses = torch.zeros(n, device=tokens.device).index_add(0, fact[rows], per_token * weight[rows])
+        if goal.references is not None and goal.truth is not None:
+            references, truth = goal.references[chosen.variant[ends], fact[ends]], goal.truth[fact[ends]]
+            said = log_probability[len(tokens) : kept]
+            away = _from_references(said, references, truth, self.options.hinge_weight)
+            losses = losses.index_add(0, fact[ends], weight[ends] * away)
+        divergence = kl_div(unchanged, log_probability[kept:], log_target=True, reduction="none").sum(1)
+        return losses.index_add(0, fact[chosen.keep], weight[chosen.keep] * divergence)
+
+    def _decay(self, delta: Tensor, size: Tensor) -> Tensor:
+        """N, what the length of ``delta`` (N x D) adds to the loss; ``size`` is ||start||^2."""
+        # The norm has no gradient at zero, where every fact starts.
+        return self.options.weight_decay * (delta.square().sum(1) + 1e-24).sqrt() / size
+
+
+def _from_references(log_probability: Tensor, references: Tensor, truth: Tensor, hinge_weight: float) -> Tensor:
+    """How far the model is from the references, in nats.
+
+    KL(references || model) says little of unlikely tokens, such as the truth: how much likelier the model finds that
+    is added.
+
+    Args:
+        log_probability: Of the model, places x vocabulary.
+        references: Of the references, places x vocabulary.
+        truth: First token of the true answer, places.
+        hinge_weight: Weight of what is added.
+
+    Returns:
+        Loss of each place.
+    """
+    divergence = kl_div(log_probability, references, log_target=True, reduction="none").sum(1)
+    above = (log_probability - references).gather(1, truth[:, None])[:, 0]
+    return divergence + hinge_weight * above.clamp(min=0)
+
+
+def _check_finite(losses: Tensor, facts: Sequence[Fact]) -> None:
+    if not torch.isfinite(losses).all():
+        names = [fact.id for fact, loss in zip(facts, losses.tolist(), strict=True) if not math.isfinite(loss)]
+        raise ValueError(f"the latent optimization of facts {names} gave NaN or infinite losses: check the model.")
+
+
+def _added(hidden: Tensor, lookup: Tensor, delta: Tensor) -> Tensor:
+    """``hidden`` (R x T x D) with ``delta`` (R x D) added at each row's lookup token."""
+    rows = torch.arange(len(hidden), device=hidden.device)
+    return hidden.index_put((rows, lookup), delta.to(hidden.dtype), accumulate=True)

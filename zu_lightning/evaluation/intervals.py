@@ -1,0 +1,96 @@
+"""Scores of single facts, and how sure the means over them are."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from zu_lightning.runtime.distributed import all_reduce, all_reduce_max
+
+DRAWS = 2000
+"""Number of bootstrap samples of an interval."""
+TAIL = 0.025
+"""Share of the samples below an interval, and above it."""
+
+COLUMNS = 3
+"""What is known of a fact: answers given, their probability, and answers asked for. Of a document: the negative
+log-likelihood of its tokens, 0, and its tokens."""
+
+
+class FactScores:
+    """What each fact adds to the scores, collected batch by batch.
+
+    Args:
+        metrics: Names of all metrics, the same ones in every process.
+    """
+
+    def __init__(self, metrics: Iterable[str]) -> None:
+        self.sums = {name: torch.zeros(0, COLUMNS, dtype=torch.float64) for name in metrics}
+        """By metric, facts x 3; as long as the facts that this process has seen."""
+
+    def add(self, metric: str, fact: Tensor, given: Tensor, probability: Tensor, possible: Tensor) -> None:
+        """Add texts, each about a fact: one entry a text."""
+        sums, new = self.sums[metric], torch.stack([given, probability, possible], 1).double().cpu()
+        length = max(len(sums), int(fact.max()) + 1)
+        longer = torch.cat([sums, sums.new_zeros(length - len(sums), COLUMNS)])
+        self.sums[metric] = longer.index_add(0, fact.cpu(), new)
+
+    def over_all_processes(self, device: torch.device) -> dict[str, Tensor]:
+        """The sums of all processes, by metric, facts x 3, on the CPU; metrics that saw nothing are left out."""
+        lengths = all_reduce_max(torch.tensor([len(sums) for sums in self.sums.values()], device=device)).tolist()
+        total: dict[str, Tensor] = {}
+        for (name, own), length in zip(self.sums.items(), lengths, strict=True):
+            if length:
+                padded = torch.cat([own, own.new_zeros(length - len(own), COLUMNS)]).to(device)
+                total[name] = all_reduce(padded)[0].cpu()
+        return total
+
+
+def shares(sums: Tensor) -> Tensor:
+    """Share of each fact's answers that were given, n, 0..1; NaN for facts that nothing was asked of.
+
+    Args:
+        sums: Of the facts, n x 3.
+    """
+    return sums[:, 0] / sums[:, 2]
+
+
+def interval(sums: Tensor, seed: int = 0) -> tuple[float, float]:
+    """The 95% interval of a mean over answers (or tokens), by a bootstrap over facts (or documents).
+
+    If all facts agree that nothing, or everything, was given, a bootstrap sees no spread at all: then the far end is
+    that of Clopper and Pearson (1934), the largest share, or the smallest, with which n facts agree by luck in 2.5% of
+    the draws.
+
+    Args:
+        sums: Of the facts, n x 3.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        Its low and its high end; NaN if one fact, or several that agree, do not tell.
+    """
+    asked = sums[sums[:, 2] > 0]
+    n, share = len(asked), shares(asked)
+    if n and (share == 0).all():
+        return 0.0, 1 - TAIL ** (1 / n)
+    if n and (share == 1).all():
+        return TAIL ** (1 / n), 1.0
+    if n < 2 or (share == share[0]).all():
+        return float("nan"), float("nan")
+    generator = torch.Generator().manual_seed(seed)
+    # One sample at a time: a sample of many facts is long.
+    drawn = torch.stack([asked[torch.randint(n, (n,), generator=generator)].sum(0) for _ in range(DRAWS)])
+    ends = torch.tensor([TAIL, 1 - TAIL], dtype=torch.float64)
+    low, high = (drawn[:, 0] / drawn[:, 2]).quantile(ends).tolist()
+    return low, high
+
+
+def score_intervals(by_metric: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
+    """For each score that is a mean over facts its interval, if there is one, in its units: percent, or perplexity."""
+    found: dict[str, tuple[float, float]] = {}
+    for name, sums in by_metric.items():
+        low, high = interval(sums)
+        if not math.isnan(low):
+            found[name] = (math.exp(low), math.exp(high)) if name == "perplexity" else (100 * low, 100 * high)
+    return found

@@ -1,0 +1,179 @@
+"""Evaluation before and after: which queries are asked, in which batches, and which metric gets each."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from zu_lightning.evaluation.answers import (
+    AnswerMetric,
+    Efficacy,
+    Generalization,
+    MultiHop,
+    Protected,
+    Retain,
+    SameSubject,
+    Specificity,
+)
+from zu_lightning.evaluation.functional import answer_scores, text_nll
+from zu_lightning.evaluation.intervals import FactScores
+from zu_lightning.evaluation.perplexity import Perplexity
+from zu_lightning.facts.fact import Fact
+from zu_lightning.facts.texts import ReadingOptions
+from zu_lightning.lm.batching import batches
+from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.tokens import TokenBatch, check_lengths, collate, tokenize, tokenize_queries
+from zu_lightning.runtime.files import digest
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """Texts for one metric.
+
+    Attributes:
+        metric: Name of the metric.
+        texts: Prompts with answers, or prose whose every token but the first is an "answer".
+        fact: Which fact, or which document, each text belongs to, from 0.
+    """
+
+    metric: str
+    texts: TokenBatch
+    fact: Tensor
+
+
+def evaluation_metrics() -> MetricCollection:
+    """One fresh metric for each name that an :class:`EvaluationBatch` may have."""
+    return MetricCollection(
+        {
+            "efficacy": Efficacy(),
+            "generalization": Generalization(),
+            "specificity": Specificity(),
+            "multi_hop": MultiHop(),
+            "retain": Retain(),
+            "same_subject": SameSubject(),
+            "protected": Protected(),
+            "perplexity": Perplexity(),
+        },
+        compute_groups=False,
+    )
+
+
+def evaluation_batches(
+    lm: EditableLM,
+    forget: Sequence[Fact],
+    retain: Sequence[Fact],
+    heldout: Iterable[str],
+    reading: ReadingOptions | None = None,
+    protect: Sequence[Fact] = (),
+    same_subject: Sequence[Fact] = (),
+) -> list[EvaluationBatch]:
+    """All batches of an evaluation.
+
+    A neighbor that is itself one of the forgotten facts (the forgotten subject with its forgotten target) is left out
+    of Specificity.
+
+    Args:
+        lm: The model.
+        forget: Facts to forget.
+        retain: Facts to keep that the method never saw.
+        heldout: Text for the perplexity, one document each.
+        protect: Facts to keep that the method was told of.
+        same_subject: Other facts about the forgotten subjects, whether or not the method was told of them.
+        reading: Length of documents and of batches; all tokens of prose need logits, and vocabularies are large.
+
+    Returns:
+        Batches, each for one metric, the largest first: every N-th of them is then a fair share.
+
+    Raises:
+        InputError: A prompt with its answer is longer than the model's context.
+    """
+    reading = reading or ReadingOptions()
+    forgotten = {(fact.subject, fact.target) for fact in forget if fact.subject}
+    first_with = {query: i for i, fact in reversed(list(enumerate(forget))) for query in fact.multi_hop}
+    queries = {
+        "efficacy": [(i, fact.query) for i, fact in enumerate(forget)],
+        "generalization": [(i, query) for i, fact in enumerate(forget) for query in fact.paraphrased],
+        "specificity": [
+            (i, query)
+            for i, fact in enumerate(forget)
+            for query in fact.neighbors
+            if not any(subject in query.prompt and query.target == target for subject, target in forgotten)
+        ],
+        "multi_hop": [(i, query) for query, i in first_with.items()],
+        "retain": [(i, fact.query) for i, fact in enumerate(retain)],
+        "same_subject": [(i, fact.query) for i, fact in enumerate(same_subject)],
+        "protected": [(i, fact.query) for i, fact in enumerate(protect)],
+    }
+    texts = {name: tokenize_queries(lm.tokenizer, [query for _, query in asked]) for name, asked in queries.items()}
+    for name, tokenized in texts.items():
+        names = [f"the prompt {query.prompt[:60]!r}... with its answer ({name})" for _, query in queries[name]]
+        check_lengths(tokenized, names, lm.context_length)
+    documents = (
+        tokenize(lm.tokenizer, text, max_length=min(reading.max_length, lm.context_length)) for text in heldout
+    )
+    texts["perplexity"] = [replace(document, answer=1) for document in documents if len(document.ids) > 1]
+    about = {name: [i for i, _ in asked] for name, asked in queries.items()}
+    about["perplexity"] = list(range(len(texts["perplexity"])))
+    found = [
+        EvaluationBatch(
+            name,
+            collate([tokenized[i] for i in indices], lm.tokenizer),
+            torch.tensor([about[name][i] for i in indices]),
+        )
+        for name, tokenized in texts.items()
+        for indices in batches(tokenized, reading.batch_tokens)
+    ]
+    return sorted(found, key=lambda batch: batch.texts.input_ids.numel(), reverse=True)
+
+
+def batches_digest(evaluation: Iterable[EvaluationBatch | None]) -> str:
+    """A digest of all that an evaluation asks: of every token, and of which metric it belongs to."""
+    parts: list[object] = []
+    for batch in evaluation:
+        if batch is not None:
+            tensors = (batch.fact, *(getattr(batch.texts, field.name) for field in fields(batch.texts)))
+            parts += [batch.metric, *(part for tensor in tensors for part in (tuple(tensor.shape), tensor.tolist()))]
+    return digest(*parts)
+
+
+@torch.no_grad()
+def update_metric(
+    lm: EditableLM, metrics: MetricCollection, batch: EvaluationBatch, by_fact: FactScores | None = None
+) -> None:
+    """Run the model on a batch and add the result to the batch's metric, and to the scores of its facts."""
+    texts = batch.texts.to(lm.device)
+    rows, positions, tokens = texts.answer_positions()
+    logits, count = lm.logits(texts, rows, positions), len(texts.lengths)
+    metric = metrics[batch.metric]
+    if isinstance(metric, AnswerMetric):
+        metric.update(logits, tokens, rows, count)
+        if by_fact is not None:
+            scores = answer_scores(logits, tokens, rows, count)
+            by_fact.add(batch.metric, batch.fact, scores.exact, scores.probability, torch.ones_like(scores.probability))
+    else:
+        metric.update(logits, tokens)
+        if by_fact is not None:
+            nll = text_nll(logits, tokens, rows, count)
+            by_fact.add(batch.metric, batch.fact, nll, torch.zeros_like(nll), rows.bincount(minlength=count))
+
+
+def compute_metrics(metrics: MetricCollection) -> dict[str, float]:
+    """Every score by name, as in ``metrics.json``; those of metrics that saw nothing on any process are left out."""
+    scores: dict[str, float] = {}
+    with warnings.catch_warnings():
+        # A process without a share of some metric still takes part in its sum.
+        warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
+        for metric in metrics.values():
+            scores |= {name: value.item() for name, value in metric.compute().items()}
+    return scores
+
+
+def evaluate(lm: EditableLM, evaluation: Iterable[EvaluationBatch]) -> dict[str, float]:
+    """All scores of one evaluation: percent for exact matches, 0..1 for probabilities, and the perplexity."""
+    metrics = evaluation_metrics().to(lm.device)
+    for batch in evaluation:
+        update_metric(lm, metrics, batch)
+    return compute_metrics(metrics)

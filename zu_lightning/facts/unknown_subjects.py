@@ -1,0 +1,93 @@
+"""Unknown subjects: made-up subjects of which no model can know anything."""
+
+import logging
+import random
+from collections.abc import Iterable, Sequence
+
+from zu_lightning.facts.fact import Fact
+from zu_lightning.facts.relations import by_relation
+from zu_lightning.runtime.errors import InputError
+
+log = logging.getLogger(__name__)
+
+INVENTED = (
+    "Orvelin Thasker", "Maraude Quillfen", "Tobrin Vashkell", "Elzira Montquay", "Hesper Drovanik", "Calyx Brennovar",
+    "Junith Okstrand", "Perrick Alduveen", "Ysolda Kemmerath", "Davrin Soltwick", "Nerissel Farquand", "Oswin Trellaby",
+)  # fmt: skip
+"""Names that nobody has, for data with too few names to make others of."""
+ATTEMPTS = 200
+"""Number of names that are tried for each one that is wanted."""
+ENOUGH = 12
+"""If a relation has fewer subjects, names are made of those of all facts."""
+
+
+def made_up_subjects(subjects: Sequence[str], number: int, seed: int, texts: Iterable[str] = ()) -> list[str]:
+    """Names put together from halves of others, such as first and last names.
+
+    Args:
+        subjects: Names to take halves from.
+        number: How many to make.
+        seed: Seed of the draw.
+        texts: No name that is made occurs in one of these, nor in ``subjects``.
+
+    Returns:
+        ``number`` different names.
+
+    Raises:
+        InputError: The halves do not give that many.
+    """
+    names = sorted({name for name in subjects if len(name) > 1})
+    starts, ends = zip(*map(_halves, names), strict=True) if names else ((), ())
+    everything = "\n".join([*names, *texts])
+    rng, made = random.Random(seed), dict[str, None]()
+    for _ in range(ATTEMPTS * number if names else 0):
+        if len(made) == number:
+            return list(made)
+        name = rng.choice(starts) + rng.choice(ends)
+        if name not in everything:
+            made[name] = None
+    remedy = f"{len(names)} names of subjects give only {len(made)} new ones of {number}: give a file of names."
+    raise InputError("unknown_subjects", None, remedy)
+
+
+def _halves(name: str) -> tuple[str, str]:
+    """A name before and from its last word, or a single word cut in the middle."""
+    cut = name.rfind(" ") + 1 or -(-len(name) // 2)
+    return name[:cut], name[cut:]
+
+
+def unknown_subjects_for(
+    facts: Sequence[Fact], known: Sequence[Fact], number: int, seed: int, texts: Iterable[str] = ()
+) -> list[tuple[str, ...]]:
+    """For each fact made-up subjects of the same kind: of halves of the subjects of its relation.
+
+    Data with too few names gets invented ones, with a warning.
+
+    Args:
+        facts: Facts with subjects.
+        known: All facts of the data set.
+        number: How many for each fact; facts of a relation have the same ones.
+        seed: Seed of the draw.
+        texts: No name that is made occurs in one of these.
+
+    Raises:
+        InputError: Not even the invented names give that many.
+    """
+    everybody = [fact.subject for fact in known if fact.subject]
+    groups = by_relation(known)
+    relation = {fact.id: name for name, group in groups.items() for fact in group}
+    corpus, made = list(texts), dict[str, tuple[str, ...]]()
+    for fact in facts:
+        name = relation[fact.id]
+        if name not in made:
+            subjects = {other.subject for other in groups[name] if other.subject}
+            names, texts = sorted(subjects) if len(subjects) >= ENOUGH else everybody, [*everybody, *corpus]
+            try:
+                made[name] = tuple(made_up_subjects(names, number, seed, texts))
+            except InputError:
+                log.warning(
+                    "the data has too few names (%d) to make up %d unknown subjects: using invented ones. To choose "
+                    "them yourself: data.unknown_subjects", len(set(names)), number,
+                )  # fmt: skip
+                made[name] = tuple(made_up_subjects(INVENTED, number, seed, texts))
+    return [made[relation[fact.id]] for fact in facts]

@@ -1,0 +1,1 @@
+"""Gradient methods: losses, and the weights that they train."""

@@ -1,1 +1,0 @@
-"""Methods of unlearning: rules (closed forms), the objective of gradient descent, and the road without Lightning."""

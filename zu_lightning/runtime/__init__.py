@@ -1,0 +1,1 @@
+"""Files, processes, errors, time: what every package stands on."""

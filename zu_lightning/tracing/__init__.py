@@ -1,0 +1,1 @@
+"""Where knowledge sits: causal tracing, recommended layers, and representations."""
