@@ -71,36 +71,17 @@ def answer_scores(logits: Tensor, tokens: Tensor, answer: Tensor, count: int) ->
     )
 
 
-def negative_log_likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Sum of -log p over tokens, in nats, float64.
+def token_nll(logits: Tensor, tokens: Tensor) -> Tensor:
+    """-log p of each token, in nats, float64.
 
     Args:
         logits: tokens x vocabulary, at the place before each token.
         tokens: Ids of the tokens.
-
-    Returns:
-        A scalar.
 
     Example:
         A token that is as likely as one other costs log 2 nats.
 
-        >>> negative_log_likelihood(torch.zeros(3, 2), torch.tensor([0, 1, 1])) / 3
-        tensor(0.6931, dtype=torch.float64)
+        >>> token_nll(torch.zeros(2, 2), torch.tensor([0, 1]))
+        tensor([0.6931, 0.6931], dtype=torch.float64)
     """
-    return cross_entropy(logits, tokens, reduction="none").double().sum()
-
-
-def text_nll(logits: Tensor, tokens: Tensor, text: Tensor, count: int) -> Tensor:
-    """Sum of -log p over the tokens of each text, in nats, float64.
-
-    Args:
-        logits: tokens x vocabulary, at the place before each token.
-        tokens: Ids of the tokens.
-        text: Which text each token belongs to, 0 to count - 1.
-        count: Number of texts.
-
-    Returns:
-        One entry per text.
-    """
-    nll = cross_entropy(logits, tokens, reduction="none").double()
-    return nll.new_zeros(count).index_add(0, text, nll)
+    return cross_entropy(logits, tokens, reduction="none").double()

@@ -4,8 +4,6 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from zu_lightning.evaluation.functional import negative_log_likelihood
-
 
 class Perplexity(Metric):
     """exp of the mean negative log-likelihood per token, where the first token of a text does not count.
@@ -26,10 +24,10 @@ class Perplexity(Metric):
         for state in ("nll", "total"):
             self.add_state(state, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, logits: Tensor, tokens: Tensor) -> None:
-        """Add tokens: ``logits`` (tokens x vocabulary) at the place before each of ``tokens`` (ids)."""
-        self.nll += negative_log_likelihood(logits, tokens)
-        self.total += tokens.numel()
+    def update(self, nll: Tensor) -> None:
+        """Add tokens by their negative log-likelihoods."""
+        self.nll += nll.sum()
+        self.total += nll.numel()
 
     def compute(self) -> dict[str, Tensor]:
         """``{"perplexity": ...}`` over all tokens seen, or nothing if there were none."""

@@ -8,19 +8,11 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from zu_lightning.evaluation.answers import (
-    AnswerMetric,
-    Efficacy,
-    Generalization,
-    MultiHop,
-    Protected,
-    Retain,
-    SameSubject,
-    Specificity,
-)
-from zu_lightning.evaluation.functional import answer_scores, text_nll
+from zu_lightning.evaluation.answers import AnswerMetric
+from zu_lightning.evaluation.functional import answer_scores, token_nll
 from zu_lightning.evaluation.intervals import FactScores
 from zu_lightning.evaluation.perplexity import Perplexity
+from zu_lightning.evaluation.score_table import SCORES
 from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.texts import ReadingOptions
 from zu_lightning.lm.batching import batches
@@ -46,19 +38,8 @@ class EvaluationBatch:
 
 def evaluation_metrics() -> MetricCollection:
     """One fresh metric for each name that an :class:`EvaluationBatch` may have."""
-    return MetricCollection(
-        {
-            "efficacy": Efficacy(),
-            "generalization": Generalization(),
-            "specificity": Specificity(),
-            "multi_hop": MultiHop(),
-            "retain": Retain(),
-            "same_subject": SameSubject(),
-            "protected": Protected(),
-            "perplexity": Perplexity(),
-        },
-        compute_groups=False,
-    )
+    answers = {score.name: AnswerMetric(score.name) for score in SCORES if score.unit == "percent"}
+    return MetricCollection({**answers, "perplexity": Perplexity()}, compute_groups=False)
 
 
 def evaluation_batches(
@@ -147,17 +128,17 @@ def update_metric(
     texts = batch.texts.to(lm.device)
     rows, positions, tokens = texts.answer_positions()
     logits, count = lm.logits(texts, rows, positions), len(texts.lengths)
-    metric = metrics[batch.metric]
-    if isinstance(metric, AnswerMetric):
-        metric.update(logits, tokens, rows, count)
-        if by_fact is not None:
-            scores = answer_scores(logits, tokens, rows, count)
-            by_fact.add(batch.metric, batch.fact, scores.exact, scores.probability, torch.ones_like(scores.probability))
+    if batch.metric == "perplexity":
+        nll = token_nll(logits, tokens)
+        metrics[batch.metric].update(nll)
+        total = nll.new_zeros(count).index_add(0, rows, nll)
+        sums = (total, torch.zeros_like(total), rows.bincount(minlength=count))
     else:
-        metric.update(logits, tokens)
-        if by_fact is not None:
-            nll = text_nll(logits, tokens, rows, count)
-            by_fact.add(batch.metric, batch.fact, nll, torch.zeros_like(nll), rows.bincount(minlength=count))
+        scores = answer_scores(logits, tokens, rows, count)
+        metrics[batch.metric].update(scores)
+        sums = (scores.exact, scores.probability, torch.ones_like(scores.probability))
+    if by_fact is not None:
+        by_fact.add(batch.metric, batch.fact, *sums)
 
 
 def compute_metrics(metrics: MetricCollection) -> dict[str, float]:

@@ -13,28 +13,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from zu_lightning.evaluation.score_table import SCORES
 from zu_lightning.lm.adapter import adapter_rank, serving_commands
 from zu_lightning.report.pictures import Picture, pictures_in
-from zu_lightning.report.results import HEADLINES, Results
+from zu_lightning.report.results import Results
 from zu_lightning.runtime.files import replacing
 
 FILE_NAME = "report.html"
 
 Table = Sequence[Sequence[str]]
 """A line of heads, then lines of as many cells."""
-
-MEANINGS = {
-    "efficacy": "facts to forget that it still answers",
-    "generalization": "the same, asked in other words",
-    "multi_hop": "questions about them in several steps that it still answers",
-    "specificity": "similar facts about others that it answers",
-    "retain": "facts to keep that it answers; the method never saw them",
-    "same_subject": "other facts about the same people or things that it answers",
-    "protected": "facts to keep that it answers; the method was told of them",
-    "efficacy_probability": "mean probability of the answers to forget",
-    "perplexity": "how surprised it is by ordinary text",
-}
-"""What each score says of the model, in plain words."""
 
 ATTACK_MEANINGS = {
     "rank": "share of other answers of its kind that it finds less likely than the true one",
@@ -56,8 +44,6 @@ ATTACK_MEANINGS = {
     "probe": "facts that can be read off its layers by a trained classifier",
 }
 """What attacks find, in plain words."""
-
-LOW_IS_GOOD = {"efficacy", "generalization", "multi_hop", "efficacy_probability"}
 
 
 def write_page(folder: Path) -> Path:
@@ -97,10 +83,8 @@ def page(results: Results, pictures: list[Picture], there: Set[str] = frozenset(
         there=there,
         serving={} if rank is None else serving_commands(results.model, "adapter", rank),
         summary=summary(results),
-        headlines=[name for name in HEADLINES if name in results.after],
-        meanings=MEANINGS,
+        scores=[score for score in SCORES if score.name in results.after],
         meaning_of=_meaning,
-        low_is_good=LOW_IS_GOOD,
         columns=[name for name in ("efficacy", "generalization", "specificity") if _measured(results, name)],
         models=[name for name in ("base", "edited", "gold") if any(name in one for one in results.attacks.values())],
         total_seconds=sum(results.seconds.values()),

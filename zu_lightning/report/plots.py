@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from zu_lightning.evaluation.score_table import SCORES
 from zu_lightning.report.pictures import Drawing, new_figure
-from zu_lightning.report.results import HEADLINES, Results
+from zu_lightning.report.results import Results
 
 BEFORE, AFTER, GOLD = "#9aa5b1", "#1f5fa8", "#c98a00"
 """Colors that are told apart by people who see no red or no green, and in print."""
@@ -18,7 +19,7 @@ ROW = 0.42
 
 def draw_scores(results: Results) -> Drawing:
     """Bars of the scores in percent, before and after, with their intervals."""
-    names = [name for name in HEADLINES if name in results.after and name not in ("perplexity", "efficacy_probability")]
+    names = [score.name for score in SCORES if score.unit == "percent" and score.name in results.after]
     figure = new_figure(7, 1.2 + 2 * ROW * len(names))
     panel = figure.subplots()
     for when, color, shift in (("before", BEFORE, 0.2), ("after", AFTER, -0.2)):

@@ -10,19 +10,6 @@ from zu_lightning.runtime.files import read_json, replacing
 
 FILE_NAME = "metrics.json"
 
-HEADLINES = (
-    "efficacy",
-    "generalization",
-    "specificity",
-    "multi_hop",
-    "retain",
-    "same_subject",
-    "protected",
-    "efficacy_probability",
-    "perplexity",
-)
-"""The scores that a table shows, in this order."""
-
 
 @dataclass(frozen=True)
 class TargetScores:

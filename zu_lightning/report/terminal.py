@@ -5,7 +5,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from zu_lightning.report.results import HEADLINES, Results
+from zu_lightning.evaluation.score_table import SCORES
+from zu_lightning.report.results import Results
 
 WIDTH = 100
 """Of a terminal that does not tell its own."""
@@ -35,16 +36,11 @@ def _scores(results: Results) -> Table:
     table = Table("score", box=box.SIMPLE_HEAD, pad_edge=False)
     for when in ("before", "after", "95% interval after"):
         table.add_column(when, justify="right")
-    for name in HEADLINES:
-        if name in results.after:
-            ends = results.intervals.get("after", {}).get(name)
-            before, after = results.before.get(name), results.after[name]
-            table.add_row(
-                name,
-                _number(before),
-                Text(_number(after), style="bold"),
-                _interval(ends, 2 if name == "perplexity" else 1),
-            )
+    for score in SCORES:
+        if score.name in results.after:
+            before, after = results.before.get(score.name), Text(_number(results.after[score.name]), style="bold")
+            ends = results.intervals.get("after", {}).get(score.name)
+            table.add_row(score.name, _number(before), after, _interval(ends, 1 if score.unit == "percent" else 2))
     return table
 
 
@@ -71,12 +67,7 @@ def _attacks(results: Results) -> Table:
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.{_digits(value)}f}"
-
-
-def _digits(value: float) -> int:
-    """Digits behind the point: more of small numbers."""
-    return 3 if abs(value) < 1 else 2 if abs(value) < 10 else 1
+    return f"{value:.{3 if abs(value) < 1 else 2 if abs(value) < 10 else 1}f}"
 
 
 def _interval(ends: tuple[float, float] | None, digits: int = 1) -> str:
