@@ -26,7 +26,9 @@ from callbacks.resume import checkpoint_path
 from callbacks.run_folder import check_writable, remove_refused, run_folder
 from callbacks.stopping import ending, full_disk_told_once, stopped_by_sigterm
 from callbacks.usage import Parser
-from zu_lightning import EditingModule, EvaluationModule, GradientModule, InputError, replacing
+from zu_lightning import EditingModule, EvaluationModule, GradientModule, InputError, ZeroUnlearnGD, replacing
+from zu_lightning.cli.method_option import module_of, named_method
+from zu_lightning.editing.method import Method, ReleaseProtocol
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "reload_dataloaders_every_n_epochs": 1,  # the next layer's keys
     "num_sanity_val_steps": -1,  # the evaluation before
     "use_distributed_sampler": False,  # it pads with repeats
-    "callbacks": [RecordRequest(), Resume()],
+    "callbacks": [ClosedForm(), RecordRequest(), Resume()],
     "enable_model_summary": False,
     "log_every_n_steps": 1,
 }
@@ -61,7 +63,7 @@ OPTION_OWNERS: tuple[tuple[str, type], ...] = (
     ("model", GradientModule),
     ("data", data.UnlearnDataModule),
     ("trainer", Trainer),
-    ("closed_form", ClosedForm),
+    ("method", ZeroUnlearnGD),
     ("attacks", Attacks),
     ("trainer.callbacks", Downstream),  # where an option sets what the last callback takes
     ("trainer.callbacks", TraceLayers),
@@ -105,11 +107,15 @@ class UnlearnCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Name the defaults that need no ``class_path``."""
-        parser.add_lightning_class_args(ClosedForm, "closed_form")
+        parser.add_subclass_arguments(Method, "method")
+        parser.add_argument("--release", type=ReleaseProtocol | None, help="Choices of the authors' release.")
         parser.add_lightning_class_args(Attacks, "attacks")
+        parser.link_arguments("method", "model.init_args.method", apply_on="instantiate")
+        method = Parser.chosen_method or "Erase"
         parser.set_defaults(
             {
-                "model": {"class_path": "zu_lightning.EditingModule"},
+                "method": {"class_path": method},
+                "model": {"class_path": module_of(method)},
                 "data": {"class_path": "data.UnlearnDataModule"},
             }
         )
@@ -117,6 +123,8 @@ class UnlearnCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check the output folder before anything else, and look for what a killed run has left there."""
         config = self.config[self.subcommand]
+        if config.release is not None:
+            config.method.init_args.release = config.release
         folder = config.trainer.default_root_dir
         check_writable(folder)
         for name, value in launcher_arguments().items():  # whatever a configuration says: the processes exist
@@ -129,9 +137,10 @@ class UnlearnCLI(LightningCLI):
             log.info("continuing from %s" if path.exists() else "%s does not exist: starting from the beginning", path)
 
     def instantiate_classes(self) -> None:
-        """Tell the data from where a run is continued, which Lightning says too late for its ``setup``."""
+        """Connect data and module, and pass on the checkpoint path, which Lightning sets only after ``setup``."""
         super().instantiate_classes()
         if isinstance(self.datamodule, data.UnlearnDataModule):
+            self.datamodule.connect(self.model)
             self.datamodule.continues_from = self.config[self.subcommand].ckpt_path
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -182,6 +191,7 @@ def main(args: list[str] | None = None) -> None:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
+    Parser.chosen_method = named_method(sys.argv[1:] if args is None else args)
     try:
         with stopped_by_sigterm(), full_disk_told_once():
             UnlearnCLI(

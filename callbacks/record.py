@@ -27,7 +27,7 @@ from zu_lightning.runtime.distributed import gather_to_rank_zero
 
 
 class RecordRequest(Afterwards):
-    """With ``data.project``, ask the facts of earlier requests again, and record the request when all is done.
+    """With ``data.project``, ask the facts of previous requests again, and record the request when all is done.
 
     No other run can write into the project meanwhile. Without ``data.project`` this does nothing.
     """
@@ -77,7 +77,7 @@ class RecordRequest(Afterwards):
             self.weights = digests_of(module.lm, [*layers_in(history.base), *module.layers])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ask the facts of earlier requests before the model is edited, in Lightning's sanity check."""
+        """Ask the facts of previous requests before the model is edited, in Lightning's sanity check."""
         if _history(trainer, pl_module) is not None and trainer.sanity_checking:
             _ask_earlier(unlearn_module(pl_module), "before")
 
@@ -96,7 +96,7 @@ class RecordRequest(Afterwards):
                 unlearn_module(pl_module).run.kept[batch.layer] = kept
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ask the facts of earlier requests again."""
+        """Ask the facts of previous requests again."""
         if _history(trainer, pl_module) is not None:
             _ask_earlier(unlearn_module(pl_module), "after")
 
@@ -125,7 +125,7 @@ def _ask_earlier(module: UnlearnModule, when: str) -> None:
     with torch.no_grad(), module.monitor.timed("evaluation"):
         module.run.earlier[when] = {
             one.number: evaluate(module.lm, rank_shard(evaluation_batches(module.lm, one.facts, [], [])))
-            for one in module.request.earlier
+            for one in module.request.previous
             if one.facts
         }
 

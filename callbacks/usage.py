@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser
+
+from zu_lightning.cli.method_option import without_other_methods
 
 TYPES = {
     "int": "an integer", "float": "a number", "bool": "true or false", "str": "a text", "list": "a list",
@@ -12,7 +15,7 @@ TYPES = {
 }  # fmt: skip
 """What values of a type are called."""
 
-SECTIONS = ("model", "data", "trainer", "closed_form", "attacks", "config", "seed_everything")
+SECTIONS = ("model", "data", "trainer", "method", "attacks", "config", "seed_everything")
 """What the names of options begin with, where jsonargparse gives them in full."""
 
 ONE_TYPE = re.compile(
@@ -39,6 +42,16 @@ class UsageError(SystemExit):
 
 class Parser(LightningArgumentParser):
     """Leaves it to the caller to show an error."""
+
+    chosen_method: str | None = None
+    """The method that the command line chooses; options of others in configuration files do not count."""
+
+    def _load_config_parser_mode(self, content: str, *args: Any, **kwargs: Any) -> Any:
+        """Leave out the options of methods that are not chosen."""
+        config = yaml.safe_load(content)
+        if isinstance(config, dict):
+            content = yaml.safe_dump(without_other_methods(config, Parser.chosen_method), sort_keys=False)
+        return super()._load_config_parser_mode(content, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Instead of the names of all options.

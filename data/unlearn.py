@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, LightningModule
 from torch.utils.data import DataLoader, Dataset
 
 from zu_lightning import (
@@ -18,7 +18,6 @@ from zu_lightning import (
     InputError,
     ReadingOptions,
     Request,
-    RetainText,
     UnlearnModule,
     digest,
     evaluation_batches,
@@ -26,10 +25,7 @@ from zu_lightning import (
     rank_shard,
     read_facts,
     read_texts,
-    retain_documents,
-    split_facts,
 )
-from zu_lightning.editing.request import about_subjects_of
 from zu_lightning.facts.splits import without
 from zu_lightning.ledger import Ledger
 from zu_lightning.ledger.entries import number_of
@@ -47,8 +43,9 @@ PREDICT_BATCH = 16
 class UnlearnDataModule(LightningDataModule):
     """Forget set, retain set, and retain text.
 
-    ``train_dataloader`` is called before each epoch (``reload_dataloaders_every_n_epochs=1``) and asks the module what
-    it trains on: an editing module then reads the keys of that epoch's layer, with the layers below already edited.
+    :meth:`connect` it with a module before a run. ``train_dataloader`` is called before each epoch
+    (``reload_dataloaders_every_n_epochs=1``) and asks the module what it trains on: an editing module then reads the
+    keys of that epoch's layer, with the layers below already edited.
 
     Args:
         path: Facts: our own records or those of CounterFact, zsRE, MQuAKE, or TOFU, in a file or on the hub.
@@ -56,41 +53,40 @@ class UnlearnDataModule(LightningDataModule):
             forgotten subject are left out.
         heldout: Text for the perplexity, in the same forms. By default the last tenth of the corpus, which is then
             not used for anything else.
-        ids: File with one id per line: only these facts are drawn from, such as those that the model is known to know.
+        ids_file: File with one id per line: only these facts are drawn from, such as those that the model answers.
         forget_num: How many facts (or records) to forget, drawn by seed; ignored if ``forget_ids`` is given.
-        retain_num: How many other facts to watch, drawn by seed; ignored if ``retain_ids`` is given. The method never
-            sees them.
-        protect_num: How many more facts to keep, of which the method is told; drawn by seed, after the others; fewer
-            if not as many are left; ignored if ``protect_ids`` is given.
+        retain_num: How many other facts are only measured, drawn by seed; ignored if ``retain_ids`` is given. The
+            method never sees them.
+        protect_num: Number of additional facts that the method must preserve, drawn by seed, after the others; fewer
+            if not as many are left; ignored if ``protect_ids`` is given. By default what the method says.
         protect_same_subject: Whether to protect all other facts about the forgotten subjects, too, except those that
-            are only watched.
+            are only measured. By default what the method says.
         unknown_subjects: File with one name per line: subjects that the model knows nothing about, for
-            ``target: reference``. By default names are made up from halves of those of the data set.
+            ``method.target_kind: reference``. By default names are made up from halves of those of the data set.
         seed: Seed of the draw and of the context templates.
         forget_path: File with the facts to forget, in the forms of ``path``, which then only says what stays. It may
             hold facts of ``path``. ``forget_num`` and ``forget_ids`` are ignored.
         forget_ids: Ids of the facts to forget.
-        retain_ids: Ids of the facts to watch.
-        protect_ids: Ids of the facts to keep of which the method is told.
-        halves: Whether facts to keep are drawn from the first half of the file and facts to forget from the second,
-            as in the authors' release.
+        retain_ids: Ids of the facts that are only measured.
+        protect_ids: Ids of the facts that the method must preserve.
         draw: Whether the numbers count ``facts``, or ``records`` whose facts go together. Only MQuAKE has records of
             several facts, its rewritten hops.
-        nq_prefix: Whether zsRE's specificity prompts keep their prefix ``nq question:``.
         fact_token: Where the model is edited: at the subject's last or first token, or at the prompt's last.
         detect_subjects: Whether to look for the subject in the prompt if a record names none.
         chat: Whether prompts are given to the model as a user's message, through its chat template.
         reading: How much text is read, and in what batches.
-        cache: Folder in which runs share what they have computed: neutral targets, values, second moments, and the
-            scores before. By default ``cache`` in the run's folder; give all runs of a grid the same one.
-        project: Folder of a model that is given one request after the other: its ledger knows the earlier ones, starts
-            from their updates, and keeps them in effect.
+        cache: Folder in which runs share results: neutral targets, values, second moments, and the scores before. By
+            default ``cache`` under the output folder; give all runs of a comparison the same one.
+        project: Folder of a model that gets one request after another: a run starts from the updates of the previous
+            requests in its ledger, and keeps them in effect.
         keep_texts: Whether the project folder keeps the texts of this request. Without them it can be neither
             evaluated again nor solved again, but stays in effect.
         replaces: Number of a request of the project that was taken back together with another, to solve it again.
     """
 
     request: Request
+    module: UnlearnModule | None = None
+    """The module that the data is read for; see :meth:`connect`."""
     continues_from: str | None = None
     """Checkpoint from which a run is continued."""
     forgotten: Sequence[str] | None = None
@@ -101,63 +97,85 @@ class UnlearnDataModule(LightningDataModule):
         path: str = "data/demo/facts.jsonl",
         corpus: str = "data/demo/corpus.txt",
         heldout: str | None = None,
-        ids: str | None = None,
+        ids_file: str | None = None,
         forget_num: int = 10,
         retain_num: int = 200,
-        protect_num: int = 0,
-        protect_same_subject: bool = False,
+        protect_num: int | None = None,
+        protect_same_subject: bool | None = None,
         unknown_subjects: str | None = None,
         seed: int = 0,
         forget_path: str | None = None,
         forget_ids: list[str] | None = None,
         retain_ids: list[str] | None = None,
         protect_ids: list[str] | None = None,
-        halves: bool = False,
         draw: Literal["facts", "records"] = "facts",
-        nq_prefix: bool = False,
         fact_token: FactToken = "subject_last",
         detect_subjects: bool = True,
         chat: bool = False,
-        reading: ReadingOptions = ReadingOptions(),  # noqa: B008 (frozen)
+        reading: ReadingOptions = ReadingOptions(),
         cache: str | None = None,
         project: str | None = None,
         keep_texts: bool = True,
         replaces: int | None = None,
     ) -> None:
         super().__init__()
-        self.path, self.corpus, self.heldout, self.ids = path, corpus, heldout, ids
+        self.path, self.corpus, self.heldout, self.ids_file = path, corpus, heldout, ids_file
         self.forget_num, self.retain_num, self.protect_num = forget_num, retain_num, protect_num
         self.forget_ids, self.retain_ids, self.protect_ids = forget_ids, retain_ids, protect_ids
-        self.seed, self.halves, self.draw, self.nq_prefix = seed, halves, draw, nq_prefix
-        self.fact_token, self.detect_subjects, self.chat = fact_token, detect_subjects, chat
+        self.seed, self.draw, self.fact_token = seed, draw, fact_token
+        self.detect_subjects, self.chat = detect_subjects, chat
         self.reading, self.cache, self.unknown_subjects = reading, cache, unknown_subjects
         self.protect_same_subject, self.forget_path = protect_same_subject, forget_path
         self.project, self.keep_texts, self.replaces = project, keep_texts, replaces
 
+    def connect(self, module: LightningModule) -> None:
+        """Connect data and module, once, before a run: the data asks for batches, the module for the request.
+
+        Raises:
+            InputError: It is not an UnlearnModule.
+        """
+        if not isinstance(module, UnlearnModule):
+            raise InputError("model", type(module).__name__, "UnlearnDataModule reads data for an UnlearnModule.")
+        self.module = module
+        module.connect(self)
+
+    @property
+    def connected(self) -> UnlearnModule:
+        """The module.
+
+        Raises:
+            InputError: There is none.
+        """
+        if self.module is None:
+            raise InputError("data", type(self).__name__, "call data.connect(module) before the trainer.")
+        return self.module
+
     def setup(self, stage: str) -> None:
-        """Read and split the facts, and read the text: everything that can be wrong with the input shows here."""
-        ledger, known, (forget, retain, protect) = self._drawn(self._read(self.path), stage)
-        log.info("%d facts to forget, %d to keep, %d more to protect", len(forget), len(retain), len(protect))
+        """Read and draw the facts, and read the text: everything that can be wrong with the input shows here."""
+        method, facts = self.connected.method, self._read(self.path)
+        given = None if self.forget_path is None else self._read(self.forget_path, "forget_path")
+        ledger, known = self._left_by_ledger(facts, given, stage)
         heldout: list[str] | None = None
         if self.heldout is not None:
             heldout = read_texts(self.heldout, self.reading.heldout_documents, "heldout")
-        corpus, documents = self._texts(forget, stage) if stage == "fit" or heldout is None else ([], [])
-        if heldout is None:
-            kept = len(documents) - len(documents) // 10
-            documents, heldout = documents[:kept], documents[kept:]
-            # Wherever a draw's last tenth begins: what all draws keep ends near here.
-            corpus = corpus[: len(corpus) - len(corpus) // 10]
-        self.request = Request(
-            forget=forget,
-            retain=retain,
-            protect=protect,
-            known=known,
-            unknown_subjects=[]
-            if self.unknown_subjects is None
-            else read_texts(self.unknown_subjects, sys.maxsize, "unknown_subjects"),
-            text=RetainText(documents, self.reading, corpus),
-            heldout=heldout[: self.reading.heldout_documents],
+        corpus: list[str] = []
+        if stage == "fit" or heldout is None:
+            corpus = read_texts(self.corpus, self.reading.corpus_documents, "corpus", method.release.corpus_seed)
+        names = self.unknown_subjects
+        forget_ids = self.forget_ids if given is None else [fact.id for fact in given]
+        self.request = Request.draw(
+            known,
+            corpus,
+            method=method,
+            forget=self.forget_num if forget_ids is None else forget_ids,
+            retain=self.retain_num if self.retain_ids is None else self.retain_ids,
+            protect=self.protect_num if self.protect_ids is None else self.protect_ids,
+            protect_same_subject=self.protect_same_subject,
+            heldout=heldout,
+            reading=self.reading,
+            by_record=self.draw == "records",
             seed=self.seed,
+            unknown_subjects=[] if names is None else read_texts(names, sys.maxsize, "unknown_subjects"),
             cache=self._cache_folder,
             number=len(ledger.entries) + 1 if ledger else 0,
             history=ledger.history(keeps_texts=self.keep_texts, replaces=self.replaces) if ledger else None,
@@ -166,8 +184,8 @@ class UnlearnDataModule(LightningDataModule):
     def settings(self) -> dict[str, object]:
         """Everything in this data that decides which weights a run ends with, by option."""
         text, reading, history = self.request.text, self.reading, self.request.history
-        earlier = {"data.project": history.head} if history else {}
-        return earlier | {
+        project = {"data.project": history.head} if history else {}
+        return project | {
             "data.path, or another option that decides which facts are drawn": digest(
                 *self.request.forget, "protected", *self.request.protect, "seed", self.request.seed
             ),
@@ -176,14 +194,14 @@ class UnlearnDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """What the module trains on in this epoch."""
-        return _loader(self.module.training_batches(self.request))
+        return _loader(self.connected.training_batches())
 
     def val_dataloader(self) -> DataLoader[EvaluationBatch | None]:
         """Queries for each metric, and held-out text for the perplexity."""
         request = self.request
         facts = (request.forget, request.retain, request.heldout)
         more = (request.protected_others, request.same_subject)
-        batches = evaluation_batches(self.module.lm, *facts, self.reading, *more)
+        batches = evaluation_batches(self.connected.lm, *facts, self.reading, *more)
         # A process without a share still has to take part in the sums that follow.
         return _loader([*rank_shard(batches)] or [None])
 
@@ -200,42 +218,27 @@ class UnlearnDataModule(LightningDataModule):
         """Leave batches as they are: the language model knows where its input belongs."""
         return batch
 
-    @property
-    def module(self) -> UnlearnModule:
-        """The module that this data is read for.
-
-        Raises:
-            InputError: It is not an UnlearnModule.
-        """
-        module = self.trainer.lightning_module if self.trainer else None
-        if not isinstance(module, UnlearnModule):
-            raise InputError("model", type(module).__name__, "UnlearnDataModule reads data for an UnlearnModule.")
-        return module
-
     def _read(self, path: str, parameter: str = "path") -> list[Fact]:
-        facts = read_facts(path, detect_subjects=self.detect_subjects, nq_prefix=self.nq_prefix, parameter=parameter)
-        if self.ids is not None and path == self.path:
-            facts = facts_by_id(facts, read_texts(self.ids, sys.maxsize, "ids"))
+        nq_prefix = self.connected.method.release.nq_prefix
+        facts = read_facts(path, detect_subjects=self.detect_subjects, nq_prefix=nq_prefix, parameter=parameter)
+        if self.ids_file is not None and path == self.path:
+            facts = facts_by_id(facts, read_texts(self.ids_file, sys.maxsize, "ids_file"))
         return [replace(fact.as_chat() if self.chat else fact, fact_token=self.fact_token) for fact in facts]
 
-    def _drawn(
-        self, facts: list[Fact], stage: str
-    ) -> tuple[Ledger | None, list[Fact], tuple[list[Fact], list[Fact], list[Fact]]]:
-        """The ledger, what is left of the facts by its requests, and which of them go and stay."""
-        asked = None if self.forget_path is None else self._read(self.forget_path, "forget_path")
+    def _left_by_ledger(
+        self, facts: list[Fact], given: list[Fact] | None, stage: str
+    ) -> tuple[Ledger | None, list[Fact]]:
+        """The project's ledger as it was before this request, and the facts that its requests have left."""
         if self.project is None:
-            known = facts if asked is None else [*asked, *without(facts, asked)]
-            return None, known, self._split(known, asked)
+            return None, facts if given is None else [*given, *without(facts, given)]
         ledger = Ledger.read(self.project) if stage == "fit" else Ledger.existing(self.project)
-        before = self._before(ledger, facts, asked, stage)
+        before = self._before(ledger, facts, given, stage)
         gone = before.forgotten(facts)
-        self._check_ids(gone, asked)
+        self._check_ids(gone, given)
         known = [fact for fact in facts if fact.id not in gone]
-        known = known if asked is None else [*asked, *without(known, asked)]
-        sets = self._split(known, asked)
         if stage == "fit":
-            before.check_new(asked or [])
-        return before, known, sets
+            before.check_new(given or [])
+        return before, known if given is None else [*given, *without(known, given)]
 
     def _before(self, ledger: Ledger, facts: Sequence[Fact], asked: Sequence[Fact] | None, stage: str) -> Ledger:
         """The ledger as it was before this request, which may have its line already."""
@@ -255,32 +258,6 @@ class UnlearnDataModule(LightningDataModule):
             for name in ids or ():
                 if name in gone:
                     raise known_already(option, name, gone[name])
-
-    def _split(self, facts: Sequence[Fact], given: Sequence[Fact] | None) -> tuple[list[Fact], list[Fact], list[Fact]]:
-        forget_ids = self.forget_ids if given is None else [fact.id for fact in given]
-        asked = {
-            "forget": self.forget_num if forget_ids is None else forget_ids,
-            "retain": self.retain_num if self.retain_ids is None else self.retain_ids,
-            "protect": self.protect_num if self.protect_ids is None else self.protect_ids,
-        }
-        by_record = self.draw == "records"
-        forget, retain, protect = split_facts(facts, **asked, seed=self.seed, halves=self.halves, by_record=by_record)
-        if self.protect_same_subject:
-            taken = {fact.id for fact in (*retain, *protect)}
-            protect += [fact for fact in about_subjects_of(forget, facts) if fact.id not in taken]
-        return forget, retain, protect
-
-    def _texts(self, forget: Sequence[Fact], stage: str) -> tuple[list[str], list[str]]:
-        """The corpus, and those of its documents that name no forgotten subject."""
-        corpus = read_texts(self.corpus, self.reading.corpus_documents, "corpus", self.reading.corpus_seed)
-        documents = retain_documents(corpus, forget)
-        if not documents and stage == "fit":
-            raise InputError("corpus", self.corpus, "every document names a forgotten subject: add retain text.")
-        log.info(
-            "%d documents of retain text (%d more name a forgotten subject and are left out)",
-            len(documents), len(corpus) - len(documents),
-        )  # fmt: skip
-        return corpus, documents
 
     @property
     def _cache_folder(self) -> Path | None:

@@ -48,11 +48,11 @@ def test_what_is_named_by_id_is_not_drawn() -> None:
 
 
 def test_halves_keep_from_the_first_and_forget_from_the_second() -> None:
-    forget, retain, protect = split_facts(make(20), 5, 6, 4, halves=True)
+    forget, retain, protect = split_facts(make(20), 5, 6, 4, split_halves=True)
     assert {int(fact.id) for fact in forget} <= set(range(10, 20))
     assert {int(fact.id) for fact in [*retain, *protect]} == set(range(10))
     with pytest.raises(InputError, match=r"forget_num is 11: 10 of the 20 facts are left"):
-        split_facts(make(20), 11, halves=True)
+        split_facts(make(20), 11, split_halves=True)
 
 
 def hops(*records: str) -> list[Fact]:
@@ -81,11 +81,11 @@ def test_a_fact_of_two_records_goes_with_the_first_set_that_draws_one_of_them() 
 
 def test_halves_of_records() -> None:
     facts = hops("a", "b", "b", "c", "d", "d", "d", "d")
-    forget, retain, _ = split_facts(facts, 2, 2, by_record=True, halves=True)
+    forget, retain, _ = split_facts(facts, 2, 2, by_record=True, split_halves=True)
     assert {name for fact in forget for name in fact.records} == {"c", "d"}
     assert {name for fact in retain for name in fact.records} == {"a", "b"}
     with pytest.raises(InputError, match="forget_num is 3: 2 of the 4 records are left to draw from"):
-        split_facts(facts, 3, by_record=True, halves=True)
+        split_facts(facts, 3, by_record=True, split_halves=True)
 
 
 def test_records_of_one_fact_are_drawn_like_facts() -> None:

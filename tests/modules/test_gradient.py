@@ -13,6 +13,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from zu_lightning.gradient.losses import Answers
 
 from callbacks import ExportEditedModel, Report, Resume
 from callbacks.export import tell_how_to_serve
@@ -35,7 +36,6 @@ from zu_lightning import (
     SimNPO,
     TrainingOptions,
 )
-from zu_lightning.gradient.losses import Answers
 from zu_lightning.lm.adapter import VLLM_RANKS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # trained without dropout, as it is used

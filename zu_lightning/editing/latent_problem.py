@@ -9,85 +9,18 @@ Rows are prompts, with an answer or without, and prompts *to keep*, after which 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from zu_lightning.editing.latent_rows import Kept, Rows
+from zu_lightning.editing.method import EditingMethod
 from zu_lightning.editing.prompts import PromptVariants
 from zu_lightning.evaluation.functional import AnswerScores, answer_scores
 from zu_lightning.facts.fact import Fact
-from zu_lightning.lm.contexts import CONTEXT_STARTS
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import Prompt, TokenBatch, collate, tokenize_all, tokenize_facts
-from zu_lightning.runtime.errors import InputError, require_positive
-
-KLPosition = Literal["last", "lookup"]
-"""Which token of "{subject} is a" the KL term reads: its last one, or its lookup token."""
-
-
-@dataclass(frozen=True)
-class LatentOptions:
-    """How latent vectors are optimized.
-
-    The paper prints no numbers; the defaults are those of the authors' release, which are MEMIT's, except
-    ``scale_free`` and ``kl_position``.
-    """
-
-    contexts: int = 6
-    """Number of texts before a prompt over which vectors and keys are averaged, the empty one included; 6 at most."""
-    templates: int = 0
-    """Number of prompts of other facts of the same relation over which vectors and keys are averaged, too; a fact's own
-    paraphrases, by which generalization is measured, are never among them."""
-    examples: int = 0
-    """Number of contexts, each of a few facts about others of the same relation, over which keys alone are averaged:
-    they change the key at a subject more than other texts do."""
-    average_over_prompts: bool = False
-    """Whether a rule minimizes the mean of the squared distances to the neutral targets over all these ways to put a
-    fact, in place of the distance at the mean of its keys, in which the bare prompt weighs half (the paper). For rules
-    with a retain term: Memit, ZeroUnlearn, and ZeroUnlearnSoft."""
-    prompts_per_step: int | None = None
-    """Number of ways to put a fact that a step of the optimization looks at, the bare prompt and others in turn, and
-    with them as many prompts to keep as there are others, or one; all of both by default."""
-    steps: int = 25
-    """Number of evaluations of the loss; Adam moves between them."""
-    learning_rate: float = 0.1
-    """Adam's step size for an entry; with ``scale_free`` in units of the start's root mean square."""
-    scale_free: bool = True
-    """Whether steps are measured in the size of the vector that they move: 25 steps of 0.1 move an entry by 2.5 at
-    most, which is far in a model whose hidden states have entries of 0.3 and near in one whose entries are 5."""
-    kl_weight: float = 0.0625
-    """Weight of KL(new || original) of the next token in "{subject} is a", in nats."""
-    same_subject_weight: float = 0.0625
-    """The same for the prompts of all protected facts about the fact's own subject together."""
-    unknown_subjects: int = 8
-    """With references, the number of made-up subjects to average over; all names of a file are used."""
-    hinge_weight: float = 20.0
-    """With references, weight of how far the log-probability of the true answer's first token lies above theirs."""
-    kl_position: KLPosition = "last"
-    """After which token of "{subject} is a" the KL term is read: its ``last`` one, or its ``lookup`` token, where the
-    vector is added, as in MEMIT and the authors' release."""
-    weight_decay: float = 0.5
-    """Weight of ||delta|| / ||start||^2."""
-    clamp: float = 0.75
-    """Largest ||delta|| / ||start||."""
-    tolerance: float = 0.05
-    """A fact whose loss is below this is done, in nats."""
-    facts_per_batch: int = 64
-    """Number of facts that are optimized at a time, and the unit in which processes share them; halved when there
-    is not enough memory."""
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that no optimization can run with."""
-        if not 1 <= self.contexts <= 1 + len(CONTEXT_STARTS):
-            remedy = f"give a number from 1 to {1 + len(CONTEXT_STARTS)}."
-            raise InputError("latents.contexts", self.contexts, remedy)
-        positive = ("steps", "learning_rate", "clamp", "facts_per_batch", "prompts_per_step", "unknown_subjects")
-        for name, value in vars(self).items():
-            if not isinstance(value, str | bool):
-                require_positive(f"latents.{name}", value, or_zero=name not in positive)
 
 
 @dataclass(frozen=True)
@@ -115,8 +48,8 @@ class LatentProblem:
         lm: The model.
         site: The layer, or its projection, at whose output a vector is added.
         layer: Index of that layer.
-        variants: How the facts are put.
-        options: How to optimize.
+        variants: The facts' prompt variants.
+        method: Says how to optimize.
         same_subject_facts: For a fact's id, other facts about its subject whose answers should stay.
     """
 
@@ -126,10 +59,11 @@ class LatentProblem:
         site: nn.Module,
         layer: int,
         variants: PromptVariants,
-        options: LatentOptions,
+        method: EditingMethod,
         same_subject_facts: Mapping[str, Sequence[Fact]] | None = None,
     ) -> None:
-        self.lm, self.site, self.layer, self.variants, self.options = lm, site, layer, variants, options
+        self.lm, self.site, self.layer, self.variants = lm, site, layer, variants
+        self.options, self.kl_position = method.latents, method.release.kl_position
         self.same_subject_facts = same_subject_facts or {}
         # The residual stream adds what the projection writes, unless that is normalized first.
         self.inside_layer = site is lm.projections[layer] and lm.normalizes_mlp_output
@@ -213,7 +147,7 @@ class LatentProblem:
     def _to_keep(self, fact: Fact) -> Iterator[tuple[Fact, bool, float]]:
         """Prompts about a fact's subject after which nothing should change, if at the lookup token, and weights."""
         if fact.essence is not None and self.options.kl_weight:
-            yield fact.essence, self.options.kl_position == "lookup", self.options.kl_weight
+            yield fact.essence, self.kl_position == "lookup", self.options.kl_weight
         same_subject_facts = self.same_subject_facts.get(fact.id, ()) if self.options.same_subject_weight else ()
         for same_subject_fact in same_subject_facts:
             yield same_subject_fact, False, self.options.same_subject_weight / len(same_subject_facts)

@@ -6,12 +6,13 @@ place; one routine serves both, many facts at a time.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from zu_lightning.editing.latent_problem import LatentObjective, LatentOptions, LatentProblem
+from zu_lightning.editing.latent_problem import LatentObjective, LatentProblem
+from zu_lightning.editing.method import EditingMethod
 from zu_lightning.editing.prompts import PromptVariants
 from zu_lightning.editing.references import References, first_tokens
 from zu_lightning.facts.fact import Fact
@@ -19,32 +20,7 @@ from zu_lightning.lm.batching import even_batches, retry_with_smaller_batch
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import Prompt, tokenize_all
 from zu_lightning.runtime.distributed import all_gather, all_to_all, gather_to_rank_zero, rank_shard, rank_slice
-from zu_lightning.runtime.errors import InputError
 from zu_lightning.runtime.timing import Monitor
-
-Target = Literal["word", "reference"]
-"""What a neutral target makes the model say: the neutral answer, or what it says of unknown subjects."""
-
-
-@dataclass(frozen=True)
-class TargetOptions:
-    """What edits aim at, and how that is found."""
-
-    neutral_target: str = "unknown"
-    """What the model should answer instead; modules and :func:`zu_lightning.unlearn` replace ``<eos>`` by the
-    tokenizer's end-of-text token."""
-    optimize_values: bool = True
-    """Whether V is optimized for the true answers (the paper) or observed (``V = W K``)."""
-    latents: LatentOptions = field(default_factory=LatentOptions)
-    """Options of the latent optimization."""
-    target: Target = "word"
-    """Whether z* makes the model say the neutral answer (``word``, the paper), or what it predicts for unknown subjects
-    (``reference``): then nothing of the fact is left in z*, where a word only covers it."""
-
-    def __post_init__(self) -> None:
-        """Refuse an empty answer."""
-        if not self.neutral_target.strip():
-            raise InputError("neutral_target", self.neutral_target, "say what the model should answer instead.")
 
 
 @dataclass(frozen=True)
@@ -103,71 +79,69 @@ class NeutralTargets:
 
 
 @dataclass(frozen=True)
-class Others:
-    """Who else plays a part in neutral targets.
+class Aim:
+    """What neutral targets make the model predict for n facts.
 
     Attributes:
-        unknown_subjects: For each fact the subjects of whom references are made; empty if there are none.
+        answer: The neutral answer; empty with unknown subjects.
+        unknown_subjects: For each fact, the names whose next-token distributions are averaged; empty to aim at the
+            answer.
         same_subject_facts: For a fact's id, other facts about its subject whose answers should stay.
-        rephrased: For a fact's id, the fact in other words, which count like contexts.
     """
 
+    answer: str = ""
     unknown_subjects: Sequence[tuple[str, ...]] = ()
     same_subject_facts: Mapping[str, Sequence[Fact]] = field(default_factory=dict)
-    rephrased: Mapping[str, Sequence[Fact]] = field(default_factory=dict)
 
 
 def neutral_targets(
     lm: EditableLM,
     facts: Sequence[Fact],
     layer: int,
-    contexts: Sequence[str],
-    options: TargetOptions,
-    others: Others | None = None,
+    variants: PromptVariants,
+    aim: Aim,
+    method: EditingMethod,
     monitor: Monitor | None = None,
 ) -> NeutralTargets:
-    """z*: hidden states after ``layer`` at the lookup tokens that make the model say what it should.
+    """z*: hidden states after ``layer`` at the lookup tokens with which the model predicts what it should.
 
     Args:
         lm: The model.
         facts: n facts.
         layer: Index of the layer.
-        contexts: Texts to put before prompts, the first one empty.
-        options: What the model should say, and how to optimize.
-        others: Who else plays a part in it.
+        variants: Their prompt variants.
+        aim: What the model should predict.
+        method: Says how to optimize.
         monitor: Shows progress.
 
     Returns:
         The targets, float64.
     """
-    others = others or Others()
-    variants = PromptVariants(contexts, others.rephrased)
-    problem = LatentProblem(lm, lm.layers[layer], layer, variants, options.latents, others.same_subject_facts)
-    n, by_reference = len(facts), options.target == "reference"
-    answers = ["" if by_reference else options.neutral_target] * n
+    problem = LatentProblem(lm, lm.layers[layer], layer, variants, method, aim.same_subject_facts)
+    n, by_reference = len(facts), bool(aim.unknown_subjects)
     references = References(lm, variants)
 
-    def goal(share: list[int]) -> LatentObjective:
+    def predictions(batch: list[int]) -> Tensor:
+        return references.of([facts[i] for i in batch], [aim.unknown_subjects[i] for i in batch])
+
+    def objective(batch: list[int]) -> LatentObjective:
         if not by_reference:
-            return LatentObjective([answers[i] for i in share])
-        some = [facts[i] for i in share]
-        said = references.of(some, [others.unknown_subjects[i] for i in share])
-        return LatentObjective([""] * len(share), said, first_tokens(lm, some))
+            return LatentObjective([aim.answer] * len(batch))
+        truth = first_tokens(lm, [facts[i] for i in batch])
+        return LatentObjective([""] * len(batch), predictions(batch), truth)
 
     def found() -> Iterator[tuple[Sequence[int], Tensor]]:
-        for share, before, after in _optima(problem, facts, answers, goal, "Neutral targets", monitor):
-            some, delta = [facts[i] for i in share], (after - before).float()
+        for batch, before, after in _optima(problem, facts, [aim.answer] * n, objective, "Neutral targets", monitor):
+            chosen, delta = [facts[i] for i in batch], (after - before).float()
             if by_reference:
-                said = references.of(some, [others.unknown_subjects[i] for i in share])[0].exp()
-                probability = problem.next_token(some, delta).exp().minimum(said).sum(1)
+                probability = problem.next_token(chosen, delta).exp().minimum(predictions(batch)[0].exp()).sum(1)
             else:
-                words = [options.neutral_target] * len(some)
-                probability = problem.scores(some, words, delta).probability
-            lost = ~problem.scores(some, [fact.target for fact in some], delta).exact
-            yield share, torch.cat([before, after, probability.double()[:, None], lost.double()[:, None]], 1)
+                probability = problem.scores(chosen, [aim.answer] * len(chosen), delta).probability
+            lost = ~problem.scores(chosen, [fact.target for fact in chosen], delta).exact
+            yield batch, torch.cat([before, after, probability.double()[:, None], lost.double()[:, None]], 1)
 
     none = torch.zeros(0, 2 * lm.weight(layer).shape[0] + 2, dtype=torch.float64, device=lm.device)
-    return NeutralTargets.of(tuple(contexts), all_to_all(found(), none, n))
+    return NeutralTargets.of(tuple(variants.contexts), all_to_all(found(), none, n))
 
 
 def original_values(
@@ -175,38 +149,38 @@ def original_values(
     facts: Sequence[Fact],
     layer: int,
     contexts: Sequence[str],
-    options: LatentOptions,
+    method: EditingMethod,
     monitor: Monitor | None = None,
 ) -> Tensor:
-    """V: outputs of the projection of ``layer`` at the lookup tokens that make the model give the true answer.
+    """V: outputs of the projection of ``layer`` at the lookup tokens with which the model gives the true answer.
 
     Args:
         lm: The model.
         facts: n facts.
         layer: Index of the layer.
-        contexts: Texts to put before prompts, the first one empty.
-        options: How to optimize.
+        contexts: Context templates, the first one empty.
+        method: Says how to optimize.
         monitor: Shows progress.
 
     Returns:
-        V, d_out x n, float64; of several processes each gets the columns of its share of the facts.
+        V, d_out x n, float64; of several processes each gets the columns of its shard of the facts.
     """
-    problem = LatentProblem(lm, lm.projections[layer], layer, PromptVariants(contexts), options)
+    problem = LatentProblem(lm, lm.projections[layer], layer, PromptVariants(contexts), method)
     answers = [fact.target for fact in facts]
 
-    def goal(share: list[int]) -> LatentObjective:
-        return LatentObjective([answers[i] for i in share])
+    def objective(batch: list[int]) -> LatentObjective:
+        return LatentObjective([answers[i] for i in batch])
 
-    optima = _optima(problem, facts, answers, goal, "Original values", monitor)
+    optima = _optima(problem, facts, answers, objective, "Original values", monitor)
     none = torch.zeros(0, lm.weight(layer).shape[0], dtype=torch.float64, device=lm.device)
-    return all_to_all(((share, after) for share, _, after in optima), none, len(facts)).mT
+    return all_to_all(((batch, after) for batch, _, after in optima), none, len(facts)).mT
 
 
 def _optima(
     problem: LatentProblem,
     facts: Sequence[Fact],
     answers: Sequence[str],
-    goal: Callable[[list[int]], LatentObjective],
+    objective: Callable[[list[int]], LatentObjective],
     name: str,
     monitor: Monitor | None,
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
@@ -222,7 +196,7 @@ def _optima(
     shares = list(rank_shard(even_batches(lengths, problem.options.facts_per_batch)))
 
     def solve(share: list[int]) -> tuple[Tensor, Tensor]:
-        return problem.solve([facts[i] for i in share], goal(share))
+        return problem.solve([facts[i] for i in share], objective(share))
 
     with (monitor or Monitor()).bar(name, sum(map(len, shares)), "facts") as bar:
         for share, (start, optimum) in retry_with_smaller_batch(solve, shares, name):

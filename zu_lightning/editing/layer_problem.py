@@ -28,7 +28,7 @@ class LayerProblem:
         deviations: d_in x n x ways: how a fact's keys vary with the way it is put, see
             :class:`zu_lightning.editing.keys.VariedKeys`; ``None`` if a rule should look at the mean keys alone.
         fact_weights: n, how much each fact counts beside the others; ``None`` if all count alike.
-        earlier: How many of this process's facts, the last ones, are those of earlier requests: their residuals are
+        previous: How many of this process's facts, the last ones, are those of previous requests: their residuals are
             zero, so that what the model says of them stays as it is, and their values are still removed.
         eigh: Finds eigenvectors of second moments in any units, or knows them from another run.
     """
@@ -41,7 +41,7 @@ class LayerProblem:
     protected_keys: Tensor | None = None
     deviations: Tensor | None = None
     fact_weights: Tensor | None = None
-    earlier: int = 0
+    previous: int = 0
     eigh: Eigh = torch.linalg.eigh
 
     @property
@@ -77,8 +77,8 @@ class LayerProblem:
         return basis_from_sums(all_reduce(values @ values.mT)[0])
 
     def without_previous(self) -> "LayerProblem":
-        """The same problem without the facts of earlier requests."""
-        own = self.keys.shape[1] - self.earlier
+        """The same problem without the facts of previous requests."""
+        own = self.keys.shape[1] - self.previous
         return replace(
             self,
             keys=self.keys[:, :own],
@@ -86,7 +86,7 @@ class LayerProblem:
             values=self.values[:, :own],
             deviations=None if self.deviations is None else self.deviations[:, :own],
             fact_weights=None if self.fact_weights is None else self.fact_weights[:own],
-            earlier=0,
+            previous=0,
         )
 
     def protecting(self, weight: float, *, relative: bool) -> "LayerProblem":

@@ -1,4 +1,4 @@
-"""The facts of earlier requests in the problem of a later one: what the model says of them must stay as it is."""
+"""The facts of previous requests in the problem of a later one: what the model says of them must stay as it is."""
 
 import logging
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 
 def with_previous(
-    problem: LayerProblem, lm: EditableLM, earlier: Sequence[PreviousRequest], contexts: Sequence[str]
+    problem: LayerProblem, lm: EditableLM, previous: Sequence[PreviousRequest], contexts: Sequence[str]
 ) -> LayerProblem:
-    """A layer's problem with the facts of earlier requests as more columns.
+    """A layer's problem with the facts of previous requests as more columns.
 
     Their residuals are zero: the outputs at their keys, neutral by now, stay as they are. Their values stay in the span
     of what is removed. So a rule treats them as it treats facts that have arrived at their targets, with one weight for
@@ -30,7 +30,7 @@ def with_previous(
     Args:
         problem: Of the n facts of the request.
         lm: The model in its present state.
-        earlier: Earlier requests, m facts together. Their keys are those with which they were solved; if they did not
+        previous: Previous requests, m facts together. Their keys are those with which they were solved; if they did not
             edit this layer, keys are read anew from the texts, if those were kept.
         contexts: Texts to put before their prompts then.
 
@@ -38,7 +38,7 @@ def with_previous(
         The problem of n + m facts, of which this process has its shares.
     """
     device = problem.keys.device
-    layers = [found for one in earlier if (found := _at_layer(one, problem, lm, contexts))]
+    layers = [found for one in previous if (found := _at_layer(one, problem, lm, contexts))]
     if not layers:
         return problem
     keys = [one.keys.to(device) for one in layers]
@@ -57,14 +57,14 @@ def with_previous(
         residuals=pad(problem.residuals, (0, count)),
         values=torch.cat([problem.values, *(one.values.to(device) for one in layers)], 1),
         deviations=deviations,
-        earlier=count,
+        previous=count,
     )
 
 
 def _at_layer(
     request: PreviousRequest, problem: LayerProblem, lm: EditableLM, contexts: Sequence[str]
 ) -> PreviousLayer | None:
-    """What is known of an earlier request at the layer of a problem: this process's share of its facts."""
+    """What is known of a previous request at the layer of a problem: this process's share of its facts."""
     if problem.layer in request.layers:
         found = request.layers[problem.layer]
         own = rank_slice(found.keys.shape[1])

@@ -1,5 +1,6 @@
-"""A request to forget: what goes, what stays, and the text that says what must not change."""
+"""A request to forget: what goes, what stays, what is only measured, and the retain text."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,19 +8,23 @@ from typing import Any
 
 from torch import Tensor
 
+from zu_lightning.editing.method import Method
 from zu_lightning.facts.fact import Fact
-from zu_lightning.facts.texts import RetainText
+from zu_lightning.facts.splits import split_facts
+from zu_lightning.facts.texts import ReadingOptions, RetainText, retain_documents
 from zu_lightning.runtime.errors import InputError
 from zu_lightning.solvers import LowRankUpdate
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PreviousLayer:
-    """What an earlier request did to a layer, and by what it is kept; its n facts are columns.
+    """A previous request at one layer: its update, and what keeps it in effect; its n facts are columns.
 
     Attributes:
         update: What was added to the weight.
-        scores: What that did, by the names of :class:`zu_lightning.LayerScores`.
+        scores: Its effect, by the names of :class:`zu_lightning.LayerScores`.
         keys: K, d_in x n.
         values: V, d_out x n.
         deviations: How keys vary, d_in x n x ways; ``None`` if it was not known.
@@ -59,13 +64,13 @@ class PreviousRequest:
 
 @dataclass(frozen=True)
 class History:
-    """What a ledger says of the model that a request is for.
+    """State of a project's ledger before a request.
 
     Attributes:
         folder: The project folder, which holds the ledger.
         head: Hash of the last line before this request.
         base: Digests of the base model's weights, by their names in the ledger.
-        earlier: The requests whose updates make it the model as it is now, in order.
+        previous: The requests whose updates make it the model as it is now, in order.
         keeps_texts: Whether the texts of this request are to be kept beside the ledger.
         replaces: Number of the request that this one solves again; ``None`` if there is none.
     """
@@ -73,7 +78,7 @@ class History:
     folder: Path
     head: str
     base: Mapping[str, str] = field(default_factory=dict)
-    earlier: Sequence[PreviousRequest] = ()
+    previous: Sequence[PreviousRequest] = ()
     keeps_texts: bool = True
     replaces: int | None = None
 
@@ -85,15 +90,15 @@ class Request:
     Attributes:
         forget: Forget set.
         text: Retain text, for the second moments of the keys that must keep their values.
-        protect: Facts to keep that the method is told of: their keys must keep their values, too.
-        retain: Retain set: facts to keep that the method never sees, and that are only measured.
+        protect: Facts that the method must preserve: their keys must keep their values, too.
+        retain: Retain set: facts that should stay, are never shown to the method, and are only measured.
         known: All facts of the data set that these were drawn from.
-        unknown_subjects: Subjects of whom the model knows nothing; without any, some are made up when they are needed.
+        unknown_subjects: Subjects that the model knows nothing about; without any, some are made up when needed.
         heldout: Text for the perplexity, one document each.
         seed: Seed of the context templates.
         number: Its line in the ledger, from 1; 0 without a ledger.
-        history: What the ledger knows of earlier requests; ``None`` without one.
-        cache: Folder in which what other runs have computed is looked for and kept; ``None`` for no cache.
+        history: Previous requests, from the ledger; ``None`` without one.
+        cache: Folder in which runs share results; ``None`` for no cache.
     """
 
     forget: Sequence[Fact]
@@ -108,15 +113,86 @@ class Request:
     history: History | None = None
     cache: Path | None = None
 
+    @classmethod
+    def draw(
+        cls,
+        facts: Sequence[Fact],
+        corpus: Sequence[str],
+        *,
+        method: Method = Method(),
+        forget: int | Sequence[str] = 10,
+        retain: int | Sequence[str] = 200,
+        protect: int | Sequence[str] | None = None,
+        protect_same_subject: bool | None = None,
+        heldout: Sequence[str] | None = None,
+        reading: ReadingOptions = ReadingOptions(),
+        by_record: bool = False,
+        seed: int = 0,
+        **options: Any,
+    ) -> "Request":
+        """Draw a request from the facts of a data set.
+
+        Args:
+            facts: All facts.
+            corpus: Retain text, one document each; documents that name a forgotten subject are left out.
+            method: The method, which says how many facts to protect.
+            forget: How many facts to forget, drawn by seed, or their ids.
+            retain: How many facts to measure only, drawn by seed, or their ids.
+            protect: How many facts the method must preserve, drawn by seed, or their ids; by default as many as the
+                method says, and as are left.
+            protect_same_subject: Whether all other facts about the forgotten subjects are protected, too, except those
+                that are only measured; by default what the method says.
+            heldout: Text for the perplexity. By default the last tenth of the corpus, which is then not used for
+                anything else.
+            reading: How much text is read, and in what batches.
+            by_record: Whether whole records are drawn.
+            seed: Seed of the draw and of the context templates.
+            options: Other attributes of the request.
+
+        Raises:
+            InputError: There are too few facts, an id does not exist, or every document names a forgotten subject.
+        """
+        number = method.protect_num if protect is None else protect
+        gone, watched, protected = split_facts(
+            facts, forget, retain, number, seed=seed, split_halves=method.release.split_halves, by_record=by_record
+        )
+        if method.protect_same_subject if protect_same_subject is None else protect_same_subject:
+            taken = {fact.id for fact in (*watched, *protected)}
+            protected += [fact for fact in about_subjects_of(gone, facts) if fact.id not in taken]
+        log.info("%d facts to forget, %d to measure only, %d more to protect", len(gone), len(watched), len(protected))
+        documents = retain_documents(corpus, gone)
+        if corpus and not documents:
+            raise InputError("corpus", None, "every document names a forgotten subject: add retain text.")
+        if corpus:
+            log.info(
+                "%d documents of retain text (%d more name a forgotten subject and are left out)",
+                len(documents), len(corpus) - len(documents),
+            )  # fmt: skip
+        if heldout is None:
+            split = len(documents) - len(documents) // 10
+            documents, heldout = documents[:split], documents[split:]
+            # Wherever a draw's last tenth begins: what all draws keep ends near here.
+            corpus = corpus[: len(corpus) - len(corpus) // 10]
+        return cls(
+            forget=gone,
+            text=RetainText(documents, reading, corpus),
+            protect=protected,
+            retain=watched,
+            known=facts,
+            heldout=heldout[: reading.heldout_documents],
+            seed=seed,
+            **options,
+        )
+
     @property
-    def earlier(self) -> Sequence[PreviousRequest]:
+    def previous(self) -> Sequence[PreviousRequest]:
         """Requests whose updates are in the model already."""
-        return self.history.earlier if self.history else ()
+        return self.history.previous if self.history else ()
 
     @property
     def size(self) -> int:
-        """Number of the facts to forget, those of earlier requests among them."""
-        return len(self.forget) + sum(one.size for one in self.earlier)
+        """Number of the facts to forget, those of previous requests included."""
+        return len(self.forget) + sum(one.size for one in self.previous)
 
     @property
     def all_facts(self) -> list[Fact]:

@@ -1,4 +1,4 @@
-"""Rounds: facts that are still known weigh more, and the layer is solved again."""
+"""Reweighting: facts that still have a high answer probability are upweighted, and the layer is solved again."""
 
 import logging
 from collections.abc import Sequence
@@ -8,13 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from zu_lightning.editing.latents import TargetOptions
 from zu_lightning.editing.layer_problem import LayerProblem
-from zu_lightning.editing.preparation import prompt_variants
+from zu_lightning.editing.method import EditingMethod
 from zu_lightning.editing.prompts import PromptVariants
 from zu_lightning.editing.references import first_tokens
-from zu_lightning.editing.request import Request
-from zu_lightning.editing.rules import Rule
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
@@ -31,26 +28,8 @@ KNOWN, RAISE = 0.1, 3.0
 are long gone keep their weight: with less, more of them comes back in attacks."""
 
 
-def solve_layer(
-    lm: EditableLM,
-    rule: Rule,
-    problem: LayerProblem,
-    request: Request,
-    layers: Sequence[int],
-    contexts: Sequence[str],
-    options: TargetOptions,
-) -> LowRankUpdate:
-    """What a rule makes of a layer; in the last of ``layers``, before which no edit is whole, in its rounds.
-
-    The arguments are those of :func:`zu_lightning.editing.preparation.layer_problem`, and what it gives.
-    """
-    if not rule.reweighting_iterations or problem.layer != layers[-1]:
-        return rule(lm.weight(problem.layer), problem)
-    return solve_with_reweighting(lm, rule, problem, request.forget, prompt_variants(request, contexts, options))
-
-
 def solve_with_reweighting(
-    lm: EditableLM, rule: Rule, problem: LayerProblem, facts: Sequence[Fact], variants: PromptVariants
+    lm: EditableLM, method: EditingMethod, problem: LayerProblem, facts: Sequence[Fact], variants: PromptVariants
 ) -> LowRankUpdate:
     """Solve a layer, see what is still known of each fact, weigh the facts anew, and solve again.
 
@@ -59,8 +38,8 @@ def solve_with_reweighting(
 
     Args:
         lm: The model, with all other layers in their final state; it is left as it was.
-        rule: The rule that solves the layer; facts are reweighted ``rule.reweighting_iterations`` times, fewer if none
-            is known any more.
+        method: Solves the layer; facts are reweighted ``method.reweighting_iterations`` times, fewer if none still has
+            a high answer probability.
         problem: The layer's problem, n facts.
         facts: These facts, all of them on every process.
         variants: How they are put.
@@ -74,8 +53,8 @@ def solve_with_reweighting(
     """
     weight = lm.weight(problem.layer)
     weights = torch.ones(len(facts), dtype=torch.float64, device=lm.device)
-    update = rule(weight, problem)
-    for number in range(1, rule.reweighting_iterations + 1):
+    update = method(weight, problem)
+    for number in range(1, method.reweighting_iterations + 1):
         with edited(lm, {problem.layer: update}):
             probability = answer_probability(lm, facts, variants)
         known = probability > KNOWN
@@ -84,12 +63,12 @@ def solve_with_reweighting(
             break
         log.info(
             "layer %d: %d of %d facts are still answered with a probability above %g: they weigh more (round %d of %d)",
-            problem.layer, known.sum(), len(facts), KNOWN, number, rule.reweighting_iterations,
+            problem.layer, known.sum(), len(facts), KNOWN, number, method.reweighting_iterations,
         )  # fmt: skip
         weights = weights * torch.where(known, RAISE, 1.0)
-        # Facts of earlier requests, after these, have arrived at their targets.
-        of_share = pad(weights[rank_slice(len(facts))], (0, problem.earlier), value=1.0)
-        update = rule(weight, replace(problem, fact_weights=of_share))
+        # Facts of previous requests, after these, have arrived at their targets.
+        of_share = pad(weights[rank_slice(len(facts))], (0, problem.previous), value=1.0)
+        update = method(weight, replace(problem, fact_weights=of_share))
     return update
 
 

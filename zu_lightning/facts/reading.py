@@ -66,7 +66,7 @@ def facts_by_id(facts: Sequence[Fact], ids: Sequence[str]) -> list[Fact]:
     wanted = {name.strip() for name in ids}
     unknown = sorted(wanted - {fact.id for fact in facts})
     if unknown:
-        raise InputError("ids", unknown[:5], f"these are not ids of the {len(facts)} facts: correct the list.")
+        raise InputError("ids_file", unknown[:5], f"these are not ids of the {len(facts)} facts: correct the list.")
     return [fact for fact in facts if fact.id in wanted]
 
 

@@ -14,7 +14,7 @@ def split_facts(
     protect: int | Sequence[str] = 0,
     *,
     seed: int = 0,
-    halves: bool = False,
+    split_halves: bool = False,
     by_record: bool = False,
 ) -> tuple[list[Fact], list[Fact], list[Fact]]:
     """Split facts into three disjoint sets, each by its number or by its ids.
@@ -25,8 +25,8 @@ def split_facts(
         retain: Facts to keep that are only measured, likewise.
         protect: Facts to keep that the method is told of, likewise; if there are fewer, all that are left.
         seed: Seed of the draw. A set does not depend on the sizes of those after it in this list.
-        halves: Whether facts to keep are drawn from the first half of ``facts`` and facts to forget from the second,
-            as in the authors' release.
+        split_halves: Whether facts to keep are drawn from the first half of ``facts`` and facts to forget from the
+            second, as in the authors' release.
         by_record: Whether whole records are drawn: numbers then count records, halves are halves of the records, and
             the facts of a drawn record go together. A fact of several records goes with the first set that draws it.
 
@@ -52,7 +52,7 @@ def split_facts(
         wanted = asked[kind]
         if not isinstance(wanted, int):
             return [by_id[name] for name in dict.fromkeys(wanted)]
-        pool = [name for name in free if not halves or (name in first_half) == (kind != "forget")]
+        pool = [name for name in free if not split_halves or (name in first_half) == (kind != "forget")]
         if kind == "protect":
             wanted = min(wanted, len(pool))
         if not 0 <= wanted <= len(pool):

@@ -22,8 +22,6 @@ class ReadingOptions:
 
     corpus_documents: int = 100_000
     """Maximum number of documents of the retain text."""
-    corpus_seed: int | None = None
-    """Seed by which these documents are drawn at random from all of the retain text; ``null`` for its first ones."""
     corpus_tokens: int | None = 1_000_000
     """Maximum number of tokens of the retain text; ``null`` for all of it."""
     heldout_documents: int = 500
@@ -36,8 +34,7 @@ class ReadingOptions:
     def __post_init__(self) -> None:
         """Refuse numbers that nothing can be read with."""
         for name, value in vars(self).items():
-            if name != "corpus_seed":
-                require_positive(f"reading.{name}", value)
+            require_positive(f"reading.{name}", value)
 
 
 @dataclass(frozen=True)

@@ -3,48 +3,23 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
+from zu_lightning.gradient.method import LoraOptions
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.export import export_adapter, exported
-from zu_lightning.runtime.errors import InputError, require_positive
 from zu_lightning.solvers import LowRankUpdate
-
-WeightChoice = Literal["projections", "all", "lora"]
-"""What is trained: the output projections of the edited layers, all weights, or a LoRA adapter."""
 
 RANK_TOLERANCE = 1e-5
 """Singular values of a weight's change below this share of the largest count as zero: weights are float32 at best."""
 
 LOW_RANK = 0.5
 """A change whose rank is at most this share of the weight's smaller side leaves as an adapter, too."""
-
-
-@dataclass(frozen=True)
-class LoraOptions:
-    """The adapter that is trained with ``weights: lora``."""
-
-    rank: int = 8
-    """Rank of the adapter."""
-    alpha: float = 32.0
-    """The product of the adapter's factors is multiplied by alpha / rank."""
-    dropout: float = 0.0
-    """Probability with which an input of the adapter is dropped in training."""
-    everywhere: bool = False
-    """Whether all linear modules get an adapter, or only the output projections of the edited layers."""
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that no adapter has."""
-        for name in ("rank", "alpha"):
-            require_positive(f"lora.{name}", getattr(self, name))
-        if not 0 <= self.dropout < 1:
-            raise InputError("lora.dropout", self.dropout, "give zero or a number below 1.")
 
 
 class TrainedWeights(nn.Module, ABC):
@@ -142,7 +117,7 @@ class LoraWeights(TrainedWeights):
             r=options.rank,
             lora_alpha=cast("int", options.alpha),
             lora_dropout=options.dropout,
-            target_modules="all-linear" if options.everywhere else [lm.weight_name(layer) for layer in layers],
+            target_modules="all-linear" if options.all_linear else [lm.weight_name(layer) for layer in layers],
         )
         with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
             torch.manual_seed(seed)

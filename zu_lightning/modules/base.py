@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from zu_lightning.editing.method import Method
 from zu_lightning.editing.request import Request, check_neutral_target
 from zu_lightning.evaluation.scores import EvaluationBatch, batches_digest
 from zu_lightning.lm.batching import batches
@@ -27,6 +28,16 @@ BY_FACT = "by fact, "
 """Begins the names of a metric's scores by fact in the cache."""
 
 
+class Data(Protocol):
+    """What a module needs from its data module."""
+
+    request: Request
+    continues_from: str | None
+
+    def settings(self) -> dict[str, object]:
+        """Everything in the data that decides which weights a run ends with, by option."""
+
+
 class UnlearnModule(EvaluationModule):
     """Base of all methods.
 
@@ -34,15 +45,18 @@ class UnlearnModule(EvaluationModule):
     defines ``training_step`` and ``configure_optimizers``.
 
     Args:
+        method: How the model is made to forget.
         kwargs: Arguments of :class:`EvaluationModule`.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    data: Data
+    """The data module, once :meth:`connect` is called."""
+
+    def __init__(self, method: Method = Method(), **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.method = method
         self.strict_loading = False  # checkpoints hold trained weights only
         self.run = RunState(seconds=self.seconds)
-        self.teaches_neutral_target = False
-        """Whether the method makes the model give the neutral answer, which then must not be a true one."""
         self.cache: Cache | None = None
         """What runs share of the model as it was loaded."""
         self.digest_before = ""
@@ -54,13 +68,12 @@ class UnlearnModule(EvaluationModule):
 
     @property
     def request(self) -> Request:
-        """What the data module asks to forget."""
-        return cast("Request", self.trainer.datamodule.request)  # type: ignore[attr-defined]
+        """What to forget and what to preserve, from the data module."""
+        return self.data.request
 
-    @property
-    def method(self) -> dict[str, object]:
-        """Name and options of the method, for reports."""
-        return {"name": type(self).__name__}
+    def connect(self, data: Data) -> None:
+        """Take requests from a data module; the data module calls this."""
+        self.data = data
 
     @property
     def is_done(self) -> bool:
@@ -70,7 +83,8 @@ class UnlearnModule(EvaluationModule):
 
     def settings(self) -> dict[str, object]:
         """Everything in this module that decides which weights a run ends with, by parameter."""
-        return self.model_settings() | {"module": type(self).__name__}
+        method = {"module": type(self).__name__, "neutral_target": self.neutral_target, "method": self.method}
+        return self.model_settings() | method
 
     def updates(self) -> dict[int, LowRankUpdate]:
         """For each edited layer, what was added to its weight; empty if the method's change is not known as factors."""
@@ -101,13 +115,13 @@ class UnlearnModule(EvaluationModule):
             return "unknown: the model is spread over devices"
         return weights_digest(self.lm, self.layers)
 
-    def training_batches(self, request: Request) -> Iterable[Any]:
+    def training_batches(self) -> Iterable[Any]:
         """What the next epoch trains on; called before each epoch.
 
         By default the prompts to forget with their answers, as TokenBatches, the same ones in every process.
         """
-        texts = tokenize_queries(self.lm.tokenizer, [fact.query for fact in request.forget])
-        for indices in batches(texts, request.text.reading.batch_tokens):
+        texts = tokenize_queries(self.lm.tokenizer, [fact.query for fact in self.request.forget])
+        for indices in batches(texts, self.request.text.reading.batch_tokens):
             yield collate([texts[i] for i in indices], self.lm.tokenizer).to(self.lm.device)
 
     def on_validation_epoch_start(self) -> None:
@@ -183,7 +197,7 @@ def _check_editable(module: UnlearnModule) -> None:
         InputError: A layer cannot be edited, or the neutral answer is a true one.
     """
     check_projections(module.lm, module.layers)
-    if module.teaches_neutral_target:
+    if module.method.teaches_neutral_target:
         check_neutral_target(module.neutral_target, module.request.forget)
 
 
@@ -192,4 +206,4 @@ def _settings_of(module: UnlearnModule) -> dict[str, str]:
     weights = {"digest of the weights at model_name_or_path": module.digest_before}
     if module.trainer.state.fn != "fit":
         return as_text(module.model_settings() | weights)
-    return as_text(module.settings() | module.trainer.datamodule.settings() | weights)  # type: ignore[attr-defined]
+    return as_text(module.settings() | module.data.settings() | weights)

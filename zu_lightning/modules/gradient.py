@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +13,14 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from zu_lightning.editing.request import Request
-from zu_lightning.gradient.losses import Answers, FineTuning, Loss, Part, joined, sequence_nll
-from zu_lightning.gradient.weights import FullWeights, LoraOptions, LoraWeights, TrainedWeights, WeightChoice
+from zu_lightning.gradient.method import NPO, Answers, GradientMethod, Part, joined, sequence_nll
+from zu_lightning.gradient.weights import FullWeights, LoraWeights, TrainedWeights
 from zu_lightning.lm import hooks
 from zu_lightning.lm.export import export_model
 from zu_lightning.lm.tokens import TokenBatch, TokenizedText, collate, tokenize, tokenize_fact
 from zu_lightning.modules.base import UnlearnModule
 from zu_lightning.runtime.distributed import all_reduce, process, rank_shard
-from zu_lightning.runtime.errors import InputError, require_positive
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How a gradient method trains: AdamW, with linear warm-up and linear decay."""
-
-    epochs: int = 10
-    """Number of times that each fact is seen."""
-    batch_size: int = 32
-    """Number of facts per step, over all processes; as many facts or documents to keep go with them."""
-    learning_rate: float = 1e-5
-    """Peak of the schedule; with ``scale_free`` in units of the root mean square of the trained weights."""
-    scale_free: bool = False
-    """Whether the learning rate is relative to the size of the trained weights."""
-    warmup_epochs: float = 1.0
-    """Number of epochs until the peak."""
-    decay: bool = True
-    """Whether the learning rate decays linearly after the warm-up, to zero in the last step, or stays."""
-    weight_decay: float = 0.01
-    """AdamW's decoupled weight decay."""
-    retain_length: int = 64
-    """Maximum number of tokens of a document to keep."""
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that nothing can be trained with."""
-        for name in ("epochs", "batch_size", "learning_rate", "retain_length"):
-            require_positive(f"training.{name}", getattr(self, name))
-        for name in ("warmup_epochs", "weight_decay"):
-            require_positive(f"training.{name}", getattr(self, name), or_zero=True)
-
-    def factor(self, epoch: float) -> float:
-        """The learning rate's share of its peak, ``epoch`` epochs after the start."""
-        warm = min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else 1.0
-        rest = max(1e-9, self.epochs - self.warmup_epochs)
-        return warm * (min(1.0, max(0.0, (self.epochs - epoch) / rest)) if self.decay else 1.0)
+from zu_lightning.runtime.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -69,51 +33,32 @@ class GradientBatch:
 
 
 class GradientModule(UnlearnModule):
-    """Train some weights of the language model to forget, such as ``GradientModule(loss=NPO())``.
+    """Trains weights of the language model to forget, such as ``GradientModule(method=NPO())``.
 
     Batches, losses, and gradients do not depend on the number of processes, unless an adapter has dropout.
 
     Args:
-        loss: What to minimize.
-        weights: What to train: the output ``projections`` of the edited layers, ``all`` weights, or a ``lora`` adapter.
-        training: How to train.
-        lora: The adapter, if one is trained.
+        method: What to minimize, over which weights, and how.
         kwargs: Arguments of :class:`UnlearnModule`.
     """
 
+    method: GradientMethod
     trained: TrainedWeights
 
-    def __init__(
-        self,
-        loss: Loss,
-        weights: WeightChoice = "projections",
-        training: TrainingOptions = TrainingOptions(),
-        lora: LoraOptions = LoraOptions(),  # noqa: B008 (frozen)
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.loss, self.weights, self.options, self.lora = loss, weights, training, lora
-        self.teaches_neutral_target = isinstance(loss, FineTuning)
+    def __init__(self, method: GradientMethod = NPO(), **kwargs: Any) -> None:
+        super().__init__(method=method, **kwargs)
+        if not isinstance(method, GradientMethod):
+            remedy = f"it trains no weights of the model: it needs a {method.module}."
+            raise InputError("method", method.name, remedy)
         self.keep: list[TokenizedText] = []
-        """What to keep: the protected facts, or else documents of the retain text."""
-
-    @property
-    def method(self) -> dict[str, object]:
-        """Name and weights of the loss, and how it was minimized."""
-        options: dict[str, object] = {"weights": self.weights, "training": asdict(self.options)}
-        options |= {"lora": asdict(self.lora)} if self.weights == "lora" else {}
-        return {"name": type(self.loss).__name__, **asdict(self.loss), **options}
-
-    def settings(self) -> dict[str, object]:
-        """Everything in this module that decides which weights a run ends with, by parameter."""
-        return super().settings() | {"neutral_target": self.neutral_target, "loss": self.method}
+        """Protected facts, or else documents of the retain text."""
 
     def setup(self, stage: str) -> None:
         """Train for as many epochs as asked for, and evaluate after the last one."""
         super().setup(stage)
         if stage == "fit" and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.trainer.fit_loop.max_epochs = self.options.epochs
-            self.trainer.check_val_every_n_epoch = self.options.epochs
+            self.trainer.fit_loop.max_epochs = self.method.training.epochs
+            self.trainer.check_val_every_n_epoch = self.method.training.epochs
 
     def configure_model(self) -> None:
         """Load the language model, and register what is trained."""
@@ -123,20 +68,21 @@ class GradientModule(UnlearnModule):
         if self.lm.is_dispatched:
             remedy = "a gradient method cannot train a model that is spread over devices: leave out its device_map."
             raise InputError("load_options", self.load_options, remedy)
-        if self.weights == "lora":
-            self.trained = LoraWeights(self.lm, self.layers, self.lora, self.request.seed)
+        if self.method.weights == "lora":
+            self.trained = LoraWeights(self.lm, self.layers, self.method.lora, self.request.seed)
         else:
-            layers = None if self.weights == "all" else self.layers
-            self.trained = FullWeights(self.lm, layers, keep_originals=bool(layers) or self.loss.uses_reference)
+            layers = None if self.method.weights == "all" else self.layers
+            self.trained = FullWeights(self.lm, layers, keep_originals=bool(layers) or self.method.uses_reference)
 
-    def training_batches(self, request: Request) -> Iterable[GradientBatch]:
+    def training_batches(self) -> Iterable[GradientBatch]:
         """Each fact once, in an order that depends on the seed and the epoch, with as many texts to keep."""
-        if self.loss.retain_weight and not self.keep:
-            self.keep = self._texts_to_keep(request)
+        request, size = self.request, self.method.training.batch_size
+        if self.method.retain_weight and not self.keep:
+            self.keep = self._texts_to_keep()
         rng = random.Random(f"{request.seed} {self.current_epoch}")
         facts = rng.sample(list(request.forget), len(request.forget))
-        for start in range(0, len(facts), self.options.batch_size):
-            some = facts[start : start + self.options.batch_size]
+        for start in range(0, len(facts), size):
+            some = facts[start : start + size]
             true = [tokenize_fact(self.lm.tokenizer, fact, answer=fact.target) for fact in some]
             neutral = [tokenize_fact(self.lm.tokenizer, fact, answer=self.neutral_target) for fact in some]
             retain = rng.sample(self.keep, min(len(some), len(self.keep)))
@@ -144,7 +90,7 @@ class GradientModule(UnlearnModule):
 
     def training_step(self, batch: GradientBatch, batch_idx: int) -> Tensor:
         """The loss of this process's share, so that DDP's mean over processes is the gradient of the whole loss."""
-        means = self.loss(_Views(self, batch))
+        means = self.method(_Views(self, batch))
         totals = torch.stack([mean.total.detach().double() for mean in means])
         counts = torch.tensor([mean.count for mean in means], dtype=torch.float64, device=totals.device)
         all_reduce(totals, counts)
@@ -156,7 +102,7 @@ class GradientModule(UnlearnModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with linear warm-up and decay."""
-        options, parameters = self.options, self.trained.learned()
+        options, parameters = self.method.training, self.trained.learned()
         rate = options.learning_rate * (_root_mean_square(parameters) if options.scale_free else 1.0)
         optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=options.weight_decay)
         steps = -(-len(self.request.forget) // options.batch_size)
@@ -175,11 +121,11 @@ class GradientModule(UnlearnModule):
         self.trained.merge()
         return export_model(self.lm, folder / "model"), adapter
 
-    def _texts_to_keep(self, request: Request) -> list[TokenizedText]:
-        tokenizer, length = self.lm.tokenizer, self.options.retain_length
-        if request.protect:
-            return [tokenize_fact(tokenizer, fact, answer=fact.target) for fact in request.protect]
-        documents = [tokenize(tokenizer, text, max_length=length) for text in request.text.documents]
+    def _texts_to_keep(self) -> list[TokenizedText]:
+        tokenizer, length = self.lm.tokenizer, self.method.training.retain_length
+        if self.request.protect:
+            return [tokenize_fact(tokenizer, fact, answer=fact.target) for fact in self.request.protect]
+        documents = [tokenize(tokenizer, text, max_length=length) for text in self.request.text.documents]
         return [TokenizedText(text.ids, 0, 1) for text in documents if len(text.ids) > 1]
 
     def _share(self, texts: Sequence[TokenizedText]) -> TokenBatch | None:

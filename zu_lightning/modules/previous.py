@@ -1,4 +1,4 @@
-"""What earlier requests have done to the model of a project."""
+"""What previous requests have done to the model of a project."""
 
 from zu_lightning.editing.editor import LayerEdit, LayerScores
 from zu_lightning.editing.request import Request
@@ -9,19 +9,19 @@ from zu_lightning.modules.state import EditKey
 
 
 def previous_edits(request: Request) -> dict[EditKey, LayerEdit]:
-    """The edits of earlier requests, in the order in which they were written."""
+    """The edits of previous requests, in the order in which they were written."""
     return {
         EditKey(one.number, layer): LayerEdit(found.update, LayerScores(**found.scores))
-        for one in request.earlier
+        for one in request.previous
         for layer, found in one.layers.items()
     }
 
 
 def apply_previous(lm: EditableLM, request: Request) -> None:
-    """Add the updates of earlier requests to the base model.
+    """Add the updates of previous requests to the base model.
 
     Raises:
         InputError: It is not the model with which the ledger of the project began.
     """
     check_base(lm, request.history.base if request.history else {}, "model_name_or_path")
-    apply_updates(lm, [one.updates for one in request.earlier])
+    apply_updates(lm, [one.updates for one in request.previous])

@@ -1,4 +1,4 @@
-"""Losses of gradient methods: small objects that turn what a model says of a batch into means to minimize.
+"""Gradient methods: small objects that turn a model's answers to a batch into means to minimize.
 
 Every loss is a sum of weighted means over sequences, tokens, or states. It is given as numerators and counts, so that
 processes with unequal shares of a batch add up to the mean over the whole batch.
@@ -7,19 +7,81 @@ Symbols: NLL is the negative log-likelihood of an answer, summed over its tokens
 reference, the model before training.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, logsigmoid
 
-from zu_lightning.runtime.errors import require_positive
+from zu_lightning.editing.method import Method
+from zu_lightning.runtime.errors import InputError, require_positive
 
 Part = Literal["forget", "neutral", "retain"]
 """Prompts to forget with their true answers, the same prompts with the neutral answer, and what to keep."""
+
+
+WeightChoice = Literal["projections", "all", "lora"]
+"""What is trained: the output projections of the edited layers, all weights, or a LoRA adapter."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a gradient method trains: AdamW, with linear warm-up and linear decay."""
+
+    epochs: int = 10
+    """Number of times that each fact is seen."""
+    batch_size: int = 32
+    """Number of facts per step, over all processes; as many facts or documents to keep go with them."""
+    learning_rate: float = 0.01
+    """Peak of the schedule; with ``scale_free`` in units of the root mean square of the trained weights,
+    so that it suits models of any size."""
+    scale_free: bool = True
+    """Whether the learning rate is relative to the size of the trained weights."""
+    warmup_epochs: float = 1.0
+    """Number of epochs until the peak."""
+    decay: bool = True
+    """Whether the learning rate decays linearly after the warm-up, to zero in the last step, or stays."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+    retain_length: int = 64
+    """Maximum number of tokens of a document to keep."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that nothing can be trained with."""
+        for name in ("epochs", "batch_size", "learning_rate", "retain_length"):
+            require_positive(f"training.{name}", getattr(self, name))
+        for name in ("warmup_epochs", "weight_decay"):
+            require_positive(f"training.{name}", getattr(self, name), or_zero=True)
+
+    def factor(self, epoch: float) -> float:
+        """The learning rate's share of its peak, ``epoch`` epochs after the start."""
+        warm = min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else 1.0
+        rest = max(1e-9, self.epochs - self.warmup_epochs)
+        return warm * (min(1.0, max(0.0, (self.epochs - epoch) / rest)) if self.decay else 1.0)
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """The adapter that is trained with ``weights: lora``."""
+
+    rank: int = 8
+    """Rank of the adapter."""
+    alpha: float = 32.0
+    """The product of the adapter's factors is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Probability with which an input of the adapter is dropped in training."""
+    all_linear: bool = False
+    """Whether all linear modules get an adapter, or only the output projections of the edited layers."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no adapter has."""
+        for name in ("rank", "alpha"):
+            require_positive(f"lora.{name}", getattr(self, name))
+        if not 0 <= self.dropout < 1:
+            raise InputError("lora.dropout", self.dropout, "give zero or a number below 1.")
 
 
 @dataclass(frozen=True)
@@ -80,17 +142,22 @@ def sequence_nll(log_probability: Tensor, tokens: Tensor, rows: Tensor, count: i
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss(ABC):
-    """What a gradient method minimizes."""
+class GradientMethod(Method):
+    """A method that trains weights of the language model by gradient descent on a loss.
+
+    A new method defines :meth:`forget`.
+    """
+
+    module: ClassVar[str] = "zu_lightning.GradientModule"
 
     retain_weight: float = 0.0
     """Weight of the retain term; 0 leaves it out."""
-
-    def __post_init__(self) -> None:
-        """Refuse weights that mean nothing."""
-        for name, value in asdict(self).items():
-            if isinstance(value, float | int):
-                require_positive(f"{type(self).__name__}.{name}", value, or_zero=name != "beta")
+    weights: WeightChoice = "projections"
+    """What is trained: the output ``projections`` of the edited layers, ``all`` weights, or a ``lora`` adapter."""
+    training: TrainingOptions = TrainingOptions()
+    """How it is trained."""
+    lora: LoraOptions = LoraOptions()
+    """The adapter, if one is trained."""
 
     def __call__(self, views: Views) -> list[Mean]:
         """The means whose weighted sum is the loss."""
@@ -99,7 +166,7 @@ class Loss(ABC):
 
     @property
     def uses_reference(self) -> bool:
-        """Whether it asks for the reference, of which a copy must then be kept."""
+        """Whether it compares with the model before training, of which a copy must then be kept."""
         return True
 
     @abstractmethod
@@ -107,7 +174,7 @@ class Loss(ABC):
         """The term that makes the model forget."""
 
     def retain(self, views: Views) -> Mean:
-        """The term that makes the model keep the rest: by default cross-entropy per token."""
+        """The term that preserves everything else: by default cross-entropy per token."""
         return cross_entropy(views.answers("retain"), weight=self.retain_weight)
 
 
@@ -116,8 +183,8 @@ def cross_entropy(answers: Answers, weight: float = 1.0) -> Mean:
     return Mean(answers.nll.sum(), int(answers.lengths.sum()), weight)
 
 
-class _WithoutReference(Loss):
-    """A loss that asks only for what the model says now."""
+class _WithoutReference(GradientMethod):
+    """A method whose loss needs the present model only."""
 
     @property
     def uses_reference(self) -> bool:
@@ -157,12 +224,17 @@ class GradientDifference(GradientAscent):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NPO(Loss):
+class NPO(GradientMethod):
     """Negative preference optimization (arXiv 2404.05868): ``-(2 / beta) mean log sigmoid(beta (NLL - NLL_r))``."""
 
     retain_weight: float = 1.0
     beta: float = 0.1
     """Inverse temperature; towards 0 the loss becomes gradient ascent on whole answers."""
+
+    @property
+    def positive(self) -> tuple[str, ...]:
+        """The inverse temperature."""
+        return ("beta",)
 
     def forget(self, views: Views) -> Mean:
         """Mean over answers."""
@@ -180,6 +252,11 @@ class SimNPO(_WithoutReference):
     delta: float = 0.0
     """Negative log-likelihood per token beyond which an answer counts as forgotten, in nats."""
 
+    @property
+    def positive(self) -> tuple[str, ...]:
+        """The inverse temperature."""
+        return ("beta",)
+
     def forget(self, views: Views) -> Mean:
         """Mean over answers."""
         answers = views.answers("forget")
@@ -188,7 +265,7 @@ class SimNPO(_WithoutReference):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RMU(Loss):
+class RMU(GradientMethod):
     """Representation misdirection (arXiv 2403.03218): ``MSE(h, c u) + alpha MSE(h(retain), h_r(retain))``."""
 
     retain_weight: float = 1.0
@@ -214,6 +291,11 @@ class RMU(Loss):
 @dataclass(frozen=True, kw_only=True)
 class FineTuning(_WithoutReference):
     """FT: cross-entropy of the neutral answer to the prompts to forget."""
+
+    @property
+    def teaches_neutral_target(self) -> bool:
+        """It does."""
+        return True
 
     def forget(self, views: Views) -> Mean:
         """Cross-entropy per token of the neutral answer."""

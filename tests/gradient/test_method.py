@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from zu_lightning.gradient.losses import Answers, Mean, Part, joined, sequence_nll
 
 from zu_lightning import NPO, RMU, FineTuning, GradientAscent, GradientDifference, InputError, Loss, SimNPO
-from zu_lightning.gradient.losses import Answers, Mean, Part, joined, sequence_nll
 
 ROWS = torch.tensor([0, 0, 1])
 """An answer of two tokens, and one of a single token."""

@@ -28,7 +28,7 @@ from zu_lightning import (
     solvers,
     unlearn,
 )
-from zu_lightning.editing.rules import RetainRule
+from zu_lightning.editing.closed_forms import RetainRule
 
 RULES = [
     ZeroUnlearn(),

@@ -1,0 +1,1 @@
+"""The command line: options, errors in one line, and how runs end."""
