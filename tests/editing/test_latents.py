@@ -1,8 +1,8 @@
 """Latent optimization: batched facts against one fact at a time, transcribed from the published procedure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
@@ -15,19 +15,22 @@ from zu_lightning import (
     InputError,
     LatentOptions,
     NeutralTargets,
-    TargetOptions,
+    ReleaseProtocol,
+    ZeroUnlearnGD,
     neutral_targets,
     original_values,
 )
 from zu_lightning.editing import latent_rows
 from zu_lightning.editing.latent_problem import LatentObjective, LatentProblem
 from zu_lightning.editing.latent_rows import Kept, Rows
-from zu_lightning.editing.latents import Others
+from zu_lightning.editing.latents import Aim
+from zu_lightning.editing.method import KLPosition
 from zu_lightning.editing.prompts import PromptVariants
 from zu_lightning.lm.tokens import collate, tokenize, tokenize_fact
 
 CONTEXTS = ("", "It was late.", "In the morning, a quiet river stood.")
 OPTIONS = LatentOptions(steps=6)
+KL_POSITIONS: tuple[KLPosition, ...] = get_args(KLPosition)
 
 FREE = LatentOptions(weight_decay=0.0, kl_weight=0.0)
 """A random model's states are small, and the decay, which is relative to them, would hold every vector in place."""
@@ -39,9 +42,17 @@ def targets_for(
     layer: int,
     contexts: tuple[str, ...],
     options: LatentOptions,
-    neutral_target: str = "mill",
+    aim: Aim | str = "mill",
+    kl_position: KLPosition = "last",
+    rephrased: Mapping[str, Sequence[Fact]] | None = None,
 ) -> NeutralTargets:
-    return neutral_targets(lm, facts, layer, contexts, TargetOptions(neutral_target=neutral_target, latents=options))
+    method = ZeroUnlearnGD(latents=options, release=ReleaseProtocol(kl_position=kl_position))
+    aim = Aim(aim) if isinstance(aim, str) else aim
+    return neutral_targets(lm, facts, layer, PromptVariants(contexts, rephrased or {}), aim, method)
+
+
+def values_for(lm: EditableLM, facts: list[Fact], options: LatentOptions) -> Tensor:
+    return original_values(lm, facts, 1, CONTEXTS, ZeroUnlearnGD(latents=options))
 
 
 def one_at_a_time(
@@ -53,6 +64,7 @@ def one_at_a_time(
     unknown_subjects: Sequence[str] = (),
     same_subject_fact: Fact | None = None,
     rephrased: Sequence[Fact] = (),
+    kl_position: KLPosition = "last",
 ) -> tuple[Tensor, Tensor]:
     """The published procedure for one fact with one vector, full forward passes and no batching: start and optimum.
 
@@ -95,7 +107,7 @@ def one_at_a_time(
 
     kept = tokenize_fact(lm.tokenizer, same_subject_fact) if same_subject_fact else essence
     after_kept = log_probabilities(kept.ids, kept.lookup)[-1].detach()
-    read = essence.lookup if options.kl_position == "lookup" else -1
+    read = essence.lookup if kl_position == "lookup" else -1
     original = log_probabilities(essence.ids, essence.lookup)[read].detach()
     for step in range(options.steps):
         nll = torch.zeros(())
@@ -127,24 +139,24 @@ def one_at_a_time(
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "kl_position"),
     [
-        OPTIONS,
-        replace(OPTIONS, scale_free=False),
-        replace(OPTIONS, clamp=0.1),
-        replace(OPTIONS, kl_weight=100.0),
-        replace(OPTIONS, kl_weight=100.0, kl_position="lookup", weight_decay=0.0),
-        replace(OPTIONS, weight_decay=0.0),
+        (OPTIONS, "last"),
+        (replace(OPTIONS, scale_free=False), "last"),
+        (replace(OPTIONS, clamp=0.1), "last"),
+        (replace(OPTIONS, kl_weight=100.0), "last"),
+        (replace(OPTIONS, kl_weight=100.0, weight_decay=0.0), "lookup"),
+        (replace(OPTIONS, weight_decay=0.0), "last"),
     ],
     ids=["scale-free", "the release's units", "clamped", "essence kept", "subject kept", "free to move"],
 )
 def test_batched_targets_are_those_of_one_fact_at_a_time(
-    lm: EditableLM, facts: list[Fact], options: LatentOptions
+    lm: EditableLM, facts: list[Fact], options: LatentOptions, kl_position: KLPosition
 ) -> None:
     with_subject = facts[:3]
-    found = targets_for(lm, with_subject, 1, CONTEXTS, options)
+    found = targets_for(lm, with_subject, 1, CONTEXTS, options, kl_position=kl_position)
     for i, fact in enumerate(with_subject):
-        start, optimum = one_at_a_time(lm, fact, "mill", lm.layers[1], options)
+        start, optimum = one_at_a_time(lm, fact, "mill", lm.layers[1], options, kl_position=kl_position)
         assert torch.allclose(found.start[:, i], start.double(), atol=1e-5)
         assert not torch.allclose(found.optimum[:, i], found.start[:, i], atol=1e-3)
         assert torch.allclose(found.optimum[:, i], optimum.double(), atol=1e-4)
@@ -160,11 +172,10 @@ def test_batched_references_are_those_of_one_fact_at_a_time(
 ) -> None:
     lm, some = random_lm(architecture), facts[:3]
     options = replace(FREE, steps=6, hinge_weight=hinge_weight, tolerance=0.0)
-    aim = TargetOptions(target="reference", latents=options)
-    others = Others(unknown_subjects=[UNKNOWN_SUBJECTS, UNKNOWN_SUBJECTS[:1], UNKNOWN_SUBJECTS])
-    found = neutral_targets(lm, some, 1, CONTEXTS, aim, others)
+    aim = Aim(unknown_subjects=[UNKNOWN_SUBJECTS, UNKNOWN_SUBJECTS[:1], UNKNOWN_SUBJECTS])
+    found = targets_for(lm, some, 1, CONTEXTS, options, aim)
     for i, fact in enumerate(some):
-        start, optimum = one_at_a_time(lm, fact, fact.target, lm.layers[1], options, others.unknown_subjects[i])
+        start, optimum = one_at_a_time(lm, fact, fact.target, lm.layers[1], options, aim.unknown_subjects[i])
         assert not torch.allclose(found.optimum[:, i], found.start[:, i], atol=1e-3)
         assert torch.allclose(found.start[:, i], start.double(), atol=1e-5)
         assert torch.allclose(found.optimum[:, i], optimum.double(), atol=1e-4)
@@ -178,17 +189,15 @@ def test_a_fact_in_other_words_counts_like_one_after_a_context(
     other_words = {
         some[1].id: [some[1].within(("In the morning,", " stood behind the")), some[1].within(("", " plays the"))]
     }
-    others = Others(unknown_subjects=[UNKNOWN_SUBJECTS] * 2, rephrased=other_words)
-    found = neutral_targets(lm, some, 1, CONTEXTS, TargetOptions("mill", latents=options, target=target), others)
+    aim = Aim("mill") if target == "word" else Aim(unknown_subjects=[UNKNOWN_SUBJECTS] * 2)
+    found = targets_for(lm, some, 1, CONTEXTS, options, aim, rephrased=other_words)
     for i, fact in enumerate(some):
         words = {"word": "mill", "reference": fact.target}[target]
         unknown_subjects = UNKNOWN_SUBJECTS if target == "reference" else ()
         again = other_words.get(fact.id, ())
         _, optimum = one_at_a_time(lm, fact, words, lm.layers[1], options, unknown_subjects, rephrased=again)
         assert torch.allclose(found.optimum[:, i], optimum.double(), atol=1e-4)
-    alone = neutral_targets(
-        lm, some, 1, CONTEXTS, TargetOptions("mill", latents=options, target=target), replace(others, rephrased={})
-    )
+    alone = targets_for(lm, some, 1, CONTEXTS, options, aim)
     assert torch.allclose(alone.optimum[:, 0], found.optimum[:, 0], atol=1e-5)
     assert not torch.allclose(alone.optimum[:, 1], found.optimum[:, 1], atol=1e-3)
 
@@ -199,14 +208,8 @@ def test_what_else_is_said_of_a_subject_is_kept(lm: EditableLM, facts: list[Fact
         fact, id="other", prompt=f"The home of {fact.subject} is in", subject_end=12 + len(str(fact.subject))
     )
     options = replace(FREE, steps=6, same_subject_weight=50.0)
-    found = neutral_targets(
-        lm,
-        [fact],
-        1,
-        CONTEXTS,
-        TargetOptions("mill", latents=options),
-        Others(same_subject_facts={fact.id: [same_subject_fact]}),
-    )
+    aim = Aim("mill", same_subject_facts={fact.id: [same_subject_fact]})
+    found = targets_for(lm, [fact], 1, CONTEXTS, options, aim)
     _, optimum = one_at_a_time(lm, fact, "mill", lm.layers[1], options, same_subject_fact=same_subject_fact)
     assert torch.allclose(found.optimum[:, 0], optimum.double(), atol=1e-4)
     without = targets_for(lm, [fact], 1, CONTEXTS, options)
@@ -215,16 +218,10 @@ def test_what_else_is_said_of_a_subject_is_kept(lm: EditableLM, facts: list[Fact
 
 def test_with_references_the_model_goes_on_as_with_strangers(lm: EditableLM, facts: list[Fact]) -> None:
     some = facts[:3]
-    aim = TargetOptions(target="reference", latents=replace(FREE, steps=200, clamp=20.0, contexts=1, tolerance=0.0))
-    found = neutral_targets(lm, some, 1, ("",), aim, Others(unknown_subjects=[UNKNOWN_SUBJECTS] * 3))
-    hardly = neutral_targets(
-        lm,
-        some,
-        1,
-        ("",),
-        replace(aim, latents=replace(aim.latents, steps=1)),
-        Others(unknown_subjects=[UNKNOWN_SUBJECTS] * 3),
-    )
+    options = replace(FREE, steps=200, clamp=20.0, contexts=1, tolerance=0.0)
+    aim = Aim(unknown_subjects=[UNKNOWN_SUBJECTS] * 3)
+    found = targets_for(lm, some, 1, ("",), options, aim)
+    hardly = targets_for(lm, some, 1, ("",), replace(options, steps=1), aim)
     assert (found.probability > hardly.probability).all()
     assert found.probability.min() > 0.8
 
@@ -233,7 +230,7 @@ def test_with_references_the_model_goes_on_as_with_strangers(lm: EditableLM, fac
 def test_batched_values_are_those_of_one_fact_at_a_time(architecture: str, facts: list[Fact]) -> None:
     lm, with_subject = random_lm(architecture), facts[:3]
     options = replace(FREE, steps=6)
-    found = original_values(lm, with_subject, 1, CONTEXTS, options)
+    found = values_for(lm, with_subject, options)
     for i, fact in enumerate(with_subject):
         start, optimum = one_at_a_time(lm, fact, fact.target, lm.projections[1], options)
         assert not torch.allclose(found[:, i], start.double(), atol=1e-3)
@@ -243,15 +240,14 @@ def test_batched_values_are_those_of_one_fact_at_a_time(architecture: str, facts
 def test_the_place_of_the_divergence_matters(lm: EditableLM, facts: list[Fact]) -> None:
     options = replace(FREE, steps=6, kl_weight=100.0)
     last, lookup = (
-        targets_for(lm, facts[:1], 1, CONTEXTS, replace(options, kl_position=place)).optimum
-        for place in ("last", "lookup")
+        targets_for(lm, facts[:1], 1, CONTEXTS, options, kl_position=place).optimum for place in KL_POSITIONS
     )
     assert not torch.allclose(last, lookup, atol=1e-3)
 
 
 def test_batch_size_does_not_matter(any_lm: EditableLM, facts: list[Fact]) -> None:
-    together = original_values(any_lm, facts, 1, CONTEXTS, LatentOptions(steps=4))
-    alone = original_values(any_lm, facts, 1, CONTEXTS, LatentOptions(steps=4, facts_per_batch=1))
+    together = values_for(any_lm, facts, LatentOptions(steps=4))
+    alone = values_for(any_lm, facts, LatentOptions(steps=4, facts_per_batch=1))
     assert torch.allclose(together, alone, atol=1e-4)
 
 
@@ -259,17 +255,17 @@ def test_batches_are_halved_where_memory_does_not_suffice(
     lm: EditableLM, facts: list[Fact], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = LatentOptions(steps=4)
-    expected = original_values(lm, facts, 1, CONTEXTS, options)
+    expected = values_for(lm, facts, options)
     solve, tried = LatentProblem.solve, []
 
-    def short_of_memory(self: LatentProblem, facts: list[Fact], goal: LatentObjective) -> tuple[Tensor, Tensor]:
+    def short_of_memory(self: LatentProblem, facts: list[Fact], objective: LatentObjective) -> tuple[Tensor, Tensor]:
         tried.append(len(facts))
         if len(facts) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return solve(self, facts, goal)
+        return solve(self, facts, objective)
 
     monkeypatch.setattr(LatentProblem, "solve", short_of_memory)
-    found = original_values(lm, facts, 1, CONTEXTS, options)
+    found = values_for(lm, facts, options)
     assert torch.allclose(found, expected, atol=1e-4)
     assert "Original values: not enough memory" in caplog.text
     assert sum(size > 1 for size in tried) <= 2  # what does not fit is not tried again
@@ -333,7 +329,7 @@ def test_vectors_stay_within_the_clamp(lm: EditableLM, facts: list[Fact]) -> Non
 def test_losses_that_are_not_finite_are_refused_by_fact(lm: EditableLM, facts: list[Fact]) -> None:
     lm.set_weight(2, lm.weight(2) * float("nan"))
     with pytest.raises(ValueError, match=r"facts \['[0-3]'.*\] gave NaN or infinite losses"):
-        original_values(lm, facts, 1, CONTEXTS, OPTIONS)
+        values_for(lm, facts, OPTIONS)
 
 
 @pytest.mark.parametrize("name", ["steps", "learning_rate", "clamp", "facts_per_batch"])
@@ -352,12 +348,6 @@ def test_weights_that_mean_nothing_are_refused_by_name(name: str, value: float) 
     options: dict[str, Any] = {name: value}
     with pytest.raises(InputError, match=rf"latents\.{name} is {value}: give zero or a positive number"):
         LatentOptions(**options)
-
-
-@pytest.mark.parametrize("answer", ["", "  "])
-def test_an_empty_neutral_target_is_refused(answer: str) -> None:
-    with pytest.raises(InputError, match=rf"neutral_target is '{answer}': say what the model should answer instead"):
-        TargetOptions(neutral_target=answer)
 
 
 KEPT_WEIGHTS = (0.3, 0.2, 0.1)

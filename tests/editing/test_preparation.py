@@ -1,4 +1,4 @@
-"""The road from facts to the problem of a layer."""
+"""From facts to the problem of a layer."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +21,6 @@ from zu_lightning import (
     Preparation,
     Request,
     RetainText,
-    TargetOptions,
     ZeroUnlearnGD,
     apply_update,
     layer_problem,
@@ -33,10 +32,13 @@ from zu_lightning import (
     second_moments,
 )
 from zu_lightning.editing.keys import layer_outputs
+from zu_lightning.editing.latents import Aim
+from zu_lightning.editing.method import EditingMethod
+from zu_lightning.editing.prompts import PromptVariants
 from zu_lightning.lm.tokens import tokenize_fact
 from zu_lightning.runtime import cache
 
-OPTIONS = TargetOptions(neutral_target="mill", latents=LatentOptions(steps=2))
+METHOD = ZeroUnlearnGD(latents=LatentOptions(steps=2))
 TEXT = RetainText(TEXTS)
 
 
@@ -44,13 +46,13 @@ def requested(facts: list[Fact], text: RetainText = TEXT) -> Request:
     return Request(facts, text, seed=3)
 
 
-def prepared(lm: EditableLM, facts: list[Fact], layers: list[int], options: TargetOptions = OPTIONS) -> Preparation:
-    return prepare(lm, requested(facts), layers, options)
+def prepared(lm: EditableLM, facts: list[Fact], layers: list[int], method: EditingMethod = METHOD) -> Preparation:
+    return prepare(lm, requested(facts), layers, method, "mill")
 
 
 def test_targets_belong_to_the_last_layer_and_moments_to_every_layer(lm: EditableLM, facts: list[Fact]) -> None:
     found = prepared(lm, facts, [0, 1])
-    expected = neutral_targets(lm, facts, 1, sample_contexts(lm, seed=3), OPTIONS)
+    expected = neutral_targets(lm, facts, 1, PromptVariants(sample_contexts(lm, seed=3)), Aim("mill"), METHOD)
     assert found.targets.contexts == expected.contexts
     assert torch.equal(found.targets.optimum, expected.optimum)
     moments = second_moments(lm, TEXT, [0, 1])
@@ -63,7 +65,7 @@ def test_targets_of_an_earlier_run_are_taken_as_they_are(
 ) -> None:
     targets = prepared(lm, facts, [1]).targets
     monkeypatch.setattr(EditableLM, "generate", lambda *_, **__: pytest.fail("contexts are known"))
-    again = prepare(lm, requested(facts), [1], OPTIONS, targets)
+    again = prepare(lm, requested(facts), [1], METHOD, targets=targets)
     assert again.targets is targets
 
 
@@ -71,11 +73,11 @@ def test_targets_of_an_earlier_run_are_taken_as_they_are(
 def test_each_layer_takes_its_share_of_what_is_missing(lm: EditableLM, facts: list[Fact], layer: int) -> None:
     layers = [0, 1, 2]
     preparation = prepared(lm, facts, layers)
-    problem = layer_problem(lm, requested(facts), layer, layers, preparation, OPTIONS)
+    problem = layer_problem(lm, requested(facts), layer, preparation)
     contexts = preparation.targets.contexts
     assert problem.layer == layer
     assert torch.equal(problem.keys, lookup_keys(lm, facts, layer, contexts))
-    assert torch.equal(problem.values, original_values(lm, facts, layer, contexts, OPTIONS.latents))
+    assert torch.equal(problem.values, original_values(lm, facts, layer, contexts, METHOD))
     assert problem.second_moment is preparation.second_moments[layer]
     missing = preparation.targets.optimum - layer_outputs(lm, facts, 2)
     assert missing.abs().max() > 1e-2
@@ -84,16 +86,16 @@ def test_each_layer_takes_its_share_of_what_is_missing(lm: EditableLM, facts: li
 
 def test_keys_of_protected_facts_are_those_of_facts_to_forget(lm: EditableLM, facts: list[Fact]) -> None:
     request = replace(requested(facts[:2]), protect=facts[2:])
-    preparation = prepare(lm, request, [1], OPTIONS)
-    found = layer_problem(lm, request, 1, [1], preparation, OPTIONS).protected_keys
+    preparation = prepare(lm, request, [1], METHOD)
+    found = layer_problem(lm, request, 1, preparation).protected_keys
     assert found is not None
     assert torch.equal(found, lookup_keys(lm, facts[2:], 1, preparation.targets.contexts))
-    assert layer_problem(lm, requested(facts[:2]), 1, [1], preparation, OPTIONS).protected_keys is None
+    assert layer_problem(lm, requested(facts[:2]), 1, preparation).protected_keys is None
 
 
 def test_values_are_observed_if_they_are_not_optimized(any_lm: EditableLM, facts: list[Fact]) -> None:
-    options = replace(OPTIONS, optimize_values=False)
-    problem = layer_problem(any_lm, requested(facts), 1, [1], prepared(any_lm, facts, [1], options), options)
+    method = replace(METHOD, optimize_values=False)
+    problem = layer_problem(any_lm, requested(facts), 1, prepared(any_lm, facts, [1], method))
     assert torch.equal(problem.values, any_lm.weight(1).double() @ problem.keys)
 
 
@@ -102,27 +104,29 @@ def test_a_projections_bias_is_not_among_the_values_that_its_weight_has_to_lose(
     bias = lm.bias(1)
     assert bias is not None
     preparation = prepared(lm, facts, [1])
-    found = layer_problem(lm, requested(facts), 1, [1], preparation, OPTIONS).values
-    expected = original_values(lm, facts, 1, preparation.targets.contexts, OPTIONS.latents)
+    found = layer_problem(lm, requested(facts), 1, preparation).values
+    expected = original_values(lm, facts, 1, preparation.targets.contexts, METHOD)
     assert torch.allclose(found + bias.double()[:, None], expected, atol=1e-12)
 
 
 def test_phases_are_timed(lm: EditableLM, facts: list[Fact]) -> None:
     monitor = Monitor()
-    preparation = prepare(lm, requested(facts), [1], OPTIONS, monitor=monitor)
+    preparation = prepare(lm, requested(facts), [1], METHOD, monitor=monitor)
     assert monitor.seconds.keys() == {"moments", "targets"}
-    layer_problem(lm, requested(facts), 1, [1], preparation, OPTIONS, monitor)
+    layer_problem(lm, requested(facts), 1, preparation, monitor)
     assert monitor.seconds.keys() == {"moments", "targets", "keys_and_values"}
     assert all(seconds > 0 for seconds in monitor.seconds.values())
 
 
-def problem_of(lm: EditableLM, request: Request, options: TargetOptions = OPTIONS) -> LayerProblem:
+def problem_of(
+    lm: EditableLM, request: Request, method: EditingMethod = METHOD, neutral_target: str = "mill"
+) -> LayerProblem:
     """The problem of the second of two layers, after an edit of the first."""
     layers = [0, 1]
-    preparation = prepare(lm, request, layers, options)
-    layer_problem(lm, request, 0, layers, preparation, options)
+    preparation = prepare(lm, request, layers, method, neutral_target)
+    layer_problem(lm, request, 0, preparation)
     apply_update(lm, 0, update_for(lm, 0))
-    return layer_problem(lm, request, 1, layers, preparation, options)
+    return layer_problem(lm, request, 1, preparation)
 
 
 def same(problem: LayerProblem, other: LayerProblem) -> bool:
@@ -184,8 +188,8 @@ def test_a_file_is_for_what_depends_on_nothing_else(
     facts: list[Fact], tmp_path: Path, changed: str, files: set[str]
 ) -> None:
     problem_of(random_lm("llama"), shared(facts, tmp_path))
-    before, lm, options = set(tmp_path.iterdir()), random_lm("llama"), OPTIONS
-    request = shared(facts, tmp_path)
+    before, lm, method = set(tmp_path.iterdir()), random_lm("llama"), METHOD
+    neutral_target, request = "mill", shared(facts, tmp_path)
     if changed == "seed":
         request = replace(request, seed=4)
     elif changed in ("facts", "order"):
@@ -193,19 +197,19 @@ def test_a_file_is_for_what_depends_on_nothing_else(
     elif changed == "text":
         request = replace(request, text=RetainText(TEXTS[1:]))
     elif changed == "neutral_target":
-        options = replace(OPTIONS, neutral_target="baker")
+        neutral_target = "baker"
     elif changed == "latents":
-        options = replace(OPTIONS, latents=LatentOptions(steps=3))
+        method = replace(METHOD, latents=LatentOptions(steps=3))
     elif changed == "optimize_values":
-        options = replace(OPTIONS, optimize_values=False)
+        method = replace(METHOD, optimize_values=False)
     else:
         apply_update(lm, 2, update_for(lm, 2))
-    found = problem_of(lm, request, options)
+    found = problem_of(lm, request, method, neutral_target)
     assert {file.name.partition("-")[0] for file in set(tmp_path.iterdir()) - before} == files
     other = random_lm("llama")
     if changed == "model":
         apply_update(other, 2, update_for(other, 2))
-    assert same(found, problem_of(other, replace(request, cache=None), options))
+    assert same(found, problem_of(other, replace(request, cache=None), method, neutral_target))
 
 
 @pytest.mark.usefixtures("short_contexts")
@@ -227,10 +231,10 @@ def test_another_edit_below_is_not_confused_with_this_one(facts: list[Fact], tmp
     request, found = shared(facts, tmp_path), []
     for rank in (1, 2):
         lm = random_lm("llama")
-        preparation = prepare(lm, request, [0, 1], OPTIONS)
+        preparation = prepare(lm, request, [0, 1], METHOD)
         apply_update(lm, 0, update_for(lm, 0, rank))
-        found.append(layer_problem(lm, request, 1, [0, 1], preparation, OPTIONS))
-        uncached = layer_problem(lm, replace(request, cache=None), 1, [0, 1], preparation, OPTIONS)
+        found.append(layer_problem(lm, request, 1, preparation))
+        uncached = layer_problem(lm, replace(request, cache=None), 1, preparation)
         assert same(found[-1], uncached)
     assert not torch.allclose(found[0].keys, found[1].keys)
 
@@ -245,12 +249,12 @@ def test_the_columns_of_a_process_are_its_share_of_the_facts(
 ) -> None:
     # One fact a batch: work is shared in other ways than facts are.
     latents = LatentOptions(steps=2, facts_per_batch=1, average_over_prompts=average_over_prompts)
-    options = TargetOptions("mill", latents=latents)
+    method = ZeroUnlearnGD(latents=latents)
     request = replace(requested(facts[:3]), protect=facts[3:])
-    whole = problem_of(random_lm("llama"), request, options)
+    whole = problem_of(random_lm("llama"), request, method)
 
     def held() -> tuple[int, list[str]]:
-        own, expected = problem_of(random_lm("llama"), request, options), own_columns(whole)
+        own, expected = problem_of(random_lm("llama"), request, method), own_columns(whole)
         together = own.gathered()
         assert all(torch.equal(getattr(together, name), getattr(whole, name)) for name in COLUMNS[:3])
         assert torch.allclose(own.second_moment, whole.second_moment)
@@ -265,12 +269,12 @@ def test_the_columns_of_a_process_are_its_share_of_the_facts(
 @pytest.mark.usefixtures("short_contexts")
 def test_any_number_of_processes_reads_what_another_number_has_kept(facts: list[Fact], tmp_path: Path) -> None:
     request = requested(facts[:3])
-    targets = prepare(random_lm("llama"), request, [1], OPTIONS).targets
+    targets = prepare(random_lm("llama"), request, [1], METHOD).targets
 
     def kept(cache: Path) -> object:
         lm, shared = random_lm("llama"), replace(request, cache=cache)
-        preparation = prepare(lm, shared, [1], OPTIONS)
-        layer_problem(lm, shared, 1, [1], preparation, OPTIONS)
+        preparation = prepare(lm, shared, [1], METHOD)
+        layer_problem(lm, shared, 1, preparation)
         return preparation.targets.state_dict()
 
     for first, then in ((3, 1), (1, 2)):
@@ -316,7 +320,7 @@ def test_a_fact_that_the_model_can_read_alone_only_is_refused(lm: EditableLM, fa
     def lengthened(count: int) -> tuple[Fact, int]:
         prompt = "very " * count + facts[0].prompt
         fact = replace(facts[0], prompt=prompt, subject_end=len(prompt))
-        answers = (fact.target, OPTIONS.neutral_target)
+        answers = (fact.target, "mill")
         return fact, max(len(tokenize_fact(lm.tokenizer, fact, answer=answer).ids) for answer in answers)
 
     longest = max(count for count in range(128) if lengthened(count)[1] <= lm.context_length)
@@ -326,7 +330,7 @@ def test_a_fact_that_the_model_can_read_alone_only_is_refused(lm: EditableLM, fa
 
 def test_a_neutral_target_that_the_model_cannot_read_is_refused(lm: EditableLM, facts: list[Fact]) -> None:
     with pytest.raises(InputError, match=r"number of tokens of fact '0' with an answer after a context is \d+"):
-        prepared(lm, facts, [1], TargetOptions(neutral_target="very " * 200))
+        prepare(lm, requested(facts), [1], METHOD, "very " * 200)
 
 
 @pytest.mark.parametrize(
@@ -336,7 +340,7 @@ def test_what_is_missing_is_refused_by_name(
     lm: EditableLM, facts: list[Fact], text: RetainText, layers: list[int], parameter: str
 ) -> None:
     with pytest.raises(InputError) as refused:
-        prepare(lm, requested(facts, text), layers, OPTIONS)
+        prepare(lm, requested(facts, text), layers, METHOD)
     assert refused.value.parameter == parameter
 
 
@@ -359,8 +363,8 @@ def test_as_many_contexts_are_averaged_over_as_asked_for(lm: EditableLM, facts: 
     all_of_them = prepared(lm, facts, [1]).targets.contexts
     assert len(all_of_them) == 6
     for count in (1, 3):
-        options = replace(OPTIONS, latents=replace(OPTIONS.latents, contexts=count))
-        assert prepared(lm, facts, [1], options).targets.contexts == all_of_them[:count]
+        method = replace(METHOD, latents=replace(METHOD.latents, contexts=count))
+        assert prepared(lm, facts, [1], method).targets.contexts == all_of_them[:count]
 
 
 @pytest.mark.parametrize("count", [0, 7])

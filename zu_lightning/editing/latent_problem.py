@@ -68,17 +68,19 @@ class LatentProblem:
         # The residual stream adds what the projection writes, unless that is normalized first.
         self.inside_layer = site is lm.projections[layer] and lm.normalizes_mlp_output
 
-    def solve(self, facts: Sequence[Fact], goal: LatentObjective) -> tuple[Tensor, Tensor]:
+    def solve(self, facts: Sequence[Fact], objective: LatentObjective) -> tuple[Tensor, Tensor]:
         """Start and optimum, N x D, by Adam on all facts at once; facts that are done leave the batch."""
         options, n = self.options, len(facts)
-        rows, start, log_probability = self._unchanged(facts, goal.answers)
+        rows, start, log_probability = self._unchanged(facts, objective.answers)
         original = log_probability[len(log_probability) - int(rows.keep.sum()) :]
         size = start.square().sum(1)
         unit = ((size / start.shape[1]).sqrt() if options.scale_free else torch.ones_like(size))[:, None]
         limit = options.clamp * size.sqrt()[:, None] / unit
         coordinates = torch.zeros_like(start, requires_grad=True)
         optimizer = torch.optim.Adam([coordinates], lr=options.learning_rate)
-        losses = self._losses(rows, goal, log_probability, original, n) + self._decay(torch.zeros_like(start), size)
+        losses = self._losses(rows, objective, log_probability, original, n) + self._decay(
+            torch.zeros_like(start), size
+        )
         _check_finite(losses, facts)
         active = losses.detach() >= options.tolerance
         if not active.any():  # most original values are optimal from the start
@@ -88,7 +90,8 @@ class LatentProblem:
             delta = coordinates * unit
             minibatch = rows.minibatch(step, options.prompts_per_step)
             losses = self._decay(delta, size) + sum(
-                self._losses(part, goal, self._log_probability(part, delta), original, n) for part in minibatch.parts
+                self._losses(part, objective, self._log_probability(part, delta), original, n)
+                for part in minibatch.parts
             )
             _check_finite(losses, facts)
             # One turn does not tell whether a fact is done in all ways to put it.
@@ -168,7 +171,9 @@ class LatentProblem:
         suffix = replace(chosen.suffix, hidden=moved(chosen.suffix.hidden))
         return log_softmax(suffix.logits(self.lm, places.rows, places.positions), -1)
 
-    def _losses(self, chosen: Rows, goal: LatentObjective, log_probability: Tensor, original: Tensor, n: int) -> Tensor:
+    def _losses(
+        self, chosen: Rows, objective: LatentObjective, log_probability: Tensor, original: Tensor, n: int
+    ) -> Tensor:
         """N, what some rows add to the loss of every fact."""
         fact, weight, places = chosen.fact, chosen.weight, chosen.places
         unchanged = original[chosen.kept[chosen.keep]]
@@ -176,8 +181,8 @@ class LatentProblem:
         rows = places.rows[: len(tokens)]
         per_token = -log_probability[torch.arange(len(rows), device=tokens.device), tokens]
         losses = torch.zeros(n, device=tokens.device).index_add(0, fact[rows], per_token * weight[rows])
-        if goal.references is not None and goal.truth is not None:
-            references, truth = goal.references[chosen.variant[ends], fact[ends]], goal.truth[fact[ends]]
+        if objective.references is not None and objective.truth is not None:
+            references, truth = objective.references[chosen.variant[ends], fact[ends]], objective.truth[fact[ends]]
             said = log_probability[len(tokens) : kept]
             away = _from_references(said, references, truth, self.options.hinge_weight)
             losses = losses.index_add(0, fact[ends], weight[ends] * away)
