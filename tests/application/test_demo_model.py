@@ -11,7 +11,7 @@ from zu_lightning import (
     EditableLM,
     Fact,
     LatentOptions,
-    TargetOptions,
+    Request,
     ZeroUnlearnGD,
     causal_trace,
     evaluate,
@@ -21,6 +21,8 @@ from zu_lightning import (
     split_facts,
     unlearn,
 )
+from zu_lightning.editing.latents import Aim
+from zu_lightning.editing.prompts import PromptVariants
 
 
 def test_it_knows_its_facts_also_in_words_it_never_saw_them_in(demo_lm: EditableLM, demo_facts: list[Fact]) -> None:
@@ -45,7 +47,9 @@ def test_the_answer_goes_through_the_lookup_token_at_the_edited_layer(
 def test_the_neutral_state_is_reachable(demo_lm: EditableLM, demo_facts: list[Fact]) -> None:
     some, *_ = split_facts(demo_facts, 20, seed=5)
     still, moved = (
-        neutral_targets(demo_lm, some, 0, ("",), TargetOptions(UNKNOWN, latents=LatentOptions(steps=steps)))
+        neutral_targets(
+            demo_lm, some, 0, PromptVariants(), Aim(UNKNOWN), ZeroUnlearnGD(latents=LatentOptions(steps=steps))
+        )
         for steps in (1, 25)
     )
     assert not still.original_lost.any()
@@ -54,13 +58,13 @@ def test_the_neutral_state_is_reachable(demo_lm: EditableLM, demo_facts: list[Fa
 
 
 def test_a_bfloat16_model_forgets_as_a_float32_one_does(demo_facts: list[Fact]) -> None:
-    forget, retain, _ = split_facts(demo_facts, 3, 15)
     corpus = read_texts(str(DEMO / "corpus.txt"), 60)
+    request = Request.draw(demo_facts, corpus, forget=3, retain=15, heldout=[])
     scores, changes, stored = {}, {}, {}
     for dtype in ("float32", "bfloat16"):
         lm = EditableLM.from_pretrained(DEMO / "model", dtype=dtype)
-        edit = unlearn(lm, forget, corpus, [0], ZeroUnlearnGD()).edits[0]
-        scores[dtype] = evaluate(lm, evaluation_batches(lm, forget, retain, []))
+        edit = unlearn(lm, request, ZeroUnlearnGD()).edits[0]
+        scores[dtype] = evaluate(lm, evaluation_batches(lm, request.forget, request.retain, []))
         changes[dtype], stored[dtype] = edit.update.dense(), edit.scores.stored_error
     assert lm.weight(0).dtype == torch.bfloat16
     # Keys and targets come out of a forward pass in bfloat16; the solve does not, and the sum is rounded once.

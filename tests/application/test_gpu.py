@@ -12,6 +12,7 @@ from tests.conftest import DEMO, latest_run, random_problem, run
 from zu_lightning import (
     AlphaEdit,
     EditableLM,
+    EditingMethod,
     Erase,
     LatentOptions,
     Memit,
@@ -20,16 +21,13 @@ from zu_lightning import (
     Results,
     RetainText,
     Rome,
-    Rule,
-    TargetOptions,
     ZeroUnlearn,
     ZeroUnlearnGD,
     ZeroUnlearnSoft,
-    edit_layers,
-    prepare,
     read_facts,
     read_texts,
     split_facts,
+    unlearn,
 )
 
 pytestmark = pytest.mark.gpu
@@ -39,7 +37,7 @@ PROCESSES = 2
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
-def test_a_solution_in_float64_is_that_of_the_cpu(rule: Rule) -> None:
+def test_a_solution_in_float64_is_that_of_the_cpu(rule: EditingMethod) -> None:
     weight, problem = random_problem()
     on_gpu: dict[str, Any] = {name: value.cuda() for name, value in vars(problem).items() if torch.is_tensor(value)}
     expected = rule(weight, problem).dense()
@@ -73,8 +71,7 @@ def edited_weight() -> torch.Tensor:
     text = RetainText(read_texts(str(DEMO / "corpus.txt"), 200), ReadingOptions())
     request = Request(forget, text, protect, known=facts)
     latents = LatentOptions(contexts=1, templates=2, average_over_prompts=True, steps=5, facts_per_batch=2)
-    options = TargetOptions(optimize_values=False, latents=latents, target="reference")
-    edit_layers(lm, request, [0], Erase(), prepare(lm, request, [0], options), options)
+    unlearn(lm, request, Erase(latents=latents))
     return lm.weight(0).detach().cpu()
 
 

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lightning import Trainer
 
 import train
-from callbacks import ClosedForm
 from callbacks.usage import usage_line
 from tests.conftest import ROOT, command_line, train_py
-from zu_lightning import InputError, PretrainModule, ZeroUnlearnGD
+from zu_lightning import InputError
 from zu_lightning.serving.__main__ import check
 
 
@@ -146,14 +144,6 @@ def test_what_lightning_refuses_is_told_in_one_line(option: str, value: str, tmp
 def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="a bug"):
         stopped_by(ValueError("a bug"), monkeypatch)
-
-
-def test_a_rule_is_refused_for_a_module_that_does_not_edit_layers() -> None:
-    module, trainer = PretrainModule(hidden_size=8, num_heads=2), Trainer(logger=False)
-    with pytest.raises(InputError, match="PretrainModule does not edit layers: set the rule to null"):
-        ClosedForm(ZeroUnlearnGD()).setup(trainer, module, "fit")
-    ClosedForm(None).setup(trainer, module, "fit")
-    assert not hasattr(module, "rule")
 
 
 def test_the_resolved_configuration_can_be_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_a_request_starts_from_the_base_model_and_all_earlier_updates(two_reques
     assert set(Results.read(second_run(two_requests)).forgotten) == second.facts.keys()
     history = Ledger.read(two_requests / "project").history()
     base = EditableLM.from_pretrained(DEMO / "model").weight(0)
-    total = base + sum(one.layers[0].update.dense() for one in history.earlier)
+    total = base + sum(one.layers[0].update.dense() for one in history.previous)
     assert torch.allclose(weight_in(second_run(two_requests)).double(), total, atol=1e-4)
     adapter = load_file(second_run(two_requests) / "adapter" / "adapter_model.safetensors")
     left, right = (adapter[f"base_model.model.{WEIGHT.removesuffix('.weight')}.lora_{name}.weight"] for name in "BA")
@@ -102,7 +102,7 @@ def test_the_data_of_a_run_are_read_as_the_run_did_whatever_requests_came_since(
         with contextlib.chdir(ROOT):
             request = request_of(folder)
         assert {fact.id for fact in request.forget} == entry.facts.keys()
-        assert [one.number for one in request.earlier] == list(range(1, number + 1))
+        assert [one.number for one in request.previous] == list(range(1, number + 1))
         names = [fact.id for fact in request.forget]
         data = UnlearnDataModule(
             path=str(DEMO / "facts.jsonl"), corpus=str(DEMO / "corpus.txt"), forget_ids=names, retain_num=3,
@@ -213,7 +213,7 @@ def test_what_remains_is_listed_and_deleted_only_on_demand(
     assert "can go" not in caplog.text
     # The last model, and all that later requests need, is still there.
     commands.main(["verify", str(project_root / "project"), str(second_run(project_root) / "model")])
-    assert len(Ledger.read(project_root / "project").history().earlier) == 2
+    assert len(Ledger.read(project_root / "project").history().previous) == 2
 
 
 @pytest.mark.slow
@@ -273,7 +273,7 @@ def test_twenty_kills_of_a_third_request_leave_a_ledger_that_verifies_and_the_sa
         process.wait()
         ledger = Ledger.read(killed / "project")
         assert len(ledger.active) in (2, 3)
-        assert len(ledger.history().earlier) == len(ledger.active)
+        assert len(ledger.history().previous) == len(ledger.active)
         if len(ledger.active) == 3:  # to be done once more
             shutil.copytree(two_requests / "project", killed / "project", dirs_exist_ok=True)
             shutil.rmtree(killed / "project" / "requests" / "0003")

@@ -12,6 +12,7 @@ from tests.conftest import TEXTS, in_processes, own_columns, random, random_prob
 from zu_lightning import (
     AlphaEdit,
     EditableLM,
+    EditingMethod,
     Erase,
     Fact,
     InputError,
@@ -19,16 +20,16 @@ from zu_lightning import (
     LayerProblem,
     LowRankUpdate,
     Memit,
+    Request,
+    RetainText,
     Rome,
-    Rule,
-    TargetOptions,
     ZeroUnlearn,
     ZeroUnlearnGD,
     ZeroUnlearnSoft,
     solvers,
     unlearn,
 )
-from zu_lightning.editing.closed_forms import RetainRule
+from zu_lightning.editing.closed_forms import RetainMethod
 
 RULES = [
     ZeroUnlearn(),
@@ -40,12 +41,12 @@ RULES = [
 ]
 
 
-def name(rule: Rule) -> str:
+def name(rule: EditingMethod) -> str:
     return type(rule).__name__
 
 
 @pytest.mark.parametrize("rule", RULES, ids=name)
-def test_scale_free_rules_do_the_same_in_a_model_of_another_scale(rule: Rule) -> None:
+def test_scale_free_rules_do_the_same_in_a_model_of_another_scale(rule: EditingMethod) -> None:
     weight, problem = random_problem()
     scaled_weight, scaled_problem = random_problem(scale=100.0)
     effect = rule(weight, problem).dense() @ problem.keys
@@ -62,10 +63,12 @@ def test_the_releases_units_do_not_carry_over() -> None:
     assert not torch.allclose(effect, scaled_effect, rtol=0.1)
 
 
-def solved(rule: Rule, weight: Tensor, p: LayerProblem) -> LowRankUpdate:
+SOLVER_WEIGHTS = ("retain_weight", "forget_weight", "zero_weight", "ridge")
+
+
+def solved(rule: EditingMethod, weight: Tensor, p: LayerProblem) -> LowRankUpdate:
     """What the solver of a rule gives with the weights that are the rule's."""
-    units = ("scale_free", "protect_weight", "reweighting_iterations", "mean_over_facts", "threshold", "criterion")
-    w = {field: value for field, value in vars(rule).items() if field not in units}
+    w = {field: value for field, value in vars(rule).items() if field in SOLVER_WEIGHTS}
     if isinstance(rule, ZeroUnlearn):
         return solvers.zero_unlearn(weight, p.keys, p.residuals, p.values, p.second_moment, **w)
     if isinstance(rule, ZeroUnlearnSoft):
@@ -81,9 +84,13 @@ def solved(rule: Rule, weight: Tensor, p: LayerProblem) -> LowRankUpdate:
 
 @pytest.mark.parametrize("scale_free", [True, False])
 @pytest.mark.parametrize("rule", RULES[:-1], ids=name)
-def test_a_rule_is_its_solver_with_every_weight_in_its_place(rule: Rule, scale_free: bool) -> None:
+def test_a_rule_is_its_solver_with_every_weight_in_its_place(rule: EditingMethod, scale_free: bool) -> None:
     weight, problem = random_problem()
-    weights = {field: value for field, value in vars(rule).items() if isinstance(value, float) and field != "threshold"}
+    weights = {
+        field: value
+        for field, value in vars(rule).items()
+        if isinstance(value, float) and field not in ("threshold", "tolerance")
+    }
     odd: dict[str, Any] = {field: 0.3 + i for i, field in enumerate(weights)}
     changed = replace(rule, scale_free=scale_free, **odd)
     expected = solved(changed, weight, problem.scale_free() if scale_free else problem)
@@ -92,7 +99,7 @@ def test_a_rule_is_its_solver_with_every_weight_in_its_place(rule: Rule, scale_f
 
 @pytest.mark.parametrize("scale_free", [True, False])
 @pytest.mark.parametrize("rule", RULES[:-1], ids=name)
-def test_what_is_protected_is_changed_less(rule: Rule, scale_free: bool) -> None:
+def test_what_is_protected_is_changed_less(rule: EditingMethod, scale_free: bool) -> None:
     weight, problem = random_problem()
     keys, values = random(9, 2, seed=9), solvers.orthonormal_basis(problem.values)
 
@@ -119,12 +126,17 @@ def test_rome_of_one_fact_is_its_solver() -> None:
     assert torch.allclose(Rome(scale_free=False)(weight, one).dense(), expected.dense())
 
 
-NUMBERS = [(rule, field) for rule in RULES for field, value in vars(rule).items() if isinstance(value, float)]
+NUMBERS = [
+    (rule, field)
+    for rule in RULES
+    for field, value in vars(rule).items()
+    if isinstance(value, float) and field not in rule.positive
+]
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
 @pytest.mark.parametrize(("rule", "field"), NUMBERS, ids=lambda part: part if isinstance(part, str) else name(part))
-def test_a_weight_that_means_nothing_is_refused_by_name(rule: Rule, field: str, value: float) -> None:
+def test_a_weight_that_means_nothing_is_refused_by_name(rule: EditingMethod, field: str, value: float) -> None:
     given: dict[str, Any] = {field: value}
     with pytest.raises(InputError, match=rf"{name(rule)}\.{field} is {value}: give zero or a positive number"):
         replace(rule, **given)
@@ -137,7 +149,7 @@ def test_a_weight_that_means_nothing_is_refused_by_name(rule: Rule, field: str, 
         (AlphaEdit(threshold=0.0), "AlphaEdit.threshold is 0.0: layer 0 has no solution: the null space is empty"),
     ],
 )
-def test_a_problem_without_solution_is_refused_by_rule_and_layer(rule: Rule, message: str) -> None:
+def test_a_problem_without_solution_is_refused_by_rule_and_layer(rule: EditingMethod, message: str) -> None:
     with pytest.raises(InputError, match=message):
         rule(*random_problem())
 
@@ -152,12 +164,12 @@ def test_a_null_space_can_be_asked_for_before_it_is_solved_in() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeastSquares(Rule):
+class LeastSquares(EditingMethod):
     """A rule that the package does not know: the smallest update that takes a share of the way for every fact."""
 
     share: float = 1.0
 
-    def solve(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
+    def update(self, weight: Tensor, problem: LayerProblem) -> LowRankUpdate:
         return LowRankUpdate(self.share * problem.residuals, torch.linalg.pinv(problem.keys))
 
 
@@ -166,8 +178,8 @@ def test_a_rule_from_outside_the_package_is_a_rule_like_any_other(
     lm: EditableLM, facts: list[Fact], share: float
 ) -> None:
     weights = [lm.weight(layer).clone() for layer in range(3)]
-    options = TargetOptions(neutral_target="barn", latents=LatentOptions(steps=2), optimize_values=False)
-    result = unlearn(lm, facts, TEXTS, [1], LeastSquares(share=share), options)
+    method = LeastSquares(share=share, latents=LatentOptions(steps=2))
+    result = unlearn(lm, Request(facts, RetainText(TEXTS)), method, [1], "barn")
     scores = result.edits[1].scores
     assert scores.rank == len(facts)
     assert scores.residual_after == pytest.approx((1 - share) * scores.residual_before, abs=1e-6)
@@ -196,7 +208,7 @@ def test_with_every_phrasing_a_rule_minimizes_the_mean_distance_over_them() -> N
 
 
 @pytest.mark.parametrize("rule", [Memit(), ZeroUnlearn(), ZeroUnlearnSoft()], ids=name)
-def test_with_every_phrasing_all_of_them_are_moved_more_alike(rule: Rule) -> None:
+def test_with_every_phrasing_all_of_them_are_moved_more_alike(rule: EditingMethod) -> None:
     weight, problem = random_problem()
     put = problem.keys[:, :, None] + 0.5 * random(9, 3, 4, seed=5)
     mean = put.mean(2)
@@ -226,7 +238,7 @@ def test_every_phrasing_needs_a_weight_of_what_is_kept() -> None:
 
 
 @pytest.mark.parametrize("rule", [Memit(), ZeroUnlearnSoft(ridge=0.0, zero_weight=0.0)], ids=name)
-def test_with_a_mean_over_facts_one_weight_suits_any_number_of_them(rule: RetainRule) -> None:
+def test_with_a_mean_over_facts_one_weight_suits_any_number_of_them(rule: RetainMethod) -> None:
     weight, problem = random_problem()
     mean, total = replace(rule, retain_weight=0.1, mean_over_facts=True), replace(rule, retain_weight=0.3)
     assert torch.allclose(mean(weight, problem).dense(), total(weight, problem).dense())
@@ -264,9 +276,9 @@ def test_processes_that_share_facts_find_the_update_of_one(facts: int, processes
 
 
 @pytest.mark.parametrize("rule", VARIED, ids=name)
-def test_more_facts_than_keys_have_entries_are_solved_from_their_sums(rule: Rule) -> None:
+def test_more_facts_than_keys_have_entries_are_solved_from_their_sums(rule: EditingMethod) -> None:
     weight, problem = problem_of_many(25)
-    from_columns = rule.solve(weight, rule.in_units(problem))
+    from_columns = rule.update(weight, rule.in_units(problem))
     found = rule(weight, problem)
     assert (found.dense() - from_columns.dense()).norm() <= 1e-10 * from_columns.dense().norm()
     if isinstance(rule, Rome):

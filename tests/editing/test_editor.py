@@ -8,6 +8,7 @@ from zu_lightning import (
     NPO,
     EditableLM,
     EditingModule,
+    Erase,
     Fact,
     FineTuning,
     GradientModule,
@@ -15,11 +16,18 @@ from zu_lightning import (
     LatentOptions,
     LayerProblem,
     Memit,
-    TargetOptions,
+    Method,
+    Request,
+    RetainText,
     UnlearnModule,
+    ZeroUnlearnGD,
     unlearn,
     write_update,
 )
+
+
+def requested(facts: list[Fact]) -> Request:
+    return Request(facts, RetainText(TEXTS[2:3] * 4))
 
 
 def test_the_end_of_the_text_can_be_the_neutral_target(lm: EditableLM, facts: list[Fact]) -> None:
@@ -27,8 +35,8 @@ def test_the_end_of_the_text_can_be_the_neutral_target(lm: EditableLM, facts: li
     found = []
     for answer in ("<eos>", "</s>", "<pad>"):
         lm.set_weight(0, before[0])
-        options = TargetOptions(neutral_target=answer, latents=LatentOptions(steps=2), optimize_values=False)
-        found.append(unlearn(lm, facts[:1], TEXTS[2:3] * 4, [0], Memit(), options).targets.optimum)
+        method = Memit(latents=LatentOptions(steps=2))
+        found.append(unlearn(lm, requested(facts[:1]), method, [0], answer).targets.optimum)
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
 
@@ -53,21 +61,21 @@ def test_a_true_answer_is_no_neutral_target(lm: EditableLM, facts: list[Fact]) -
     with pytest.raises(
         InputError, match=r"^neutral_target is ' baker': it is the true answer of fact '0' \('Ada Novak"
     ):
-        unlearn(lm, facts, TEXTS, [0], Memit(), TargetOptions(neutral_target=" baker"))
+        unlearn(lm, requested(facts), Memit(), [0], " baker")
 
 
 @pytest.mark.parametrize(
     ("module", "teaches"),
     [
-        (EditingModule(), True),
-        (EditingModule(target="reference"), False),
+        (EditingModule(Memit()), True),
+        (EditingModule(Erase()), False),
         (GradientModule(FineTuning()), True),
         (GradientModule(NPO()), False),
     ],
     ids=["word", "reference", "FT", "NPO"],
 )
 def test_the_neutral_target_matters_to_methods_that_teach_it(module: UnlearnModule, teaches: bool) -> None:
-    assert module.teaches_neutral_target == teaches
+    assert module.method.teaches_neutral_target == teaches
 
 
 def test_a_projection_of_zeros_is_refused(lm: EditableLM, facts: list[Fact]) -> None:
@@ -75,4 +83,10 @@ def test_a_projection_of_zeros_is_refused(lm: EditableLM, facts: list[Fact]) -> 
     with pytest.raises(
         InputError, match=r"^layers is \[0, 1\]: the output projection of layer 1 holds nothing but zeros"
     ):
-        unlearn(lm, facts, TEXTS, [0, 1], Memit())
+        unlearn(lm, requested(facts), Memit(), [0, 1])
+
+
+@pytest.mark.parametrize("method", [NPO(), ZeroUnlearnGD(solve="descent")], ids=["gradient", "descent"])
+def test_a_method_that_trains_is_refused_with_the_command(lm: EditableLM, facts: list[Fact], method: Method) -> None:
+    with pytest.raises(InputError, match=rf"method is '{method.name}': it trains.*--method {method.name}"):
+        unlearn(lm, requested(facts), method, [0])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import random, random_problem
-from zu_lightning import AlphaEdit, EditableLM, Fact, Memit, Rule, ZeroUnlearn, ZeroUnlearnGD, ZeroUnlearnSoft
+from zu_lightning import AlphaEdit, EditableLM, EditingMethod, Fact, Memit, ZeroUnlearn, ZeroUnlearnGD, ZeroUnlearnSoft
 from zu_lightning.editing.editor import write_update
 from zu_lightning.editing.keys import lookup_keys
 from zu_lightning.editing.layer_problem import LayerProblem
@@ -37,11 +37,11 @@ def test_earlier_facts_come_last_with_nowhere_to_go(lm: EditableLM) -> None:
     assert torch.equal(problem.keys[:, 3:], KEYS)
     assert torch.equal(problem.values[:, 3:], VALUES)
     assert not problem.residuals[:, 3:].any()
-    assert problem.earlier == 2
+    assert problem.previous == 2
     own, alone = problem.without_previous(), random_problem()[1]
     assert torch.equal(own.keys, alone.keys)
     assert torch.equal(own.residuals, alone.residuals)
-    assert own.earlier == 0
+    assert own.previous == 0
 
 
 def test_ways_to_put_facts_may_differ_in_number(lm: EditableLM) -> None:
@@ -57,7 +57,7 @@ def test_ways_to_put_facts_may_differ_in_number(lm: EditableLM) -> None:
 
 
 @pytest.mark.parametrize("rule", [Memit(), AlphaEdit(threshold=3), ZeroUnlearnSoft(), ZeroUnlearnGD(threshold=3)])
-def test_outputs_at_earlier_keys_change_less_than_they_would(rule: Rule, lm: EditableLM) -> None:
+def test_outputs_at_earlier_keys_change_less_than_they_would(rule: EditingMethod, lm: EditableLM) -> None:
     weight, alone = random_problem()
     weight = weight - VALUES @ torch.linalg.lstsq(VALUES, weight).solution  # the earlier values are gone already
     kept, free = (rule(weight, problem) for problem in (joined(lm), alone))

@@ -10,6 +10,7 @@ from tests.conftest import DEMO, random, random_lm, random_problem
 from zu_lightning import (
     AlphaEdit,
     EditableLM,
+    EditingMethod,
     Fact,
     LatentOptions,
     LayerProblem,
@@ -18,8 +19,6 @@ from zu_lightning import (
     ReadingOptions,
     Request,
     RetainText,
-    Rule,
-    TargetOptions,
     ZeroUnlearn,
     ZeroUnlearnGD,
     ZeroUnlearnSoft,
@@ -38,7 +37,7 @@ RULES = [Memit(), ZeroUnlearn(), ZeroUnlearnSoft(), ZeroUnlearnGD(threshold=0.5)
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 @pytest.mark.parametrize("scale_free", [True, False])
-def test_a_fact_of_weight_two_counts_as_if_it_were_there_twice(rule: Rule, scale_free: bool) -> None:
+def test_a_fact_of_weight_two_counts_as_if_it_were_there_twice(rule: EditingMethod, scale_free: bool) -> None:
     weight, problem = random_problem()
     rule = replace(rule, scale_free=scale_free)
     deviations = torch.zeros(9, 3, 2, dtype=torch.float64)
@@ -89,10 +88,10 @@ def test_without_rounds_it_is_the_rule(lm: EditableLM, facts: list[Fact]) -> Non
 def test_rounds_forget_what_one_strength_leaves_and_the_model_stays_as_it_was(
     demo_lm: EditableLM, demo_facts: list[Fact]
 ) -> None:
-    some, rule, variants = demo_facts[:24:6], ZeroUnlearnSoft(retain_weight=20.0), PromptVariants()
+    some, variants = demo_facts[:24:6], PromptVariants()
     request = Request(some, RetainText(read_texts(str(DEMO / "corpus.txt"), 60, "corpus"), ReadingOptions()))
-    options = TargetOptions(optimize_values=False, latents=LatentOptions(contexts=1))
-    problem = layer_problem(demo_lm, request, 0, [0], prepare(demo_lm, request, [0], options), options)
+    rule = ZeroUnlearnSoft(retain_weight=20.0, optimize_values=False, latents=LatentOptions(contexts=1))
+    problem = layer_problem(demo_lm, request, 0, prepare(demo_lm, request, [0], rule))
     weight, left = demo_lm.weight(0).clone(), []
     for number in (0, 4):
         update = solve_with_reweighting(demo_lm, replace(rule, reweighting_iterations=number), problem, some, variants)

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from zu_lightning.gradient.losses import Answers, Mean, Part, joined, sequence_nll
 
-from zu_lightning import NPO, RMU, FineTuning, GradientAscent, GradientDifference, InputError, Loss, SimNPO
+from zu_lightning import NPO, RMU, FineTuning, GradientAscent, GradientDifference, GradientMethod, InputError, SimNPO
+from zu_lightning.gradient.method import Answers, Mean, Part, joined, sequence_nll
 
 ROWS = torch.tensor([0, 0, 1])
 """An answer of two tokens, and one of a single token."""
@@ -44,7 +45,7 @@ def random_logits(seed: int) -> dict[Part, Tensor]:
     return {part: torch.randn(3, 4, generator=generator, dtype=torch.float64) for part in PARTS}
 
 
-def value(loss: Loss, toy: Toy) -> Tensor:
+def value(loss: GradientMethod, toy: Toy) -> Tensor:
     means = loss(toy)
     return joined(means, [mean.count for mean in means], 1)
 
@@ -83,7 +84,7 @@ def rmu_by_hand(toy: Toy) -> float:
     return float(forget + retain)
 
 
-BY_HAND: list[tuple[Loss, Callable[[Toy], float]]] = [
+BY_HAND: list[tuple[GradientMethod, Callable[[Toy], float]]] = [
     (GradientAscent(), lambda t: -sum(nll(t, "forget")) / 3),
     (GradientDifference(), lambda t: (sum(nll(t, "retain")) - sum(nll(t, "forget"))) / 3),
     (GradientDifference(divergence=True), lambda t: divergence(t) - sum(nll(t, "forget")) / 3),
@@ -106,13 +107,13 @@ BY_HAND: list[tuple[Loss, Callable[[Toy], float]]] = [
 
 
 @pytest.mark.parametrize(("loss", "by_hand"), BY_HAND, ids=[type(loss).__name__ for loss, _ in BY_HAND])
-def test_a_loss_is_what_its_paper_says(loss: Loss, by_hand: Callable[[Toy], float]) -> None:
+def test_a_loss_is_what_its_paper_says(loss: GradientMethod, by_hand: Callable[[Toy], float]) -> None:
     toy = Toy(random_logits(0), random_logits(1))
     assert value(loss, toy).item() == pytest.approx(by_hand(toy), rel=1e-9)
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
-def test_its_gradient_is_a_finite_difference(loss: Loss) -> None:
+def test_its_gradient_is_a_finite_difference(loss: GradientMethod) -> None:
     start, reference = random_logits(2), random_logits(3)
 
     def at(forget: Tensor, neutral: Tensor, retain: Tensor) -> Tensor:
@@ -124,7 +125,7 @@ def test_its_gradient_is_a_finite_difference(loss: Loss) -> None:
 def test_npo_tends_to_gradient_ascent_as_beta_tends_to_zero() -> None:
     reference = random_logits(5)
 
-    def gradient(loss: Loss) -> Tensor:
+    def gradient(loss: GradientMethod) -> Tensor:
         logits = random_logits(4)
         value(loss, Toy(logits | {"forget": logits["forget"].requires_grad_()}, reference)).backward()  # type: ignore[no-untyped-call]
         found = logits["forget"].grad
@@ -144,6 +145,6 @@ def test_shares_of_processes_add_up_to_the_whole() -> None:
 
 
 @pytest.mark.parametrize("options", [{"beta": -1.0}, {"beta": 0.0}, {"beta": math.nan}, {"retain_weight": -0.1}])
-def test_meaningless_weights_are_refused(options: dict[str, float]) -> None:
+def test_meaningless_weights_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=rf"NPO\.{next(iter(options))} is"):
         NPO(**options)

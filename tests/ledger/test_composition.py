@@ -56,7 +56,7 @@ def test_an_adapter_of_another_model_is_warned_of(
 def test_requests_add_up_layer_by_layer(project: Project) -> None:
     project.add(people(1), layers=[0])
     project.add(people(2)[1:], layers=[0, 2])
-    one, two = project.ledger.history().earlier
+    one, two = project.ledger.history().previous
     found = summed_updates([one.updates, two.updates])
     assert list(found) == [0, 2]
     assert torch.allclose(found[0].dense(), one.layers[0].update.dense() + two.layers[0].update.dense())

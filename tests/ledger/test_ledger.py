@@ -23,12 +23,12 @@ def test_a_request_is_known_again_with_its_texts_keys_and_update(project: Projec
     assert [entry.number for entry in ledger.active] == [1, 2]
     history = project.ledger.history()
     assert history.head == ledger.head
-    assert [one.facts for one in history.earlier] == [facts[:2], facts[2:]]
+    assert [one.facts for one in history.previous] == [facts[:2], facts[2:]]
     total = project.load_base()
     for layer in LAYERS:
-        added = sum(one.layers[layer].update.dense() for one in history.earlier)
+        added = sum(one.layers[layer].update.dense() for one in history.previous)
         assert torch.allclose(total.weight(layer) + added, project.lm.weight(layer).double(), atol=1e-5)
-        assert torch.equal(history.earlier[0].layers[layer].keys, project.keys(1, 2))
+        assert torch.equal(history.previous[0].layers[layer].keys, project.keys(1, 2))
 
 
 def test_no_text_is_in_the_ledger_itself(project: Project) -> None:
@@ -66,7 +66,7 @@ def test_files_of_requests_are_not_overwritten_when_their_lines_are_gone(project
 def test_without_texts_a_request_stays_in_effect_and_its_facts_are_recognized_all_the_same(project: Project) -> None:
     facts = people(4)
     ledger = project.add(facts[:2], keeps_texts=False)
-    (earlier,) = ledger.history().earlier
+    (earlier,) = ledger.history().previous
     assert earlier.facts == []
     assert earlier.size == 2
     renamed = [replace(fact, id=f"other-{fact.id}") for fact in facts]
@@ -96,7 +96,7 @@ def test_the_same_request_is_recorded_once(project: Project) -> None:
     assert ledger.ends_in(facts)
     assert not ledger.ends_in(facts[:1])
     request = ledger.until(1).history()
-    assert request.earlier == []
+    assert request.previous == []
     again = Request(facts, RetainText([]), number=1, history=request)
     assert record(again, None).head == ledger.head  # type: ignore[arg-type]
     assert (project.folder / "ledger.jsonl").read_bytes() == before
@@ -130,7 +130,7 @@ def test_a_file_that_was_changed_or_is_missing_is_refused(name: str, project: Pr
 def test_texts_may_be_deleted(project: Project) -> None:
     ledger = project.add(people(1))
     (ledger.folder_of(1) / "facts.jsonl").unlink()
-    assert [one.facts for one in ledger.history().earlier] == [[]]
+    assert [one.facts for one in ledger.history().previous] == [[]]
 
 
 def test_files_without_a_line_do_not_count_and_are_replaced(project: Project) -> None:
@@ -140,7 +140,7 @@ def test_files_without_a_line_do_not_count_and_are_replaced(project: Project) ->
     (project.folder / "ledger.jsonl").touch()
     ledger = project.add(people(1))
     assert not (stray / "stray").exists()
-    assert len(ledger.history().earlier) == 1
+    assert len(ledger.history().previous) == 1
 
 
 def test_two_runs_cannot_work_on_one_project(project: Project) -> None:

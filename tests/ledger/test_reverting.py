@@ -97,7 +97,7 @@ def test_a_request_that_waits_to_be_solved_again_can_be_taken_back_instead(proje
     assert todo.dependence == {}
     ledger = take_back(ledger, todo, project.load_base())
     assert ledger.waiting == []
-    assert ledger.history().earlier == []
+    assert ledger.history().previous == []
     assert containment(ledger, project.load_base(), project.load_base()).line == 4
     with pytest.raises(InputError, match="taken back already"):
         plan(ledger, 2)

@@ -11,7 +11,8 @@ from zu_lightning import (
     EditableLM,
     Fact,
     LatentOptions,
-    TargetOptions,
+    Request,
+    RetainText,
     ZeroUnlearnGD,
     check_export,
     evaluate,
@@ -50,11 +51,11 @@ def test_a_spread_model_is_edited_evaluated_and_exported_like_any_other(
     pair: tuple[EditableLM, EditableLM], facts: list[Fact], tmp_path: Path
 ) -> None:
     scores, updates = [], {}
-    options = TargetOptions(neutral_target="unknown", latents=LatentOptions(steps=2))
+    method = ZeroUnlearnGD(threshold=1.0, latents=LatentOptions(steps=2))
     assert [lm.is_dispatched for lm in pair] == [False, True]
     assert pair[1].projections[2].weight.is_meta
     for lm in pair:
-        updates = unlearn(lm, facts, TEXTS, [0, 1, 2], ZeroUnlearnGD(threshold=1.0), options).updates
+        updates = unlearn(lm, Request(facts, RetainText(TEXTS)), method, [0, 1, 2]).updates
         scores.append(evaluate(lm, evaluation_batches(lm, facts, facts, TEXTS)))
     assert scores[0] == scores[1]
     for layer in range(3):

@@ -1,7 +1,7 @@
 """The scores before, which a run takes from the cache if another one has measured them."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -9,7 +9,17 @@ from lightning import Trainer
 
 from data import UnlearnDataModule
 from tests.conftest import DEMO, update_for
-from zu_lightning import NPO, EditableLM, EditingModule, GradientModule, ReadingOptions, UnlearnModule, apply_update
+from zu_lightning import (
+    NPO,
+    EditableLM,
+    EditingModule,
+    GradientModule,
+    ReadingOptions,
+    UnlearnModule,
+    ZeroUnlearnGD,
+    apply_update,
+)
+from zu_lightning.gradient.method import WeightChoice
 
 
 @pytest.fixture
@@ -27,7 +37,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def start(folder: Path, module: UnlearnModule | None = None, *, steps: int = -1, **options: Any) -> UnlearnModule:
     """A run that ends after its evaluation before, with its cache in ``folder``."""
-    module = module or EditingModule(model_name_or_path=str(DEMO / "model"))
+    module = module or EditingModule(ZeroUnlearnGD(solve="descent"), model_name_or_path=str(DEMO / "model"))
     data = UnlearnDataModule(
         str(DEMO / "facts.jsonl"), str(DEMO / "corpus.txt"), str(DEMO / "heldout.txt"),
         **{"forget_num": 2, "retain_num": 3} | options,
@@ -38,6 +48,7 @@ def start(folder: Path, module: UnlearnModule | None = None, *, steps: int = -1,
         max_epochs=1, limit_train_batches=0, use_distributed_sampler=False, logger=False,
         enable_model_summary=False, enable_progress_bar=False, enable_checkpointing=False,
     )  # fmt: skip
+    data.connect(module)
     trainer.fit(module, data)
     return module
 
@@ -47,8 +58,9 @@ def test_scores_before_are_measured_once_for_all_methods(tmp_path: Path, calls: 
     assert calls
     assert first.run.before["efficacy"] == 100
     calls.clear()
-    for weights in ("projections", "lora", "all"):
-        module = GradientModule(loss=NPO(), weights=weights, model_name_or_path=str(DEMO / "model"))
+    weights: WeightChoice
+    for weights in get_args(WeightChoice):
+        module = GradientModule(NPO(weights=weights), model_name_or_path=str(DEMO / "model"))
         second = start(tmp_path, module)
         assert second.run.before == first.run.before
         assert second.run.after == {}
@@ -78,7 +90,7 @@ class Edited(EditingModule):
 def test_scores_of_another_model_are_not_taken(tmp_path: Path, calls: list[int]) -> None:
     first = start(tmp_path)
     calls.clear()
-    other = start(tmp_path, Edited(model_name_or_path=str(DEMO / "model")))
+    other = start(tmp_path, Edited(ZeroUnlearnGD(solve="descent"), model_name_or_path=str(DEMO / "model")))
     assert calls
     assert other.run.before["perplexity"] != first.run.before["perplexity"]
 

@@ -13,7 +13,6 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from zu_lightning.gradient.losses import Answers
 
 from callbacks import ExportEditedModel, Report, Resume
 from callbacks.export import tell_how_to_serve
@@ -27,21 +26,22 @@ from zu_lightning import (
     FineTuning,
     GradientAscent,
     GradientDifference,
+    GradientMethod,
     GradientModule,
     InputError,
     LoraOptions,
-    Loss,
     ReadingOptions,
     Results,
     SimNPO,
     TrainingOptions,
 )
+from zu_lightning.gradient.method import Answers
 from zu_lightning.lm.adapter import VLLM_RANKS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # trained without dropout, as it is used
 
 WEIGHT = "model.layers.0.mlp.down_proj.weight"
-TRAINING = TrainingOptions(epochs=3, batch_size=2, learning_rate=0.05, scale_free=True, warmup_epochs=0)
+TRAINING = TrainingOptions(epochs=3, batch_size=2, learning_rate=0.05, warmup_epochs=0)
 LOSSES = [
     (GradientAscent(), 0.05),
     (GradientDifference(), 0.05),
@@ -59,18 +59,29 @@ class Killed(Callback):
             raise KeyboardInterrupt
 
 
-def fit(root: Path, loss: Loss, *callbacks: Callback, resume: bool = False, protect: int = 0, **options: Any) -> Any:
+def fit(
+    root: Path,
+    loss: GradientMethod,
+    *callbacks: Callback,
+    resume: bool = False,
+    protect: int = 0,
+    dtype: str = "auto",
+    **options: Any,
+) -> Any:
     """A few epochs on three facts of the demo."""
-    module = GradientModule(loss, **{"training": TRAINING} | options, model_name_or_path=str(DEMO / "model"))
+    changes: dict[str, Any] = {"training": TRAINING, "protect_num": protect} | options
+    method = replace(loss, **changes)
+    module = GradientModule(method, model_name_or_path=str(DEMO / "model"), dtype=dtype)
     data = UnlearnDataModule(
         str(DEMO / "facts.jsonl"), str(DEMO / "corpus.txt"), str(DEMO / "heldout.txt"), forget_num=3, retain_num=5,
-        protect_num=protect, reading=ReadingOptions(corpus_documents=20, heldout_documents=5),
+        reading=ReadingOptions(corpus_documents=20, heldout_documents=5),
     )  # fmt: skip
     trainer = Trainer(
         accelerator="cpu", devices=1, max_epochs=1, default_root_dir=root, num_sanity_val_steps=-1, logger=False,
         reload_dataloaders_every_n_epochs=1, use_distributed_sampler=False, enable_model_summary=False,
         enable_progress_bar=False, callbacks=[*callbacks, Report(), Resume()],
     )  # fmt: skip
+    data.connect(module)
     trainer.fit(module, data, ckpt_path=str(checkpoint_path(str(root))) if resume else None)
     return module
 
@@ -87,7 +98,9 @@ def changed(module: GradientModule, base: dict[str, torch.Tensor]) -> set[str]:
 
 
 @pytest.mark.parametrize(("loss", "rate"), LOSSES, ids=str)
-def test_a_loss_makes_the_model_forget(loss: Loss, rate: float, tmp_path: Path, base: dict[str, torch.Tensor]) -> None:
+def test_a_loss_makes_the_model_forget(
+    loss: GradientMethod, rate: float, tmp_path: Path, base: dict[str, torch.Tensor]
+) -> None:
     module = fit(tmp_path, loss, training=replace(TRAINING, learning_rate=rate))
     assert module.trainer.global_step == 3 * 2
     results = Results.read(tmp_path)
@@ -108,13 +121,13 @@ def test_all_weights_can_be_trained(tmp_path: Path, base: dict[str, torch.Tensor
     assert not (tmp_path / "adapter").exists()
 
 
-@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize("all_linear", [False, True])
 def test_an_adapter_is_trained_and_exported_as_it_is(
-    everywhere: bool, tmp_path: Path, base: dict[str, torch.Tensor]
+    all_linear: bool, tmp_path: Path, base: dict[str, torch.Tensor]
 ) -> None:
     # The export loads base and adapter, and compares them with the trained model.
     options: dict[str, Any] = {
-        "lora": LoraOptions(rank=2, everywhere=everywhere),
+        "lora": LoraOptions(rank=2, all_linear=all_linear),
         "training": replace(TRAINING, learning_rate=0.3),
     }
     module = fit(tmp_path, NPO(), ExportEditedModel(), weights="lora", **options)
@@ -122,8 +135,8 @@ def test_an_adapter_is_trained_and_exported_as_it_is(
     weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {min(weight.shape) for weight in weights.values()} == {2}
     projections = {name for name in base if "_proj." in name}
-    assert changed(module, base) == (projections if everywhere else {WEIGHT})
-    assert len(weights) == 2 * (len(projections) if everywhere else 1)
+    assert changed(module, base) == (projections if all_linear else {WEIGHT})
+    assert len(weights) == 2 * (len(projections) if all_linear else 1)
 
 
 class LowRank(Callback):
@@ -254,7 +267,7 @@ def test_numbers_that_nothing_can_be_trained_with_are_refused(options: Any, name
 
 
 @pytest.mark.parametrize(("loss", "_"), [*LOSSES, (FineTuning(), 0.0)], ids=str)
-def test_a_loss_says_whether_it_asks_for_the_reference(loss: Loss, _: float) -> None:
+def test_a_loss_says_whether_it_asks_for_the_reference(loss: GradientMethod, _: float) -> None:
     """Exactly those that ask keep a copy of all weights."""
 
     class Prompt:

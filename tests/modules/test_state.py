@@ -15,7 +15,6 @@ from zu_lightning import (
     LowRankUpdate,
     NeutralTargets,
     RunState,
-    ZeroUnlearnGD,
 )
 from zu_lightning.modules.state import as_text, check_settings
 
@@ -107,7 +106,7 @@ def test_nothing_was_edited_at_first() -> None:
     assert RunState().layers_left(0, [1, 2]) == [1, 2]
 
 
-SETTINGS = {"model.layers": [0, 1], "closed_form.rule": ZeroUnlearnGD(), "data.path": "facts.jsonl"}
+SETTINGS = {"model.layers": [0, 1], "method.ridge": 0.1, "data.path": "facts.jsonl"}
 
 
 def test_a_run_with_the_same_settings_takes_up_a_checkpoint() -> None:
@@ -119,7 +118,7 @@ def test_a_run_with_the_same_settings_takes_up_a_checkpoint() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("model.layers", [0]), ("closed_form.rule", ZeroUnlearnGD(ridge=0.2)), ("data.path", "others.jsonl")],
+    [("model.layers", [0]), ("method.ridge", 0.2), ("data.path", "others.jsonl")],
 )
 def test_another_setting_is_refused_by_the_name_of_its_option(name: str, value: object) -> None:
     with pytest.raises(InputError) as refused:

@@ -83,8 +83,9 @@ class UnlearnModule(EvaluationModule):
 
     def settings(self) -> dict[str, object]:
         """Everything in this module that decides which weights a run ends with, by parameter."""
-        method = {"module": type(self).__name__, "neutral_target": self.neutral_target, "method": self.method}
-        return self.model_settings() | method
+        options = {f"method.{name}": value for name, value in vars(self.method).items()}
+        method = {"module": type(self).__name__, "neutral_target": self.neutral_target, "method": self.method.name}
+        return self.model_settings() | method | options
 
     def updates(self) -> dict[int, LowRankUpdate]:
         """For each edited layer, what was added to its weight; empty if the method's change is not known as factors."""
