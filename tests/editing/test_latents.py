@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -24,13 +24,12 @@ from zu_lightning.editing import latent_rows
 from zu_lightning.editing.latent_problem import LatentObjective, LatentProblem
 from zu_lightning.editing.latent_rows import Kept, Rows
 from zu_lightning.editing.latents import Aim
-from zu_lightning.editing.method import KLPosition
 from zu_lightning.editing.prompts import PromptVariants
 from zu_lightning.lm.tokens import collate, tokenize, tokenize_fact
 
 CONTEXTS = ("", "It was late.", "In the morning, a quiet river stood.")
 OPTIONS = LatentOptions(steps=6)
-KL_POSITIONS: tuple[KLPosition, ...] = get_args(KLPosition)
+DEFAULT = ReleaseProtocol()
 
 FREE = LatentOptions(weight_decay=0.0, kl_weight=0.0)
 """A random model's states are small, and the decay, which is relative to them, would hold every vector in place."""
@@ -43,10 +42,10 @@ def targets_for(
     contexts: tuple[str, ...],
     options: LatentOptions,
     aim: Aim | str = "mill",
-    kl_position: KLPosition = "last",
+    release: ReleaseProtocol = DEFAULT,
     rephrased: Mapping[str, Sequence[Fact]] | None = None,
 ) -> NeutralTargets:
-    method = ZeroUnlearnGD(latents=options, release=ReleaseProtocol(kl_position=kl_position))
+    method = ZeroUnlearnGD(latents=options, release=release)
     aim = Aim(aim) if isinstance(aim, str) else aim
     return neutral_targets(lm, facts, layer, PromptVariants(contexts, rephrased or {}), aim, method)
 
@@ -64,7 +63,7 @@ def one_at_a_time(
     unknown_subjects: Sequence[str] = (),
     same_subject_fact: Fact | None = None,
     rephrased: Sequence[Fact] = (),
-    kl_position: KLPosition = "last",
+    release: ReleaseProtocol = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
     """The published procedure for one fact with one vector, full forward passes and no batching: start and optimum.
 
@@ -75,7 +74,7 @@ def one_at_a_time(
     essence = tokenize(lm.tokenizer, f"{fact.subject} is a", lookup_end=len(fact.subject or ""))
     (record,) = lm.record(collate([prompts[0]], lm.tokenizer), [site])
     start = record.output[0, prompts[0].lookup]
-    unit = start.square().mean().sqrt() if options.scale_free else torch.ones(())
+    unit = start.square().mean().sqrt() if release.scale_free_latents else torch.ones(())
     coordinates = torch.zeros_like(start, requires_grad=True)
     optimizer = torch.optim.Adam([coordinates], lr=options.learning_rate)
 
@@ -107,7 +106,7 @@ def one_at_a_time(
 
     kept = tokenize_fact(lm.tokenizer, same_subject_fact) if same_subject_fact else essence
     after_kept = log_probabilities(kept.ids, kept.lookup)[-1].detach()
-    read = essence.lookup if kl_position == "lookup" else -1
+    read = essence.lookup if release.kl_position == "lookup" else -1
     original = log_probabilities(essence.ids, essence.lookup)[read].detach()
     for step in range(options.steps):
         nll = torch.zeros(())
@@ -139,24 +138,24 @@ def one_at_a_time(
 
 
 @pytest.mark.parametrize(
-    ("options", "kl_position"),
+    ("options", "release"),
     [
-        (OPTIONS, "last"),
-        (replace(OPTIONS, scale_free=False), "last"),
-        (replace(OPTIONS, clamp=0.1), "last"),
-        (replace(OPTIONS, kl_weight=100.0), "last"),
-        (replace(OPTIONS, kl_weight=100.0, weight_decay=0.0), "lookup"),
-        (replace(OPTIONS, weight_decay=0.0), "last"),
+        (OPTIONS, DEFAULT),
+        (OPTIONS, ReleaseProtocol(scale_free_latents=False)),
+        (replace(OPTIONS, clamp=0.1), DEFAULT),
+        (replace(OPTIONS, kl_weight=100.0), DEFAULT),
+        (replace(OPTIONS, kl_weight=100.0, weight_decay=0.0), ReleaseProtocol(kl_position="lookup")),
+        (replace(OPTIONS, weight_decay=0.0), DEFAULT),
     ],
     ids=["scale-free", "the release's units", "clamped", "essence kept", "subject kept", "free to move"],
 )
 def test_batched_targets_are_those_of_one_fact_at_a_time(
-    lm: EditableLM, facts: list[Fact], options: LatentOptions, kl_position: KLPosition
+    lm: EditableLM, facts: list[Fact], options: LatentOptions, release: ReleaseProtocol
 ) -> None:
     with_subject = facts[:3]
-    found = targets_for(lm, with_subject, 1, CONTEXTS, options, kl_position=kl_position)
+    found = targets_for(lm, with_subject, 1, CONTEXTS, options, release=release)
     for i, fact in enumerate(with_subject):
-        start, optimum = one_at_a_time(lm, fact, "mill", lm.layers[1], options, kl_position=kl_position)
+        start, optimum = one_at_a_time(lm, fact, "mill", lm.layers[1], options, release=release)
         assert torch.allclose(found.start[:, i], start.double(), atol=1e-5)
         assert not torch.allclose(found.optimum[:, i], found.start[:, i], atol=1e-3)
         assert torch.allclose(found.optimum[:, i], optimum.double(), atol=1e-4)
@@ -240,7 +239,8 @@ def test_batched_values_are_those_of_one_fact_at_a_time(architecture: str, facts
 def test_the_place_of_the_divergence_matters(lm: EditableLM, facts: list[Fact]) -> None:
     options = replace(FREE, steps=6, kl_weight=100.0)
     last, lookup = (
-        targets_for(lm, facts[:1], 1, CONTEXTS, options, kl_position=place).optimum for place in KL_POSITIONS
+        targets_for(lm, facts[:1], 1, CONTEXTS, options, release=release).optimum
+        for release in (DEFAULT, ReleaseProtocol(kl_position="lookup"))
     )
     assert not torch.allclose(last, lookup, atol=1e-3)
 

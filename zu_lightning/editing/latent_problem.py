@@ -63,7 +63,7 @@ class LatentProblem:
         same_subject_facts: Mapping[str, Sequence[Fact]] | None = None,
     ) -> None:
         self.lm, self.site, self.layer, self.variants = lm, site, layer, variants
-        self.options, self.kl_position = method.latents, method.release.kl_position
+        self.options, self.release = method.latents, method.release
         self.same_subject_facts = same_subject_facts or {}
         # The residual stream adds what the projection writes, unless that is normalized first.
         self.inside_layer = site is lm.projections[layer] and lm.normalizes_mlp_output
@@ -74,7 +74,7 @@ class LatentProblem:
         rows, start, log_probability = self._unchanged(facts, objective.answers)
         original = log_probability[len(log_probability) - int(rows.keep.sum()) :]
         size = start.square().sum(1)
-        unit = ((size / start.shape[1]).sqrt() if options.scale_free else torch.ones_like(size))[:, None]
+        unit = ((size / start.shape[1]).sqrt() if self.release.scale_free_latents else torch.ones_like(size))[:, None]
         limit = options.clamp * size.sqrt()[:, None] / unit
         coordinates = torch.zeros_like(start, requires_grad=True)
         optimizer = torch.optim.Adam([coordinates], lr=options.learning_rate)
@@ -150,7 +150,7 @@ class LatentProblem:
     def _to_keep(self, fact: Fact) -> Iterator[tuple[Fact, bool, float]]:
         """Prompts about a fact's subject after which nothing should change, if at the lookup token, and weights."""
         if fact.essence is not None and self.options.kl_weight:
-            yield fact.essence, self.kl_position == "lookup", self.options.kl_weight
+            yield fact.essence, self.release.kl_position == "lookup", self.options.kl_weight
         same_subject_facts = self.same_subject_facts.get(fact.id, ()) if self.options.same_subject_weight else ()
         for same_subject_fact in same_subject_facts:
             yield same_subject_fact, False, self.options.same_subject_weight / len(same_subject_facts)

@@ -35,7 +35,7 @@ MAX_CONTEXTS = 6
 
 @dataclass(frozen=True)
 class ReleaseProtocol:
-    """Choices of the authors' release that only a reproduction of it needs; all off by default."""
+    """Choices of the authors' release that only a reproduction of it needs; none is made by default."""
 
     split_halves: bool = False
     """Whether facts to keep are drawn from the first half of the file and facts to forget from the second."""
@@ -46,6 +46,10 @@ class ReleaseProtocol:
     kl_position: KLPosition = "last"
     """After which token of "{subject} is a" the KL term is read: its ``last`` one, or its ``lookup`` token, where the
     vector is added, as in MEMIT and the release."""
+    scale_free_latents: bool = True
+    """Whether steps of the latent optimization are measured in the size of the vector that they move, so that they carry
+    over from model to model: 25 steps of 0.1 move an entry by 2.5 at most, which is far in a model whose hidden states
+    have entries of 0.3, and near in one whose entries are 5. The release's steps are absolute."""
     slack: float = 0.0
     """Share of the original values that ZeroUnlearn leaves; the paper has none, the release 0.01."""
     parametrization: Parametrization = "whitened"
@@ -60,8 +64,7 @@ class ReleaseProtocol:
 class LatentOptions:
     """How latent vectors are optimized.
 
-    The paper prints no numbers; the defaults are those of the authors' release, which are MEMIT's, except for
-    ``scale_free``.
+    The paper prints no numbers; the defaults are those of the authors' release, which are MEMIT's.
     """
 
     contexts: int = 6
@@ -82,10 +85,7 @@ class LatentOptions:
     steps: int = 25
     """Number of evaluations of the loss; Adam moves between them."""
     learning_rate: float = 0.1
-    """Adam's step size for an entry; with ``scale_free`` in units of the start's root mean square."""
-    scale_free: bool = True
-    """Whether steps are measured in the size of the vector that they move: 25 steps of 0.1 move an entry by 2.5 at
-    most, which is far in a model whose hidden states have entries of 0.3 and near in one whose entries are 5."""
+    """Adam's step size for an entry, in units of the start's root mean square (``release.scale_free_latents``)."""
     kl_weight: float = 0.0625
     """Weight of KL(new || original) of the next token in "{subject} is a", in nats."""
     same_subject_weight: float = 0.0625
@@ -182,6 +182,11 @@ class EditingMethod(Method):
     def teaches_neutral_target(self) -> bool:
         """Whether targets are the neutral answer."""
         return self.target_kind == "word"
+
+    @property
+    def latent_settings(self) -> tuple[object, ...]:
+        """Everything that a latent optimization depends on, besides model and facts."""
+        return self.latents, self.release.kl_position, self.release.scale_free_latents
 
     @property
     def needs_values(self) -> bool:

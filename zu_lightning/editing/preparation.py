@@ -90,7 +90,7 @@ def prepare(
             of_targets = replace(variants, examples={})
             aim = _aim(request, method, neutral_target)
             optimized = partial(neutral_targets, lm, request.forget, layers[-1], of_targets, aim, method, monitor)
-            decisive = (list(request.forget), layers[-1], of_targets, aim, method.latents, method.release.kl_position)
+            decisive = (list(request.forget), layers[-1], of_targets, aim, *method.latent_settings)
             rows = cache.rows("targets", lambda: optimized().rows(), len(request.forget), *decisive)
             targets = NeutralTargets.of(tuple(variants.contexts), rows)
         log.info(
@@ -136,7 +136,7 @@ def layer_problem(
             keys, deviations = keys_of(facts), None
         if method.needs_values:
             optimized = partial(original_values, lm, facts, layer, variants.contexts, method, monitor)
-            decisive = (layer, variants.contexts, method.latents, method.release.kl_position)
+            decisive = (layer, variants.contexts, *method.latent_settings)
             values, bias = columns("values", optimized, facts, *decisive), lm.bias(layer)
             if bias is not None:
                 values = values - bias.double()[:, None]
