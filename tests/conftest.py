@@ -238,7 +238,7 @@ def shared() -> Path:
 
 
 SHORT_RUN = (
-    "--data.forget_num=2", "--data.retain_num=3", "--data.protect_num=3", "--model.latents.steps=5",
+    "--data.forget_num=2", "--data.retain_num=3", "--data.protect_num=3", "--method.latents.steps=5",
     "--data.reading.corpus_documents=60", "--data.reading.heldout_documents=3",
 )  # fmt: skip
 """Options of a run on the demo that takes seconds; fewer documents would make the second moment singular."""

@@ -47,9 +47,9 @@ class ReleaseProtocol:
     """After which token of "{subject} is a" the KL term is read: its ``last`` one, or its ``lookup`` token, where the
     vector is added, as in MEMIT and the release."""
     scale_free_latents: bool = True
-    """Whether steps of the latent optimization are measured in the size of the vector that they move, so that they carry
-    over from model to model: 25 steps of 0.1 move an entry by 2.5 at most, which is far in a model whose hidden states
-    have entries of 0.3, and near in one whose entries are 5. The release's steps are absolute."""
+    """Whether steps of the latent optimization are measured in the size of the vector that they move, so that they
+    carry over from model to model: 25 steps of 0.1 move an entry by 2.5 at most, which is far in a model whose hidden
+    states have entries of 0.3, and near in one whose entries are 5. The release's steps are absolute."""
     slack: float = 0.0
     """Share of the original values that ZeroUnlearn leaves; the paper has none, the release 0.01."""
     parametrization: Parametrization = "whitened"
