@@ -19,16 +19,25 @@ from transformers.utils.logging import disable_progress_bar
 
 import callbacks  # noqa: F401  (its classes can be named in configurations)
 import data
-from callbacks import Attacks, ClosedForm, Downstream, ExportEditedModel, RecordRequest, Resume, TraceLayers
-from callbacks.afterwards import SkippedTraining
+from callbacks import ClosedForm, ExportEditedModel, Measure, RecordRequest, Resume, TraceLayers
 from callbacks.progress import BesideBars, Progress, close_bars
 from callbacks.resume import checkpoint_path
-from callbacks.run_folder import check_writable, remove_refused, run_folder
 from callbacks.stopping import ending, full_disk_told_once, stopped_by_sigterm
 from callbacks.usage import Parser
-from zu_lightning import EditingModule, EvaluationModule, GradientModule, InputError, ZeroUnlearnGD, replacing
+from zu_lightning import (
+    EditingModule,
+    EvaluationModule,
+    GradientModule,
+    InputError,
+    UnlearnModule,
+    ZeroUnlearnGD,
+    replacing,
+)
+from zu_lightning.attacks.measurement import Attacks
 from zu_lightning.cli.method_option import module_of, named_method
 from zu_lightning.editing.method import Method, ReleaseProtocol
+from zu_lightning.modules.run_folder import check_writable, remove_refused, run_folder
+from zu_lightning.report.measurements import Completions, Downstream, PreviousRequests, Representations
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +66,13 @@ QUIET = (
 QUIET_LOGGERS = ("httpx", "lightning.fabric", "lightning.pytorch")
 """Loggers of other packages whose ordinary lines, such as tips and lists of absent hardware, tell a user nothing."""
 
+MEASURED: dict[str, type[Attacks | Downstream | Representations]] = {
+    "attacks": Attacks,
+    "downstream": Downstream,
+    "representations": Representations,
+}
+"""Sections of the configuration whose options are those of a measurement."""
+
 OPTION_OWNERS: tuple[tuple[str, type], ...] = (
     ("model", EditingModule),
     ("model", EvaluationModule),
@@ -64,9 +80,8 @@ OPTION_OWNERS: tuple[tuple[str, type], ...] = (
     ("data", data.UnlearnDataModule),
     ("trainer", Trainer),
     ("method", ZeroUnlearnGD),
-    ("attacks", Attacks),
-    ("trainer.callbacks", Downstream),  # where an option sets what the last callback takes
-    ("trainer.callbacks", TraceLayers),
+    *MEASURED.items(),
+    ("trainer.callbacks", TraceLayers),  # where an option sets what the last callback takes
     ("trainer.callbacks", ExportEditedModel),
 )
 """Sections of the configuration, and whose arguments they hold."""
@@ -109,7 +124,8 @@ class UnlearnCLI(LightningCLI):
         """Name the defaults that need no ``class_path``."""
         parser.add_subclass_arguments(Method, "method")
         parser.add_argument("--release", type=ReleaseProtocol | None, help="Choices of the authors' release.")
-        parser.add_lightning_class_args(Attacks, "attacks")
+        for section, measurement in MEASURED.items():
+            parser.add_class_arguments(measurement, section)
         parser.link_arguments("method", "model.init_args.method", apply_on="instantiate")
         method = Parser.chosen_method or "Erase"
         parser.set_defaults(
@@ -144,9 +160,13 @@ class UnlearnCLI(LightningCLI):
             self.datamodule.continues_from = self.config[self.subcommand].ckpt_path
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add what has to come first, and progress bars that match longer steps, unless others are asked for."""
-        configured = self.config_init[self.subcommand].trainer
-        configured.callbacks = [SkippedTraining(), *(configured.callbacks or [])]
+        """Add measurements, ahead of all callbacks that report them, and progress bars, unless others are asked for."""
+        config = self.config_init[self.subcommand]
+        configured = config.trainer
+        configured.callbacks = configured.callbacks or []
+        if isinstance(self.model, UnlearnModule):
+            chosen = [config[section] for section in MEASURED]
+            configured.callbacks.append(Measure([*chosen, Completions(), PreviousRequests()]))
         has_bar = any(isinstance(callback, ProgressBar) for callback in configured.callbacks)
         if configured.enable_progress_bar is not False and not has_bar:
             configured.callbacks.append(Progress())
@@ -154,6 +174,7 @@ class UnlearnCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise trainer_error(error, configured) from error
+        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, Measure))  # type: ignore[attr-defined]
         count = trainer.world_size
         log.info("running on %s in %d process%s", trainer.strategy.root_device.type, count, "" if count == 1 else "es")
         return trainer

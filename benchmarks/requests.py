@@ -57,7 +57,7 @@ class Comparison:
         """Forget the facts of a request (0: of all of them); the exported model."""
         root = self.folder / name
         sys.argv = [
-            "train.py", "fit", f"--config={self.arguments.config}", "--attacks.suite=none",
+            "train.py", "fit", f"--config={self.arguments.config}", "--attacks.preset=none",
             f"--data.forget_path={self.folder / f'{number}.jsonl'}",
             f"--data.retain_ids={json.dumps([fact.id for fact in self.retain])}",
             f"--data.cache={Path(self.arguments.folder) / 'cache'}", f"--trainer.default_root_dir={root}",

@@ -1,12 +1,10 @@
-"""Callbacks: the closed form, attacks, general ability, pictures, the report, the export, the ledger, and resuming."""
+"""Callbacks: closed form, measurements, layer tracing, export, report, project record, and resuming."""
 
-from callbacks.attacks import Attacks
 from callbacks.closed_form import ClosedForm
-from callbacks.downstream import Downstream
 from callbacks.export import ExportEditedModel, ExportPretrained
+from callbacks.measure import Attacks, Downstream, Measure, Representations
 from callbacks.record import RecordRequest
 from callbacks.report import Report
-from callbacks.representations import Representations
 from callbacks.resume import Resume
 from callbacks.trace import TraceLayers
 
@@ -16,6 +14,7 @@ __all__ = [
     "Downstream",
     "ExportEditedModel",
     "ExportPretrained",
+    "Measure",
     "RecordRequest",
     "Report",
     "Representations",

@@ -3,31 +3,25 @@
 from contextlib import ExitStack
 from typing import Any
 
-import torch
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 
-from callbacks.afterwards import Afterwards
-from callbacks.results import results_of
-from callbacks.run_folder import run_folder, unlearn_module
 from zu_lightning import (
     EditingModule,
     InputError,
     LayerProblem,
     UnlearnModule,
-    evaluate,
-    evaluation_batches,
-    rank_shard,
 )
 from zu_lightning.editing.request import History
 from zu_lightning.ledger import locked
 from zu_lightning.ledger.recording import CHANGED, Outcome, record, unchanged
 from zu_lightning.lm.fingerprint import digests_of, layers_in
 from zu_lightning.lm.loading import DECIDING_OPTIONS
+from zu_lightning.modules.run_folder import run_folder, unlearn_module
 from zu_lightning.runtime.distributed import gather_to_rank_zero
 
 
-class RecordRequest(Afterwards):
-    """With ``data.project``, ask the facts of previous requests again, and record the request when all is done.
+class RecordRequest(Callback):
+    """With ``data.project``, record the request when all is done.
 
     No other run can write into the project meanwhile. Without ``data.project`` this does nothing.
     """
@@ -76,11 +70,6 @@ class RecordRequest(Afterwards):
             module = unlearn_module(pl_module)
             self.weights = digests_of(module.lm, [*layers_in(history.base), *module.layers])
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ask the facts of previous requests before the model is edited, in Lightning's sanity check."""
-        if _history(trainer, pl_module) is not None and trainer.sanity_checking:
-            _ask_earlier(unlearn_module(pl_module), "before")
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep what later requests need to keep this one in effect, in the first process, which records it."""
         if _history(trainer, pl_module) is not None and isinstance(batch, LayerProblem) and batch_idx == 0:
@@ -94,11 +83,6 @@ class RecordRequest(Afterwards):
             kept = {name: some.movedim(0, 1) for name, some in rows.items() if some is not None}
             if kept:
                 unlearn_module(pl_module).run.kept[batch.layer] = kept
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ask the facts of previous requests again."""
-        if _history(trainer, pl_module) is not None:
-            _ask_earlier(unlearn_module(pl_module), "after")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the request, after everything else is written; a run that is continued may have done so."""
@@ -120,30 +104,19 @@ def _history(trainer: Trainer, module: LightningModule) -> History | None:
     return module.request.history
 
 
-def _ask_earlier(module: UnlearnModule, when: str) -> None:
-    """Scores of the facts of each earlier request whose texts were kept."""
-    with torch.no_grad(), module.monitor.timed("evaluation"):
-        module.run.earlier[when] = {
-            one.number: evaluate(module.lm, rank_shard(evaluation_batches(module.lm, one.facts, [], [])))
-            for one in module.request.previous
-            if one.facts
-        }
-
-
 def _outcome(module: UnlearnModule, before: dict[str, str]) -> Outcome:
     """What is recorded of a run that is done."""
     run, number, options = module.run, module.request.number, module.load_options
     own = {key.layer: edit for key, edit in run.edits.items() if key.request == number}
-    results = results_of(module, texts=False)
     after = digests_of(module.lm, layers_in(before))
     return Outcome(
         model=module.model_name_or_path,
         loading={"dtype": module.dtype_name} | {name: options[name] for name in DECIDING_OPTIONS if name in options},
-        settings=results.identity.get("settings", ""),
-        versions=results.identity.get("versions", ""),
+        settings=run.identity.get("settings", ""),
+        versions=run.identity.get("versions", ""),
         weights={"before": before, "after": after},
         scores={"before": run.before, "after": run.after},
-        earlier=run.earlier.get("after", {}),
+        earlier=run.measured.get("previous", {}).get("after", {}),
         edits=own,
         kept=run.kept,
     )

@@ -1,4 +1,4 @@
-"""What a run reports: ``metrics.json``, ``report.html``, TensorBoard, and one table at the end."""
+"""Report of a run: ``metrics.json``, ``report.html``, TensorBoard, and a table at the end."""
 
 import json
 import logging
@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from callbacks.dashboard import boards, show_picture, show_results
-from callbacks.results import identity_before, results_of, samples
-from callbacks.run_folder import run_folder, unlearn_module
 from zu_lightning import LayerProblem, UnlearnModule
+from zu_lightning.modules.dashboard import show_results
+from zu_lightning.modules.results import results_of
+from zu_lightning.modules.run_folder import boards, run_folder, show_picture, unlearn_module
 from zu_lightning.report.page import write_page
 from zu_lightning.report.plots import draw_attacks, draw_scores, draw_spectrum
 from zu_lightning.report.results import FILE_NAME
 from zu_lightning.report.terminal import results_table
 from zu_lightning.runtime.files import out_of_room, writing
-from zu_lightning.runtime.timing import now
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +26,7 @@ SPECTRUM_POINTS = 200
 
 
 class Report(Callback):
-    """Take sample completions before and after a fit, and write everything that was measured when it ends.
+    """Write the results of a fit when it ends.
 
     Args:
         texts: Whether the report may hold what was forgotten: prompts, answers, and completions. Without them facts go
@@ -43,11 +42,11 @@ class Report(Callback):
         unlearn_module(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Settle the folder while all processes are there to agree on it."""
+        """Agree on the folder, which takes all processes."""
         self.folder = run_folder(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Draw the spectrum of a layer's second moment: how much of the space retain keys leave free."""
+        """Draw the spectrum of the second moment of a layer's retain keys."""
         if batch_idx > 0 or not isinstance(batch, LayerProblem) or self.folder is None:
             return
         module = unlearn_module(pl_module)
@@ -59,17 +58,6 @@ class Report(Callback):
         for i in range(0, len(shares), max(1, len(shares) // SPECTRUM_POINTS)):
             for board in boards(trainer):
                 board.add_scalar(f"spectrum/layer_{batch.layer}", shares[i].log10(), i)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take sample completions: before in Lightning's sanity check, after in the fit."""
-        if trainer.state.fn != "fit":
-            return
-        module = unlearn_module(pl_module)
-        if trainer.sanity_checking:
-            _begin(module)
-        when = "before" if trainer.sanity_checking else "after"
-        if trainer.is_global_zero and not (when == "before" and when in module.run.completions):
-            module.run.completions[when] = [module.complete(fact).strip() for fact in samples(module.request)]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the results, and show the table."""
@@ -85,9 +73,9 @@ class Report(Callback):
         log.info("%s", results_table(results, color=sys.stderr.isatty()))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """What has been measured is kept when the export fails, unless that is for lack of room.
+        """Write the results if the export fails, unless the disk is full.
 
-        A run that is interrupted is in a hurry, and is reported when it is continued.
+        An interrupted run ends at once, and is reported when it is resumed.
         """
         can_write = isinstance(exception, Exception) and out_of_room(exception) is None
         if can_write and isinstance(pl_module, UnlearnModule) and pl_module.run.after and pl_module.is_done:
@@ -95,7 +83,7 @@ class Report(Callback):
             self.teardown(trainer, pl_module, "fit")  # which Lightning does not call after an exception
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the page, when all other callbacks have left what it shows."""
+        """Write the page, after all other callbacks have drawn their pictures."""
         if self.folder is not None and stage == "fit" and (self.folder / FILE_NAME).exists():
             page = write_page(self.folder)
             log.info("\nthe report: %s\nthe dashboard: tensorboard --logdir %s", page, trainer.default_root_dir)
@@ -112,24 +100,14 @@ class Report(Callback):
                 file.writelines(json.dumps(output, ensure_ascii=False) + "\n" for output in outputs)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where the completions are."""
+        """Log where the completions are."""
         folder = run_folder(trainer)
         if folder is not None:
             log.info("completions in %s", folder / "predictions.jsonl")
 
 
-def _begin(module: UnlearnModule) -> None:
-    """Note when a run began and with what, unless a run that is continued has done so."""
-    if module.run.before.get("efficacy") == 0:
-        log.warning(
-            "the model answers none of the facts to forget even before it is edited: efficacy will say nothing."
-        )
-    if not module.run.started:
-        module.run.started, module.run.identity = now(), identity_before(module)
-
-
 def _threshold(module: UnlearnModule, eigenvalues: torch.Tensor) -> float | None:
-    """Below which share of the mean eigenvalue directions are free, if the method has such a threshold."""
+    """Threshold of the null space, relative to the mean eigenvalue; ``None`` for a method without one."""
     rule: Any = getattr(module, "rule", None) or getattr(module, "objective", None)
     if not hasattr(rule, "threshold"):
         return None

@@ -5,9 +5,8 @@ import random
 
 from lightning import Callback, LightningModule, Trainer
 
-from callbacks.dashboard import show_picture
-from callbacks.run_folder import run_folder, sees_unedited_model, unlearn_module
 from zu_lightning import Fact, InputError, Request
+from zu_lightning.modules.run_folder import run_folder, show_picture, unlearn_module
 from zu_lightning.report.trace_plots import described, draw_effect_lines, draw_heat_maps, write_trace
 from zu_lightning.tracing.corruption import Corruption
 from zu_lightning.tracing.effects import IndirectEffects, TraceOptions, trace_effects, traceable
@@ -56,10 +55,10 @@ class TraceLayers(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Trace the model as it is: in a validation, or in the sanity check before a fit."""
-        is_dry = trainer.fast_dev_run  # type: ignore[attr-defined]
-        if is_dry or not (trainer.state.fn == "validate" or sees_unedited_model(trainer)):
-            return
         module = unlearn_module(pl_module)
+        is_dry = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if is_dry or not (trainer.state.fn == "validate" or module.moment == "before"):
+            return
         facts = facts_to_trace(module.request, self.facts)
         if not facts:
             log.warning("no fact names its subject: there is nothing to trace.")

@@ -15,7 +15,9 @@ TYPES = {
 }  # fmt: skip
 """What values of a type are called."""
 
-SECTIONS = ("model", "data", "trainer", "method", "attacks", "config", "seed_everything")
+SECTIONS = (
+    "model", "data", "trainer", "method", "attacks", "downstream", "representations", "config", "seed_everything",
+)  # fmt: skip
 """What the names of options begin with, where jsonargparse gives them in full."""
 
 ONE_TYPE = re.compile(

@@ -250,7 +250,7 @@ def command_line(root: Path, *options: str, command: str = "fit", configs: tuple
     Nothing is attacked unless ``options`` ask for it.
     """
     files = [f"--config=configs/{name}.yaml" for name in configs]
-    quiet = ["--attacks.suite=none"] if command == "fit" else []
+    quiet = ["--attacks.preset=none"] if command == "fit" else []
     return [command, *files, f"--trainer.default_root_dir={root}", *quiet, *options]
 
 

@@ -8,14 +8,14 @@ from unittest.mock import patch
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks.attacks import unfit
 from tests.conftest import DEMO, SHORT_RUN, run
 from zu_lightning import EditableLM, Fact, InputError, ReadingOptions, Request, Results, RetainText, split_facts
 from zu_lightning.attacks.context import AttackContext
+from zu_lightning.attacks.measurement import unfit
 from zu_lightning.attacks.rank import Rank
 from zu_lightning.report.terminal import results_table
 
-ATTACKED = ("--attacks.suite=quick", f"--attacks.gold={DEMO}/gold", *SHORT_RUN)
+ATTACKED = ("--attacks.preset=quick", f"--attacks.gold={DEMO}/gold", *SHORT_RUN)
 QUICK = ("rank", "leak", "prompting", "memorization", "extraction", "truth_ratio", "membership", "lens", "probe")
 
 
@@ -59,7 +59,7 @@ def test_what_was_attacked_is_not_attacked_again(attacked: Path) -> None:
 
 
 def test_without_gold_there_is_no_verdict_but_a_hint(tmp_path: Path) -> None:
-    options = ("--attacks.suite=quick", "--attacks.gold=null", "--attacks.facts=1")
+    options = ("--attacks.preset=quick", "--attacks.gold=null", "--attacks.facts=1")
     results = Results.read(run(tmp_path, *options, *SHORT_RUN))
     assert set(results.attacks["rank"]) == {"base", "edited"}
     assert "attacks.gold" in str(results.verdict)
@@ -76,7 +76,7 @@ def test_without_a_suite_nothing_is_attacked(two_layers_run: Path) -> None:
 
 def test_a_gold_that_knows_the_facts_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     gold = f"--attacks.gold={DEMO}/model"
-    results = Results.read(run(tmp_path, "--attacks.suite=quick", gold, "--attacks.facts=1", *SHORT_RUN))
+    results = Results.read(run(tmp_path, "--attacks.preset=quick", gold, "--attacks.facts=1", *SHORT_RUN))
     assert set(results.attacks["rank"]) == {"base", "edited"}
     assert "knows 100% of the facts to forget: it is left out" in caplog.text
 
@@ -100,13 +100,13 @@ def test_gold_must_know_hardly_any_fact_and_be_tokenized_alike(
 
 def test_a_gold_that_is_not_there_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
     with pytest.raises((InputError, SystemExit)):
-        run(tmp_path, "--attacks.suite=quick", "--attacks.gold=nowhere", *SHORT_RUN)
+        run(tmp_path, "--attacks.preset=quick", "--attacks.gold=nowhere", *SHORT_RUN)
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_target_of_strangers_leaves_less_of_the_truth_than_a_word(tmp_path: Path) -> None:
     few = ("--data.forget_num=3", "--data.retain_num=3", "--data.reading.corpus_documents=600")
-    options = (*few, "--data.reading.heldout_documents=3", "--attacks.suite=quick", "--attacks.gold=null")
+    options = (*few, "--data.reading.heldout_documents=3", "--attacks.preset=quick", "--attacks.gold=null")
     word, reference = (
         Results.read(run(tmp_path, *options, *more, configs=configs))
         for more, configs in (

@@ -14,13 +14,13 @@ import pytest
 from lightning import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import callbacks.downstream
 import train
 from callbacks import Resume
 from tests.conftest import DEMO, ROOT, SHORT_RUN, changed_weights, command_line, latest_run, run, train_py
 from zu_lightning import EditableLM, Results
 from zu_lightning.evaluation.ability import AbilitySet
 from zu_lightning.evaluation.harness import TaskScore
+from zu_lightning.report import measurements
 from zu_lightning.report.ability import TaskResult, read_downstream
 from zu_lightning.report.pictures import pictures_in
 
@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(folder: Path, *more: str) -> tuple[str, ...]:
-    return (f"--trainer.callbacks.folder={folder}", *SHORT_RUN, *more)
+    return (f"--downstream.folder={folder}", *SHORT_RUN, *more)
 
 
 class Measured:
@@ -54,9 +54,9 @@ class Measured:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.calls: list[list[str]] = []
-        patch.setattr(callbacks.downstream, "measure", self)
-        patch.setattr(callbacks.downstream, "require_lm_eval", lambda: None)
-        patch.setattr(callbacks.downstream, "version", lambda name: "0")
+        patch.setattr(measurements, "measure_tasks", self)
+        patch.setattr(measurements, "require_lm_eval", lambda: None)
+        patch.setattr(measurements, "version", lambda name: "0")
 
     def __call__(self, lm: EditableLM, sets: Sequence[AbilitySet], *_: object) -> dict[str, TaskScore]:
         self.calls.append([asked.name for asked in sets])
@@ -75,7 +75,7 @@ def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         measured = Measured(patch)
         path = run(
             tmp_path_factory.mktemp("finished"),
-            *options(folder, f"--trainer.callbacks.wikitext={DEMO}/heldout.txt", "--trainer.callbacks.limit=3"),
+            *options(folder, f"--downstream.wikitext={DEMO}/heldout.txt", "--downstream.limit=3"),
             configs=CONFIGS,
         )
         assert measured.calls == [["cola", "nli", "wikitext"]] * 2
@@ -99,13 +99,11 @@ def test_tensorboard_shows_both(finished: Path) -> None:
     assert [event.value for event in events.Scalars("downstream/wikitext_stderr")] == [3, 3]
 
 
-def test_what_another_run_measured_before_is_not_measured_again(
-    finished: Path, folder: Path, measured: Measured
-) -> None:
-    again = run(finished.parent.parent, *options(folder, "--trainer.callbacks.tasks=[cola]"), configs=CONFIGS)
-    assert measured.calls == [["cola"]]
+def test_what_another_run_measured_is_not_measured_again(finished: Path, folder: Path, measured: Measured) -> None:
+    again = run(finished.parent.parent, *options(folder, "--downstream.tasks=[cola]"), configs=CONFIGS)
+    assert measured.calls == []
     (result,) = read_downstream(again).values()
-    assert (result.before, result.after) == (TaskScore(1, 2), TaskScore(1, 2))
+    assert (result.before, result.after) == (TaskScore(1, 2), TaskScore(2, 2))
 
 
 class Killed(Exception):  # noqa: N818
@@ -150,19 +148,19 @@ def test_scores_before_of_other_questions_are_left_out(
 ) -> None:
     given = options(folder, "--ckpt_path=last")
     kill("on_train_batch_start", command_line(tmp_path, *given, configs=CONFIGS))
-    results = read_downstream(run(tmp_path, *given, "--trainer.callbacks.limit=1", configs=CONFIGS))
+    results = read_downstream(run(tmp_path, *given, "--downstream.limit=1", configs=CONFIGS))
     assert (results["cola"].before, results["nli"].before) == (None, TaskScore(1, 1))
-    assert "not every task was measured before" in caplog.text
+    assert "Not every task was measured before" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--trainer.callbacks.folder=nowhere", "--trainer.callbacks.folder is 'nowhere': there is no such directory"),
-        ("--trainer.callbacks.tasks=[mmlu]", "--trainer.callbacks.tasks is 'mmlu': .* has no mmlu.jsonl"),
-        ("--trainer.callbacks.wikitext=no.txt", "--trainer.callbacks.wikitext is 'no.txt': text cannot be read"),
-        ("--trainer.callbacks.limit=0", "--trainer.callbacks.limit is 0: give a positive number"),
-        ("--trainer.callbacks.batch_size=-1", "--trainer.callbacks.batch_size is -1: give a positive number"),
+        ("--downstream.folder=nowhere", "--downstream.folder is 'nowhere': there is no such directory"),
+        ("--downstream.tasks=[mmlu]", "--downstream.tasks is 'mmlu': .* has no mmlu.jsonl"),
+        ("--downstream.wikitext=no.txt", "--downstream.wikitext is 'no.txt': text cannot be read"),
+        ("--downstream.limit=0", "--downstream.limit is 0: give a positive number"),
+        ("--downstream.batch_size=-1", "--downstream.batch_size is -1: give a positive number"),
     ],
 )
 @pytest.mark.usefixtures("measured")
@@ -179,7 +177,7 @@ def test_without_lm_eval_the_remedy_is_named_before_anything_is_computed(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "lm_eval" else find(name, *a))
-    with pytest.raises(SystemExit, match=r"callbacks.Downstream .*lm_eval, which is not installed: pip install"):
+    with pytest.raises(SystemExit, match=r"downstream .*lm_eval, which is not installed: pip install"):
         run(tmp_path, *options(folder), configs=CONFIGS)
     assert not (tmp_path / "cache").exists()
 
@@ -192,7 +190,7 @@ def test_an_evaluation_without_a_fit_measures_nothing(tmp_path: Path) -> None:
 
 @needs_lm_eval
 def test_a_rule_without_strength_changes_no_score(folder: Path, tmp_path: Path) -> None:
-    prose = (f"--trainer.callbacks.wikitext={DEMO}/heldout.txt", "--trainer.callbacks.limit=2")
+    prose = (f"--downstream.wikitext={DEMO}/heldout.txt", "--downstream.limit=2")
     untouched = run(tmp_path, *options(folder, *NO_STRENGTH, *prose), configs=CONFIGS)
     assert not changed_weights(untouched)
     results = read_downstream(untouched)
@@ -204,7 +202,7 @@ def test_a_rule_without_strength_changes_no_score(folder: Path, tmp_path: Path) 
 @needs_lm_eval
 def test_real_subsets_before_and_after(shared: Path, tmp_path: Path) -> None:
     folder = shared / "data" / "glue_mmlu"
-    results = read_downstream(run(tmp_path, *options(folder, "--trainer.callbacks.limit=2"), configs=CONFIGS))
+    results = read_downstream(run(tmp_path, *options(folder, "--downstream.limit=2"), configs=CONFIGS))
     assert list(results) == ["sst2", "mmlu", "mrpc", "cola", "rte", "nli"]
     assert all(result.before and result.after and result.items == 2 for result in results.values())
 

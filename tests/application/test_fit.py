@@ -12,14 +12,25 @@ from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
-from callbacks.dashboard import LAYOUT
 from tests.conftest import DEMO, ROOT, SHORT_RUN, changed_weights, command_line, latest_run, run, train_py
 from tests.serving.server import served
 from zu_lightning import EditableLM, ExportCheck, Results
+from zu_lightning.modules.dashboard import LAYOUT
 from zu_lightning.report.pictures import pictures_in
 from zu_lightning.serving.__main__ import main as verify
 
-PHASES = {"load", "evaluation", "moments", "targets", "keys_and_values", "spectrum", "solve", "apply", "export"}
+PHASES = {
+    "load",
+    "evaluation",
+    "moments",
+    "targets",
+    "keys_and_values",
+    "spectrum",
+    "solve",
+    "apply",
+    "export",
+    "completions",
+}
 
 
 @pytest.fixture(scope="module")

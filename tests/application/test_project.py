@@ -243,7 +243,7 @@ def test_a_run_that_was_killed_after_its_last_layer_asks_earlier_facts_and_attac
     def die(*_: object) -> None:
         raise RuntimeError("killed")
 
-    attacked = (*options(project_root), "--attacks.suite=quick", "--attacks.facts=2", "--attacks.gold=null")
+    attacked = (*options(project_root), "--attacks.preset=quick", "--attacks.facts=2", "--attacks.gold=null")
     with monkeypatch.context() as patch:
         patch.setattr(Attacks, "on_train_end", die)
         with pytest.raises(RuntimeError, match="killed"):

@@ -9,10 +9,11 @@ from lightning import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from callbacks import Representations, Resume
+from callbacks import Resume
 from tests.application.test_processes import launch
 from tests.conftest import SHORT_RUN, command_line, latest_run, run, train_py
 from zu_lightning import InputError
+from zu_lightning.report.measurements import Representations
 from zu_lightning.report.pictures import pictures_in
 from zu_lightning.tracing.representations import RepresentationMap
 
@@ -75,7 +76,7 @@ def test_a_run_that_was_killed_still_knows_what_was_before(picture_run: Path, tm
 def test_without_the_unedited_model_there_is_no_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         folder = run(tmp_path, *SHORT_RUN, "--trainer.num_sanity_val_steps=0", configs=CONFIGS)
-    assert "the unedited model was not read for these facts (at most 100 a group)" in caplog.text
+    assert "the unedited model was not read for these facts (at most 100 per group)" in caplog.text
     assert not (folder / "representations.json").exists()
 
 
@@ -98,5 +99,5 @@ def test_two_processes_find_the_same(picture_run: Path, tmp_path: Path) -> None:
 
 
 def test_a_number_of_facts_that_is_not_positive_is_refused() -> None:
-    with pytest.raises(InputError, match=r"callbacks.Representations: facts is 0: give a positive number"):
+    with pytest.raises(InputError, match=r"representations: facts is 0: give a positive number"):
         Representations(facts=0)

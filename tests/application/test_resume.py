@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +19,11 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 import train
-from callbacks import Resume
-from callbacks.afterwards import Afterwards
+from callbacks import Measure, Resume
 from callbacks.resume import checkpoint_path
 from tests.application.test_processes import assert_same, launch
 from tests.conftest import DEMO, ROOT, SHORT_RUN, command_line, latest_run, run, train_py
-from zu_lightning import EditableLM, EditingModule, Results, RunState
+from zu_lightning import EditableLM, EditingModule, Request, Results, RunState
 
 TWO_LAYERS = ("--model.layers=[0,1]", "--ckpt_path=last", *SHORT_RUN)
 BASE = DEMO / "model" / "model.safetensors"
@@ -40,13 +40,19 @@ class KillAt(Callback):
         setattr(self, hook, kill)
 
 
-class Look(Afterwards):
-    """Look at the finished model: what was found is reported."""
+class Norms:
+    """Measure the weights of the edited layers; reported as scores of previous requests."""
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, EditingModule)
-        sizes = {str(layer): pl_module.lm.weight(layer).double().norm().item() for layer in pl_module.layers}
-        pl_module.run.earlier["after"] = {0: sizes}
+    name = "previous"
+
+    def applies(self, request: Request) -> bool:
+        return True
+
+    def check(self) -> None:
+        pass
+
+    def measure(self, lm: EditableLM, request: Request, *, layers: Sequence[int], **_: object) -> Any:
+        return {0: {str(layer): lm.weight(layer).double().norm().item() for layer in layers}}
 
 
 class Kill(NamedTuple):
@@ -124,7 +130,7 @@ def killed_run(tmp_path_factory: pytest.TempPathFactory) -> KilledRun:
             if checkpoint_path(str(root)).exists():
                 optimized_again = "zu_lightning.editing.preparation.neutral_targets"
                 patch.setattr(optimized_again, lambda *_, **__: pytest.fail("targets are known"))
-        patch.setitem(train.TRAINER_DEFAULTS, "callbacks", [Look(), Resume()])
+        patch.setitem(train.TRAINER_DEFAULTS, "callbacks", [Measure([Norms()]), Resume()])
         return KilledRun(copies, endings, root, run(root, *TWO_LAYERS))
 
 
@@ -183,7 +189,7 @@ def test_a_checkpoint_holds_the_state_and_no_model(half_done: Path, two_layers_r
     assert state.before == Results.read(two_layers_run).before
     assert state.targets is not None
     assert state.layers_left(0, [0, 1]) == [1]
-    assert set(state.completions) == {"before", "after"}
+    assert set(state.measured["completions"]) == {"before"}
     assert {"moments", "targets"} < state.seconds.keys()
     factors = sum(edit.update.left.nbytes + edit.update.right.nbytes for edit in state.edits.values())
     assert checkpoint_path(str(half_done)).stat().st_size - factors < 0.01 * BASE.stat().st_size

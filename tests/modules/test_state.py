@@ -37,10 +37,11 @@ def state() -> RunState:
         edits={EditKey(0, 3): edit(1), EditKey(0, 7): edit(2), EditKey(1, 3): edit(3, rank=1)},
         before={"efficacy": 100.0},
         after={"efficacy": 10.0},
-        completions={"before": ["a baker"], "after": ["unknown"]},
+        measured={
+            "completions": {"before": ["a baker"], "after": ["unknown"]},
+            "representations": {"before": {3: random(5, 4, seed=7)}},
+        },
         by_fact={"before": {"retain": random(4, 3, seed=8)}, "after": {"retain": random(4, 3, seed=9)}},
-        representations={3: random(5, 4, seed=7)},
-        downstream={"sst2-0": {"value": 50.0, "stderr": 5.0}},
         started="2026-01-02T03:04:05+00:00",
         identity={"draw": "0"},
         seconds={"load": 1.5},
@@ -50,14 +51,13 @@ def state() -> RunState:
 def assert_same(state: RunState, other: RunState) -> None:
     """Equal to the last bit, tensors included."""
     for name, value in vars(state).items():
-        if name not in ("targets", "edits", "representations", "by_fact"):
+        if name not in ("targets", "edits", "measured", "by_fact"):
             assert getattr(other, name) == value, name
     assert other.by_fact.keys() == state.by_fact.keys()
     for when, found in state.by_fact.items():
         assert other.by_fact[when].keys() == found.keys()
         assert all(torch.equal(other.by_fact[when][name], sums) for name, sums in found.items())
-    assert list(other.representations) == list(state.representations)
-    assert all(torch.equal(other.representations[layer], found) for layer, found in state.representations.items())
+    assert repr(other.measured) == repr(state.measured)
     assert list(other.edits) == list(state.edits)
     for key, expected in state.edits.items():
         assert isinstance(key, EditKey)

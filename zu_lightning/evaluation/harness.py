@@ -45,12 +45,12 @@ def require_lm_eval() -> None:
     if importlib.util.find_spec("lm_eval") is None:
         remedy = (
             "it measures with lm_eval, which is not installed: pip install -c constraints.txt -e '.[downstream]', or "
-            "leave the callback out."
+            "leave downstream.folder out."
         )
-        raise InputError("callbacks.Downstream", "given", remedy)
+        raise InputError("downstream", "given", remedy)
 
 
-def measure(
+def measure_tasks(
     lm: EditableLM, sets: Sequence[AbilitySet], batch_size: int = 8, monitor: Monitor | None = None
 ) -> dict[str, TaskScore]:
     """What a model can do.

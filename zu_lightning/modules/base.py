@@ -1,8 +1,9 @@
-"""What every method of unlearning shares: batches to train on, a state of the run, checkpoints, and exports."""
+"""Base of all methods in Lightning: training batches, scores before and after, checkpoints, and exports."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -17,12 +18,16 @@ from zu_lightning.lm.tokens import collate, tokenize_queries
 from zu_lightning.lm.weights import check_projections
 from zu_lightning.modules.evaluation import EvaluationModule
 from zu_lightning.modules.previous import apply_previous, previous_edits
+from zu_lightning.modules.results import identity_of
 from zu_lightning.modules.state import RunState, as_text, check_settings
 from zu_lightning.runtime.cache import Cache
 from zu_lightning.runtime.distributed import all_gather_text
 from zu_lightning.runtime.errors import InputError
 from zu_lightning.runtime.files import digest
+from zu_lightning.runtime.timing import now
 from zu_lightning.solvers import LowRankUpdate
+
+log = logging.getLogger(__name__)
 
 BY_FACT = "by fact, "
 """Begins the names of a metric's scores by fact in the cache."""
@@ -58,13 +63,13 @@ class UnlearnModule(EvaluationModule):
         self.strict_loading = False  # checkpoints hold trained weights only
         self.run = RunState(seconds=self.seconds)
         self.cache: Cache | None = None
-        """What runs share of the model as it was loaded."""
+        """Results that runs share for the model as it was loaded."""
         self.digest_before = ""
-        """By which the weights that were loaded are recognized."""
-        self.file_before: Path | None = None
-        """Where the cache has the scores of the evaluation that has begun, if those are scores before."""
-        self.found_before: dict[str, Tensor] | None = None
-        """These scores, if they were found there."""
+        """Fingerprint of the loaded weights."""
+        self.scores_file: Path | None = None
+        """File of the cache for the scores before, while they are measured."""
+        self.cached_scores: dict[str, Tensor] | None = None
+        """These scores, if another run has measured them."""
 
     @property
     def request(self) -> Request:
@@ -80,6 +85,19 @@ class UnlearnModule(EvaluationModule):
         """Whether all epochs are done; unlike ``trainer.current_epoch``, this counts the last one of a killed run."""
         processed: int = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         return self.trainer.max_epochs is None or processed >= self.trainer.max_epochs
+
+    @property
+    def moment(self) -> Literal["before", "after"] | None:
+        """Which model a fit evaluates now: the one ``before`` the edit, or the one ``after`` (a part of) it.
+
+        Before is Lightning's sanity check of a fit that begins. A fit that continues from a checkpoint may start with
+        edited weights; the results before are in the checkpoint. ``None`` outside of a fit.
+        """
+        if self.trainer.state.fn != "fit":
+            return None
+        if not self.trainer.sanity_checking:
+            return "after"
+        return "before" if self.trainer.ckpt_path is None else None
 
     def settings(self) -> dict[str, object]:
         """Everything in this module that decides which weights a run ends with, by parameter."""
@@ -98,7 +116,7 @@ class UnlearnModule(EvaluationModule):
             self.run = RunState(seconds=self.seconds)
 
     def configure_model(self) -> None:
-        """Load the language model with the updates of earlier requests; check and recognize it before more is added."""
+        """Load the language model with the updates of previous requests; check and fingerprint it."""
         loads = not hasattr(self, "lm")
         super().configure_model()
         self.run.edits |= previous_edits(self.request)
@@ -111,7 +129,7 @@ class UnlearnModule(EvaluationModule):
             self.cache = open_cache(self.request.cache, self.lm)
 
     def weights_digest(self) -> str:
-        """A digest of the weights as they are: of all of those that are edited, and of a sample of the others."""
+        """Digest of the current weights: of every entry of the edited layers, and of a sample of the others."""
         if self.lm.is_dispatched:
             return "unknown: the model is spread over devices"
         return weights_digest(self.lm, self.layers)
@@ -125,53 +143,55 @@ class UnlearnModule(EvaluationModule):
         for indices in batches(texts, self.request.text.reading.batch_tokens):
             yield collate([texts[i] for i in indices], self.lm.tokenizer).to(self.lm.device)
 
+    def on_fit_start(self) -> None:
+        """Note when a run began and with what; a run that continues has done so."""
+        if not self.run.started:
+            self.run.started, self.run.identity = now(), identity_of(self)
+
     def on_validation_epoch_start(self) -> None:
-        """Look for the scores before: what another run has measured is not measured again."""
-        if not self.trainer.sanity_checking:
-            # Should this evaluation fail, those of an earlier layer or epoch are not those of the run.
+        """Look in the cache for the scores before; forget those of an earlier layer or epoch, should this one fail."""
+        if self.moment == "after":
             self.run.after = {}
             self.run.by_fact.pop("after", None)
-        # A run that continues may have trained weights already.
-        if self.cache is None or not self.trainer.sanity_checking or self.run.before:
-            return
-        with self.monitor.timed("evaluation"):
-            asked = batches_digest(cast("Iterable[EvaluationBatch | None]", self.trainer.val_dataloaders))
-            own = digest(asked, self.trainer.num_sanity_val_batches, list(self.metrics), BY_FACT)
-            # Processes have different shares, but one file.
-            self.file_before = self.cache.file("before", all_gather_text(own, self.lm.device))
-            (self.found_before,) = self.cache.find([self.file_before])
+        if self.moment == "before" and self.cache is not None:
+            with self.monitor.timed("evaluation"):
+                queries = batches_digest(cast("Iterable[EvaluationBatch | None]", self.trainer.val_dataloaders))
+                own = digest(queries, self.trainer.num_sanity_val_batches, list(self.metrics), BY_FACT)
+                # Processes have different shares, but one file.
+                self.scores_file = self.cache.file("before", all_gather_text(own, self.lm.device))
+                (self.cached_scores,) = self.cache.find([self.scores_file])
 
     def validation_step(self, batch: EvaluationBatch | None, batch_idx: int) -> None:
         """Add a batch to its metric, unless the scores are known."""
-        if self.found_before is None:
+        if self.cached_scores is None:
             super().validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the scores; those of Lightning's sanity check are the scores before."""
-        if self.found_before is not None:
-            self.run.before = {name: score.item() for name, score in self.found_before.items() if not score.dim()}
-            self.run.by_fact["before"] = {
-                name[len(BY_FACT) :]: sums.cpu() for name, sums in self.found_before.items() if sums.dim()
-            }
-            self.found_before = self.file_before = None
+        """Log the scores, and keep those before and after."""
+        if self.cached_scores is None:
+            by_fact = self.by_fact.over_all_processes(self.lm.device)
+            scores = self.log_scores("val")
+        else:
+            scores = {name: score.item() for name, score in self.cached_scores.items() if not score.dim()}
+            by_fact = {name[len(BY_FACT) :]: sums.cpu() for name, sums in self.cached_scores.items() if sums.dim()}
             self.metrics.reset()
-            return
-        by_fact = self.by_fact.over_all_processes(self.lm.device)
-        scores = self.log_scores("val")
-        if not self.trainer.sanity_checking:
+        if self.moment == "after":
             self.run.after, self.run.by_fact["after"] = scores, by_fact
-        elif not self.run.before:
+        if self.moment == "before":
             self.run.before, self.run.by_fact["before"] = scores, by_fact
-            if self.cache is not None:
+            if self.cache is not None and self.cached_scores is None:
                 as_tensors = {name: torch.tensor(score, dtype=torch.float64) for name, score in scores.items()}
-                self.cache.keep(self.file_before, as_tensors | {BY_FACT + name: sums for name, sums in by_fact.items()})
+                self.cache.keep(self.scores_file, as_tensors | {BY_FACT + name: by_fact[name] for name in by_fact})
+            if scores.get("efficacy") == 0:
+                log.warning("The model answers none of the facts to forget before the edit: efficacy is uninformative.")
+        self.scores_file = self.cached_scores = None
 
     def export(self, folder: Path, max_adapter_rank: int | None = None) -> tuple[Path, Path | None]:
         """Write ``model/`` and, if the change is known as low-rank factors, ``adapter/`` into a folder; their paths.
 
         Args:
             folder: Where to write.
-            max_adapter_rank: See ``max_rank`` of :func:`zu_lightning.export_adapter`.
+            max_adapter_rank: Rank to which the adapter is cut; by default it is exact.
         """
         updates = self.updates()
         adapter = export_adapter(self.lm, updates, folder / "adapter", max_adapter_rank) if updates else None
@@ -192,7 +212,7 @@ class UnlearnModule(EvaluationModule):
 
 
 def _check_editable(module: UnlearnModule) -> None:
-    """Refuse what shows only once the model is loaded.
+    """Check what depends on the loaded model.
 
     Raises:
         InputError: A layer cannot be edited, or the neutral answer is a true one.
@@ -203,7 +223,7 @@ def _check_editable(module: UnlearnModule) -> None:
 
 
 def _settings_of(module: UnlearnModule) -> dict[str, str]:
-    """All that a fit depends on, the data and the weights that it begins with included; else what the model does."""
+    """Settings of a fit, its data and loaded weights included; otherwise those of the model alone."""
     weights = {"digest of the weights at model_name_or_path": module.digest_before}
     if module.trainer.state.fn != "fit":
         return as_text(module.model_settings() | weights)

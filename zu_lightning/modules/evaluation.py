@@ -1,4 +1,4 @@
-"""A language model under Lightning: loaded, evaluated, and asked."""
+"""A language model under Lightning: loading, evaluation, and completions."""
 
 import shutil
 import tempfile
@@ -16,11 +16,9 @@ from zu_lightning.lm.loading import check_model
 from zu_lightning.lm.random_tiny import write_tiny_model
 from zu_lightning.lm.tokens import resolved_answer
 from zu_lightning.lm.weights import check_finite
+from zu_lightning.report.measurements import complete
 from zu_lightning.runtime.errors import InputError
 from zu_lightning.runtime.timing import Monitor
-
-COMPLETION_TOKENS = 12
-"""Number of tokens in a sample completion."""
 
 
 class EvaluationModule(LightningModule):
@@ -36,7 +34,7 @@ class EvaluationModule(LightningModule):
             the rest of a configuration.
         load_options: More arguments of ``from_pretrained``, such as ``{device_map: auto}`` for a model that is larger
             than one device (in one process), or ``{revision: ...}``.
-        neutral_target: What the model should answer instead; ``<eos>`` is its tokenizer's end-of-text token.
+        neutral_target: Answer to give instead; ``<eos>`` is its tokenizer's end-of-text token.
     """
 
     lm: EditableLM
@@ -123,7 +121,7 @@ class EvaluationModule(LightningModule):
 
     def complete(self, fact: Fact) -> str:
         """Greedy completion of a fact's prompt."""
-        return self.lm.generate(fact.prompt, COMPLETION_TOKENS, chat=fact.chat)
+        return complete(self.lm, fact)
 
     def log_scores(self, prefix: str) -> dict[str, float]:
         """Log and return the scores of an evaluation that is complete."""

@@ -1,4 +1,4 @@
-"""The state of a run: everything that it knows so far, in one place, saved whole, and read by all."""
+"""State of a run: targets, edits, and results so far, saved whole in a checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,23 +23,20 @@ class EditKey(NamedTuple):
 
 @dataclass
 class RunState:
-    """What a run knows: enough to continue it after it was killed, and to report it.
+    """Everything that is needed to resume a run and to report it.
 
     Attributes:
         targets: The neutral targets, once they are known.
         edits: What was written, by request and layer, in order.
         before: Scores of the unedited model.
         after: Scores of the model as it is now.
-        by_fact: What single facts add to the scores, ``before`` and ``after``: by metric, facts x 3
+        by_fact: Each fact's contribution to the scores, ``before`` and ``after``: by metric, facts x 3
             (:mod:`zu_lightning.evaluation.intervals`).
-        completions: Sample completions, ``before`` and ``after``.
-        attacks: What attacks found in the models ``base``, ``edited``, and ``gold``: scores of all facts by name.
+        measured: Results by name of the measurement (:mod:`zu_lightning.report.measurements`), then ``before`` and
+            ``after``.
         started: When the run began; empty until it is noted.
-        identity: What the run began with, by which weights, data, and code are recognized.
-        representations: For each layer what the unedited model's projection returns for some facts, facts x d_out.
-        downstream: Scores of the unedited model on downstream tasks, by a name that tells what was asked.
+        identity: Digests and versions by which weights, data, and code at the beginning of the run are recognized.
         seconds: Seconds spent in each phase.
-        earlier: Scores of the facts of earlier requests, ``before`` and ``after``, by number of the request.
         kept: For each edited layer what later requests need to keep this one in effect: keys, values, and deviations,
             by name; only with a project folder, and only in the first process.
     """
@@ -49,14 +46,10 @@ class RunState:
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
     by_fact: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    completions: dict[str, list[str]] = field(default_factory=dict)
-    attacks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    measured: dict[str, dict[str, Any]] = field(default_factory=dict)
     started: str = ""
     identity: dict[str, str] = field(default_factory=dict)
-    representations: dict[int, Tensor] = field(default_factory=dict)
-    downstream: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    earlier: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
     kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     def layers_left(self, request: int, layers: Sequence[int]) -> list[int]:
@@ -119,7 +112,7 @@ def check_settings(saved: dict[str, str], here: dict[str, str], path: object) ->
         path: The checkpoint, for the message.
 
     Raises:
-        InputError: See above.
+        InputError: A setting differs.
     """
     for name, value in here.items():
         if saved.get(name) != value:

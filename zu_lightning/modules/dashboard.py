@@ -1,22 +1,27 @@
-"""TensorBoard as a dashboard: what one sees without a click, and what compares runs."""
+"""Results of a run in TensorBoard: layout, scalars, completions, and hyperparameters."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from zu_lightning import Results
-from zu_lightning.report.pictures import Drawing, save_picture
+from zu_lightning.evaluation.score_table import SCORES
+from zu_lightning.report.results import Results
 
 COMPARED = ("efficacy", "generalization", "specificity", "retain")
 """Scores by which the tab for hyperparameters compares runs."""
 
-LAYOUT = {
+
+def _before_after(concerns: str) -> list[Any]:
+    names = [score.name for score in SCORES if score.unit == "percent" and score.concerns == concerns]
+    return ["Multiline", [f"before_after/({'|'.join(names)})$"]]
+
+
+LAYOUT: dict[str, dict[str, list[Any]]] = {
     "Before (0) and after (1)": {
-        "to forget": ["Multiline", ["before_after/(efficacy|generalization|multi_hop)$"]],
-        "to keep": ["Multiline", ["before_after/(specificity|retain|same_subject|protected)$"]],
+        "to forget": _before_after("forget"),
+        "to keep": _before_after("keep"),
         "perplexity": ["Multiline", ["before_after/perplexity$"]],
     },
     "Attacks: base (0), edited (1), gold (2)": {"knowledge found": ["Multiline", ["attacks/.*"]]},
@@ -28,23 +33,11 @@ LAYOUT = {
         "spectrum of the retain keys (log10)": ["Multiline", ["spectrum/.*"]],
     },
 }
-"""What the tab for custom scalars shows: sections, charts, and patterns of the scalars in each chart."""
-
-
-def boards(trainer: Trainer) -> Iterator[Any]:
-    """The writers of this process's TensorBoard loggers."""
-    return (logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger))
-
-
-def show_picture(trainer: Trainer, folder: Path, drawing: Drawing) -> Path:
-    """Save a picture in the run's folder, and show it in TensorBoard; the path of the PNG."""
-    for board in boards(trainer):
-        board.add_figure(f"pictures/{drawing.name}", drawing.figure, close=False)
-    return save_picture(drawing, folder)
+"""Layout of the tab for custom scalars: sections, charts, and patterns of the scalars in each chart."""
 
 
 def show_results(trainer: Trainer, results: Results) -> None:
-    """Everything that was measured: scalars in a layout, completions, and what compares runs."""
+    """Log all results."""
     for logger in trainer.loggers:
         logger.log_metrics({f"seconds/{phase}": seconds for phase, seconds in results.seconds.items()}, step=0)
         for step, scores in enumerate((results.before, results.after)):
@@ -63,7 +56,7 @@ def show_results(trainer: Trainer, results: Results) -> None:
 
 
 def _hyperparameters(results: Results) -> dict[str, Any]:
-    """What tells runs apart: method and its options, model, layers, draw, and number of facts."""
+    """Method and its options, model, layers, draw, and number of facts."""
     plain = {name: value for name, value in results.method.items() if isinstance(value, bool | int | float | str)}
     draw, layers = results.identity.get("draw", ""), ", ".join(map(str, results.layers))
     named = {"model": results.model, "layers": layers, "facts": results.facts, "draw": draw}

@@ -1,22 +1,27 @@
-"""Where a run writes, and for which modules."""
+"""The folder of a run, and its pictures."""
 
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 
-from zu_lightning import InputError, UnlearnModule
+from zu_lightning.modules.base import UnlearnModule
+from zu_lightning.report.pictures import Drawing, save_picture
+from zu_lightning.runtime.errors import InputError
 
 OF_LOGGERS = ("events.out.tfevents.", "hparams.yaml")
-"""What the names of the files begin with that Lightning's loggers write into the folder of a run that begins."""
+"""Prefixes of the files that Lightning's loggers write when a run begins."""
 
 
 def check_writable(folder: str) -> None:
     """Make a folder, and refuse one that cannot be written to.
 
     Raises:
-        InputError: See above.
+        InputError: It cannot be written to.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -54,18 +59,25 @@ def remove_refused(trainer: Trainer, config: str) -> None:
         shutil.rmtree(folder)
 
 
-def sees_unedited_model(trainer: Trainer) -> bool:
-    """Whether this is Lightning's sanity check of a run that begins: one that continues may have trained weights."""
-    return trainer.state.fn == "fit" and trainer.sanity_checking and trainer.ckpt_path is None
-
-
 def unlearn_module(module: LightningModule) -> UnlearnModule:
-    """The module of an unlearning run.
+    """The module, if it is that of an unlearning run.
 
     Raises:
-        InputError: It does something else.
+        InputError: It is another one.
     """
     if not isinstance(module, UnlearnModule):
         remedy = "a callback in trainer.callbacks works with a zu_lightning.UnlearnModule: remove one of the two."
         raise InputError("model", type(module).__name__, remedy)
     return module
+
+
+def boards(trainer: Trainer) -> Iterator[Any]:
+    """The writers of this process's TensorBoard loggers."""
+    return (logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger))
+
+
+def show_picture(trainer: Trainer, folder: Path, drawing: Drawing) -> Path:
+    """Save a picture in the run's folder, and show it in TensorBoard; the path of the PNG."""
+    for board in boards(trainer):
+        board.add_figure(f"pictures/{drawing.name}", drawing.figure, close=False)
+    return save_picture(drawing, folder)

@@ -1,8 +1,8 @@
-"""The results of a run, from the state of its module."""
+"""Results of a run, from the state of its module."""
 
 import resource
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import accelerate
 import lightning
@@ -11,27 +11,24 @@ import transformers
 from torch import Tensor
 
 import zu_lightning
-from zu_lightning import Fact, NeutralTargets, Request, Results, TargetScores, UnlearnModule
 from zu_lightning.attacks.verdict import verdict
+from zu_lightning.editing.latents import NeutralTargets
 from zu_lightning.evaluation.intervals import score_intervals, shares
-from zu_lightning.report.results import Completion, FactResult
+from zu_lightning.facts.fact import Fact
+from zu_lightning.report.measurements import samples
+from zu_lightning.report.results import Completion, FactResult, Results, TargetScores
 from zu_lightning.runtime.files import digest
 from zu_lightning.runtime.timing import now
 
-SAMPLES = 5
-"""Number of forgotten prompts, and of kept ones, whose completions are shown."""
+if TYPE_CHECKING:
+    from zu_lightning.modules.base import UnlearnModule
 
 OF_A_FACT = ("efficacy", "generalization", "specificity", "multi_hop")
 """Metrics whose queries belong to the facts to forget."""
 
 
-def samples(request: Request) -> list[Fact]:
-    """Facts whose prompts are completed: some to forget, then some to keep."""
-    return [*request.forget[:SAMPLES], *request.retain[:SAMPLES]]
-
-
-def identity_before(module: UnlearnModule) -> dict[str, str]:
-    """What a run begins with, by which it is recognized later; to be asked before anything is edited."""
+def identity_of(module: "UnlearnModule") -> dict[str, str]:
+    """Digests and versions of the model, data, and code that a fit begins with."""
     request = module.request
     libraries = (zu_lightning, torch, lightning, transformers, accelerate)
     return {
@@ -45,7 +42,7 @@ def identity_before(module: UnlearnModule) -> dict[str, str]:
     }
 
 
-def results_of(module: UnlearnModule, *, texts: bool = True) -> Results:
+def results_of(module: "UnlearnModule", *, texts: bool = True) -> Results:
     """Everything that a run has measured.
 
     Args:
@@ -53,8 +50,11 @@ def results_of(module: UnlearnModule, *, texts: bool = True) -> Results:
         texts: Whether prompts, answers, and completions are among it.
     """
     run, forget = module.run, module.request.forget
-    attacks = run.attacks
-    tried = verdict(attacks["edited"], attacks["base"], attacks.get("gold")) if "edited" in attacks else None
+    attacks: dict[str, dict[str, Any]] = run.measured.get("attacks", {})
+    tried = None
+    if {"before", "after"} <= attacks.keys():
+        edited = attacks["after"]
+        tried = verdict(edited["model"], attacks["before"]["model"], edited.get("gold"))
     return Results(
         before=run.before,
         after=run.after,
@@ -73,7 +73,10 @@ def results_of(module: UnlearnModule, *, texts: bool = True) -> Results:
         per_fact=[_fact_result(run.by_fact, i, fact, texts=texts) for i, fact in enumerate(forget)],
         completions=_completions(module) if texts else [],
         identity=run.identity | {"weights after": module.weights_digest()},
-        earlier={when: {str(number): of for number, of in found.items()} for when, found in run.earlier.items()},
+        earlier={
+            when: {str(number): scores for number, scores in found.items()}
+            for when, found in run.measured.get("previous", {}).items()
+        },
         started=run.started,
         finished=now(),
     )
@@ -92,10 +95,10 @@ def _scores_of_fact(by_metric: dict[str, Tensor], i: int) -> dict[str, float]:
     )
 
 
-def _completions(module: UnlearnModule) -> list[Completion]:
-    run, facts = module.run, samples(module.request)
-    after = run.completions.get("after", [])
-    before: list[Any] = run.completions.get("before") or [None] * len(after)
+def _completions(module: "UnlearnModule") -> list[Completion]:
+    completions, facts = module.run.measured.get("completions", {}), samples(module.request)
+    after = completions.get("after", [])
+    before = completions.get("before") or [None] * len(after)
     forget = {fact.id for fact in module.request.forget}
     return [
         Completion(fact.prompt, was, said, fact.id in forget)
