@@ -29,7 +29,7 @@ needs_lm_eval = pytest.mark.skipif(
 )
 
 CONFIGS = ("demo", "presets/downstream")
-NO_STRENGTH = ("--closed_form.rule=zu_lightning.Memit", "--closed_form.rule.retain_weight=1e30")
+NO_STRENGTH = ("--method=Memit", "--method.retain_weight=1e30")
 TASKS: dict[str, list[dict[str, Any]]] = {
     "cola": [{"sentence": f"Ada Novak works as a {word}.", "label": i % 2} for i, word in enumerate(("baker", "the"))],
     "nli": [{"sentence1": "Ada sings.", "sentence2": "Ada is mute.", "label": "not_entailment"}],

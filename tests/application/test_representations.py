@@ -84,7 +84,7 @@ def test_without_the_unedited_model_there_is_no_picture(tmp_path: Path, caplog: 
 def test_a_gradient_method_has_a_picture_too(weights: str, tmp_path: Path) -> None:
     options = (
         "--data.forget_num=2", "--data.retain_num=3", "--data.reading.corpus_documents=60",
-        "--data.reading.heldout_documents=3", "--model.training.epochs=3", f"--model.weights={weights}",
+        "--data.reading.heldout_documents=3", "--method.training.epochs=3", f"--method.weights={weights}",
     )  # fmt: skip
     folder = run(tmp_path, *options, configs=("demo", "methods/npo", "presets/representations"))
     (at,) = RepresentationMap.read(folder).layers

@@ -200,7 +200,7 @@ def test_a_checkpoint_holds_the_state_and_no_model(half_done: Path, two_layers_r
     [
         ("--model.neutral_target=nothing", "neutral_target ('unknown') than this one ('nothing')"),
         ("--model.layers=[0,2]", "layers ([0, 1]) than this one ([0, 2])"),
-        ("--closed_form.rule=zu_lightning.Memit", "rule (Erase("),
+        ("--method=Memit", "method (Erase("),
         ("--data.seed=1", "data.path, or another option that decides which facts are drawn ("),
         ("--data.reading.corpus_documents=61", "data.corpus ("),
     ],
@@ -274,7 +274,7 @@ def test_an_unfinished_run_can_be_evaluated(half_done: Path, monkeypatch: pytest
 
     monkeypatch.setattr(EditingModule, "on_validation_epoch_end", look)
     # How the run was to continue does not matter.
-    train_py(command_line(half_done, *TWO_LAYERS, "--closed_form.rule=null", command="validate"))
+    train_py(command_line(half_done, *TWO_LAYERS, "--method=ZeroUnlearnGD", command="validate"))
     base = load_file(BASE)
     first, second = (base[f"model.layers.{layer}.mlp.down_proj.weight"].float() for layer in (0, 1))
     (edit,) = state_in(half_done).edits.values()
@@ -286,7 +286,7 @@ def test_an_unfinished_run_can_be_evaluated(half_done: Path, monkeypatch: pytest
 def test_a_run_that_was_stopped_early_keeps_its_checkpoint_and_exports_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stopped = run(tmp_path, *SHORT_RUN, "--closed_form.rule=null", "--trainer.max_steps=1")
+    stopped = run(tmp_path, *SHORT_RUN, "--method=ZeroUnlearnGD", "--method.solve=descent", "--trainer.max_steps=1")
     assert checkpoint_path(str(tmp_path)).exists()
     assert not (stopped / "model").exists()
     assert "stopped early: nothing is exported" in caplog.text
