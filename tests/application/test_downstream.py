@@ -15,7 +15,7 @@ from lightning import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from callbacks import Resume
+from callbacks import ClosedForm, Resume
 from tests.conftest import DEMO, ROOT, SHORT_RUN, changed_weights, command_line, latest_run, run, train_py
 from zu_lightning import EditableLM, Results
 from zu_lightning.evaluation.ability import AbilitySet
@@ -123,7 +123,7 @@ class Kill(Callback):
 def kill(hook: str, arguments: list[str]) -> None:
     """Run the command line up to a hook."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(train.TRAINER_DEFAULTS, "callbacks", [Resume(), Kill(hook)])
+        patch.setitem(train.TRAINER_DEFAULTS, "callbacks", [ClosedForm(), Resume(), Kill(hook)])
         with pytest.raises(Killed):
             train_py(arguments)
 

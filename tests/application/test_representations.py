@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from callbacks import Resume
+from callbacks import ClosedForm, Resume
 from tests.application.test_processes import launch
 from tests.conftest import SHORT_RUN, command_line, latest_run, run, train_py
 from zu_lightning import InputError
@@ -65,7 +65,7 @@ def test_tensorboard_has_the_picture_and_the_numbers(picture_run: Path) -> None:
 
 def test_a_run_that_was_killed_still_knows_what_was_before(picture_run: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(train.TRAINER_DEFAULTS, "callbacks", [Resume(), KillBetween()])
+        patch.setitem(train.TRAINER_DEFAULTS, "callbacks", [ClosedForm(), Resume(), KillBetween()])
         with pytest.raises(KilledError):
             train_py(command_line(tmp_path, *TWO_LAYERS, configs=CONFIGS))
     assert not (latest_run(tmp_path) / "representations.json").exists()

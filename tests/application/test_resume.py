@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 import train
-from callbacks import Measure, Resume
+from callbacks import ClosedForm, Measure, Resume
 from callbacks.resume import checkpoint_path
 from tests.application.test_processes import assert_same, launch
 from tests.conftest import DEMO, ROOT, SHORT_RUN, command_line, latest_run, run, train_py
@@ -83,7 +83,7 @@ def kill(moment: str, root: Path) -> tuple[object, list[str]]:
     # A process in the background may have been started with it ignored, and Lightning ignores it from the first one on.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(train.TRAINER_DEFAULTS, "callbacks", [Resume(), KillAt(*KILLS[moment][:3])])
+        patch.setitem(train.TRAINER_DEFAULTS, "callbacks", [ClosedForm(), Resume(), KillAt(*KILLS[moment][:3])])
         patch.setattr(train.log, "error", lambda message, *rest: said.append(message % rest))
         with pytest.raises(SystemExit) as stopped:
             train_py(command_line(root, *TWO_LAYERS))
@@ -130,7 +130,7 @@ def killed_run(tmp_path_factory: pytest.TempPathFactory) -> KilledRun:
             if checkpoint_path(str(root)).exists():
                 optimized_again = "zu_lightning.editing.preparation.neutral_targets"
                 patch.setattr(optimized_again, lambda *_, **__: pytest.fail("targets are known"))
-        patch.setitem(train.TRAINER_DEFAULTS, "callbacks", [Measure([Norms()]), Resume()])
+        patch.setitem(train.TRAINER_DEFAULTS, "callbacks", [ClosedForm(), Measure([Norms()]), Resume()])
         return KilledRun(copies, endings, root, run(root, *TWO_LAYERS))
 
 
