@@ -200,7 +200,7 @@ def test_a_checkpoint_holds_the_state_and_no_model(half_done: Path, two_layers_r
     [
         ("--model.neutral_target=nothing", "neutral_target ('unknown') than this one ('nothing')"),
         ("--model.layers=[0,2]", "layers ([0, 1]) than this one ([0, 2])"),
-        ("--method=Memit", "method (Erase("),
+        ("--method=Memit", "method ('Erase') than this one ('Memit')"),
         ("--data.seed=1", "data.path, or another option that decides which facts are drawn ("),
         ("--data.reading.corpus_documents=61", "data.corpus ("),
     ],
