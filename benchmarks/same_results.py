@@ -31,8 +31,8 @@ MEASURED_ANEW = (
 """Fields of ``metrics.json`` that differ by nature: the path of the model, and how options are named, are a checkout's.
 """
 WITHOUT_VALUES = ("memit", "alphaedit", "rome", "qwen3_tiny_memit")
-"""Runs of methods that do not use original values V, which earlier versions optimized nevertheless: what is left of them
-(``zero_term``) is listed and not compared."""
+"""Runs of methods that do not use original values V, which earlier versions optimized nevertheless: what is left of
+them (``zero_term``) is listed and not compared."""
 RENAMED: dict[Any, str] = {"rounds": "reweighting_iterations"}
 """Fields at any depth of ``metrics.json`` that had another name in earlier versions."""
 STATISTICS = ("attacks", "comparisons", "intervals", "verdict")
