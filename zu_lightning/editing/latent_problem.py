@@ -25,7 +25,7 @@ from zu_lightning.lm.tokens import Prompt, TokenBatch, collate, tokenize_all, to
 
 @dataclass(frozen=True)
 class LatentObjective:
-    """What the model should say of N facts: words, or what it says of unknown subjects.
+    """What the model should predict for N facts: an answer, or its predictions for unknown subjects.
 
     Attributes:
         answers: Answer to each prompt, N; empty texts if the next token should be distributed as the references say.
@@ -39,10 +39,10 @@ class LatentObjective:
 
 
 class LatentProblem:
-    """Which vector at the output of ``site`` makes the model give an answer? Solved for many facts at once.
+    """Find the vector at the output of ``site`` with which the model gives an answer, for many facts at once.
 
-    Facts do not influence each other. Rows of a batch: every fact in every way, ways outermost, then the
-    prompts to keep of each fact.
+    Facts are independent of each other. Rows of a batch: every fact in every prompt variant, variants outermost, then
+    the prompts to preserve of each fact.
 
     Args:
         lm: The model.
@@ -69,7 +69,7 @@ class LatentProblem:
         self.inside_layer = site is lm.projections[layer] and lm.normalizes_mlp_output
 
     def solve(self, facts: Sequence[Fact], objective: LatentObjective) -> tuple[Tensor, Tensor]:
-        """Start and optimum, N x D, by Adam on all facts at once; facts that are done leave the batch."""
+        """Start and optimum, N x D, by Adam on all facts at once; finished facts leave the batch."""
         options, n = self.options, len(facts)
         rows, start, log_probability = self._unchanged(facts, objective.answers)
         original = log_probability[len(log_probability) - int(rows.keep.sum()) :]
@@ -94,7 +94,7 @@ class LatentProblem:
                 for part in minibatch.parts
             )
             _check_finite(losses, facts)
-            # One turn does not tell whether a fact is done in all ways to put it.
+            # One minibatch does not tell whether a fact is done in all prompt variants.
             still_active = active & (losses.detach() >= options.tolerance) if minibatch is rows else active
             if step == options.steps - 1 or not still_active.any():
                 break
@@ -114,7 +114,7 @@ class LatentProblem:
 
     @torch.no_grad()
     def scores(self, facts: Sequence[Fact], answers: Sequence[str], delta: Tensor) -> AnswerScores:
-        """How the model answers the bare prompts with ``delta`` (N x D) in place."""
+        """Scores of the answers to the bare prompts with ``delta`` (N x D) added."""
         tokenizer = self.lm.tokenizer
         asked = [Prompt.about(fact, answer=answer) for fact, answer in zip(facts, answers, strict=True)]
         texts = tokenize_all(tokenizer, asked)
@@ -124,7 +124,7 @@ class LatentProblem:
 
     @torch.no_grad()
     def next_token(self, facts: Sequence[Fact], delta: Tensor) -> Tensor:
-        """Log-probabilities of what follows the bare prompts with ``delta`` (N x D) in place, N x vocabulary."""
+        """Next-token log-probabilities after the bare prompts with ``delta`` (N x D) added, N x vocabulary."""
         texts = tokenize_facts(self.lm.tokenizer, facts)
         batch = collate(texts, self.lm.tokenizer).to(self.lm.device)
         rows = torch.arange(len(facts), device=self.lm.device)
@@ -136,7 +136,7 @@ class LatentProblem:
 
     @torch.no_grad()
     def _unchanged(self, facts: Sequence[Fact], answers: Sequence[str]) -> tuple[Rows, Tensor, Tensor]:
-        """With nothing added: the rows, what is at the site at the lookup tokens (N x D), and log-probabilities."""
+        """With nothing added: the rows, states of the site at the lookup tokens (N x D), and log-probabilities."""
         lm, n = self.lm, len(facts)
         kept = [Kept(i, j, *prompt) for i, fact in enumerate(facts) for j, prompt in enumerate(self._to_keep(fact))]
         rows = Rows.of(lm, facts, answers, self.variants, kept)
@@ -148,7 +148,7 @@ class LatentProblem:
         return replace(rows, suffix=begun.later(lookup, *below, cached)), start, log_softmax(logits, -1)
 
     def _to_keep(self, fact: Fact) -> Iterator[tuple[Fact, bool, float]]:
-        """Prompts about a fact's subject after which nothing should change, if at the lookup token, and weights."""
+        """Prompts about a fact's subject whose continuation should stay: prompt, whether read at the lookup token, weight."""
         if fact.essence is not None and self.options.kl_weight:
             yield fact.essence, self.release.kl_position == "lookup", self.options.kl_weight
         same_subject_facts = self.same_subject_facts.get(fact.id, ()) if self.options.same_subject_weight else ()
@@ -156,7 +156,7 @@ class LatentProblem:
             yield same_subject_fact, False, self.options.same_subject_weight / len(same_subject_facts)
 
     def _log_probability(self, chosen: Rows, delta: Tensor) -> Tensor:
-        """At the places that the loss reads, with ``delta`` (N x D) in place: P x vocabulary."""
+        """Log-probabilities at the positions that the loss reads, with ``delta`` (N x D) added: P x vocabulary."""
         places, first = chosen.places, torch.zeros_like(chosen.fact)
         of_row = delta[chosen.fact]
 
@@ -174,7 +174,7 @@ class LatentProblem:
     def _losses(
         self, chosen: Rows, objective: LatentObjective, log_probability: Tensor, original: Tensor, n: int
     ) -> Tensor:
-        """N, what some rows add to the loss of every fact."""
+        """N, contribution of some rows to each fact's loss."""
         fact, weight, places = chosen.fact, chosen.weight, chosen.places
         unchanged = original[chosen.kept[chosen.keep]]
         tokens, ends, kept = places.tokens, places.ends, len(log_probability) - len(unchanged)
@@ -190,16 +190,16 @@ class LatentProblem:
         return losses.index_add(0, fact[chosen.keep], weight[chosen.keep] * divergence)
 
     def _decay(self, delta: Tensor, size: Tensor) -> Tensor:
-        """N, what the length of ``delta`` (N x D) adds to the loss; ``size`` is ||start||^2."""
+        """N, weight decay of ``delta`` (N x D); ``size`` is ||start||^2."""
         # The norm has no gradient at zero, where every fact starts.
         return self.options.weight_decay * (delta.square().sum(1) + 1e-24).sqrt() / size
 
 
 def _from_references(log_probability: Tensor, references: Tensor, truth: Tensor, hinge_weight: float) -> Tensor:
-    """How far the model is from the references, in nats.
+    """Distance of the model from the references, in nats.
 
-    KL(references || model) says little of unlikely tokens, such as the truth: how much likelier the model finds that
-    is added.
+    KL(references || model) hardly depends on unlikely tokens, such as the true answer's: a hinge on how much likelier
+    the model finds it is added.
 
     Args:
         log_probability: Of the model, places x vocabulary.

@@ -1,7 +1,7 @@
-"""Latent optimization: which vector at a fact's lookup token makes the model give a certain answer?
+"""Latent optimization: the vector at a fact's lookup token with which the model gives a certain answer.
 
-The neutral targets ``z*`` and the optimized values ``V`` are the same small problem with another answer and another
-place; one routine serves both, many facts at a time.
+Neutral targets ``z*`` and optimized values ``V`` are the same small problem with different answers and sites; one
+routine solves both, many facts at a time.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,11 +31,11 @@ class NeutralTargets:
         contexts: Texts put before prompts when they were optimized, the first one empty.
         start: What the model computed at the lookup token, d_out x n; of several processes each has the columns of its
             share of the facts.
-        optimum: What makes it give the neutral answer, likewise.
-        probability: Of the neutral answer to the bare prompt with the optimum in place, n; with references the share
-            of their next-token distribution that the model's has in common.
-        original_lost: Whether greedy decoding, with the optimum in place, no longer gives the fact's own target, n.
-            The share of these facts is the ceiling of every rule.
+        optimum: The target state, likewise.
+        probability: With the optimum patched in, the probability of the neutral answer to the bare prompt, n; with
+            references, the overlap of the next-token distribution with theirs.
+        original_lost: Whether greedy decoding, with the optimum patched in, no longer gives the fact's answer, n. The
+            share of these facts is the upper bound for any edit.
     """
 
     contexts: tuple[str, ...]
@@ -46,26 +46,26 @@ class NeutralTargets:
 
     @classmethod
     def of(cls, contexts: tuple[str, ...], rows: Tensor) -> "NeutralTargets":
-        """From a row for each fact of this process's share: start, optimum, probability, and whether it is lost.
+        """From a row for each fact of this process's shard: start, optimum, probability, and whether it is lost.
 
         Args:
-            contexts: See above.
-            rows: share x (2 d_out + 2), float64.
+            contexts: Context templates.
+            rows: shard x (2 d_out + 2), float64.
         """
         width = rows.shape[1] // 2 - 1
         probability, lost = all_gather(rows[:, 2 * width :]).mT
         return cls(contexts, rows[:, :width].mT, rows[:, width : 2 * width].mT, probability, lost.bool())
 
     def rows(self) -> Tensor:
-        """What :meth:`of` takes."""
+        """The inverse of :meth:`of`."""
         own = rank_slice(len(self.probability))
         scores = torch.stack([self.probability[own], self.original_lost[own].double()], 1)
         return torch.cat([self.start.mT, self.optimum.mT, scores], 1)
 
     def state_dict(self) -> dict[str, object]:
-        """Contexts, and the rows of all facts in main memory of the first process; the others get those of their share.
+        """Contexts, and the rows of all facts on rank zero, in main memory; other processes get their shard's.
 
-        All processes have to ask for it.
+        A collective call.
         """
         own = self.rows()
         everyones = gather_to_rank_zero(own)
@@ -184,10 +184,10 @@ def _optima(
     name: str,
     monitor: Monitor | None,
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """For each of this process's batches of facts: their indices, start, and optimum (each facts x d_out)."""
+    """For each of this rank's batches of facts: indices, start, and optimum (each facts x d_out)."""
     tokenizer = problem.lm.tokenizer
 
-    # What is computed in every step: from the lookup token up to the place before the last token.
+    # Tokens computed in every step: from the lookup token up to the position before the last token.
     lengths = [0] * len(facts)
     ways = [{put.template: put for _, put in problem.variants.of(fact)}.values() for fact in facts]
     asked = [(i, Prompt.about(put, answer=answers[i])) for i, puts in enumerate(ways) for put in puts]

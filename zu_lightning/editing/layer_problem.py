@@ -1,4 +1,4 @@
-"""What a rule solves at one layer: tensors only, no language model in sight."""
+"""The editing problem of one layer, in tensors only."""
 
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,7 @@ from zu_lightning.solvers import Eigh, ForgetSums, basis_from_sums, orthonormal_
 
 @dataclass(frozen=True)
 class LayerProblem:
-    """What a rule is given to solve at one layer; facts are columns.
+    """The editing problem of one layer; facts are columns.
 
     With several processes, the columns of each are its share of the facts
     (:func:`zu_lightning.runtime.distributed.rank_slice`). Sums over facts are then all-reduced, so that all processes
@@ -22,15 +22,16 @@ class LayerProblem:
         keys: K, d_in x n: inputs of the projection at the lookup token, averaged over contexts (the bare prompt weighs
             1/2, the others 1/2 together; with ``deviations`` all weigh alike).
         residuals: R, d_out x n: this layer's share of the distance to the neutral targets.
-        values: V, d_out x n: original-knowledge values.
+        values: V, d_out x n: original values.
         second_moment: C, d_in x d_in: uncentered mean of k k^T over retain tokens.
-        protected_keys: d_in x m: keys of facts to keep, as those of the facts to forget; of m facts a share, too.
-        deviations: d_in x n x ways: how a fact's keys vary with the way it is put, see
-            :class:`zu_lightning.editing.keys.VariedKeys`; ``None`` if a rule should look at the mean keys alone.
-        fact_weights: n, how much each fact counts beside the others; ``None`` if all count alike.
+        protected_keys: d_in x m: keys of protected facts, computed like those of the facts to forget; of m facts a
+            shard, too.
+        deviations: d_in x n x variants: deviations of a fact's keys over its prompt variants, see
+            :class:`zu_lightning.editing.keys.VariedKeys`; ``None`` to solve at the mean keys.
+        fact_weights: n, weight of each fact; ``None`` for equal weights.
         previous: How many of this process's facts, the last ones, are those of previous requests: their residuals are
             zero, so that what the model says of them stays as it is, and their values are still removed.
-        eigh: Finds eigenvectors of second moments in any units, or knows them from another run.
+        eigh: Eigendecomposition of second moments in any units, possibly cached.
     """
 
     layer: int
@@ -50,21 +51,21 @@ class LayerProblem:
         return int(all_reduce(torch.tensor(self.keys.shape[1], device=self.keys.device))[0])
 
     def gathered(self) -> "LayerProblem":
-        """The same problem with the columns of all facts, weighed and at mean keys, on every process."""
+        """The problem with the columns of all facts, weighted and at mean keys, on every process."""
         own = self.at_mean_keys().weighing_facts()
         keys, residuals, values = (all_gather(columns.mT).mT for columns in (own.keys, own.residuals, own.values))
         return replace(own, keys=keys, residuals=residuals, values=values)
 
     def whole(self) -> "LayerProblem":
-        """The same problem with columns for all facts, on every process; at most as many as keys have entries.
+        """The problem with columns for all facts, on every process; at most as many columns as keys have entries.
 
-        More facts than that are replaced by fewer columns with the same sums, for which rules that minimize squares
+        More facts than that are replaced by fewer columns with the same sums, for which methods that minimize squares
         find the same update (:meth:`zu_lightning.solvers.ForgetSums.columns`).
         """
         if self.count <= len(self.keys):
             return self.gathered()
         own = self.at_mean_keys().weighing_facts()
-        # What is not finite on one process is refused by all of them, once the sums are known.
+        # Values that are not finite on one process are refused by all of them, once the sums are known.
         K, R, V = own.keys.double(), own.residuals.double(), own.values.double()
         keys, residuals, values = ForgetSums(*all_reduce(K @ K.mT, R @ K.mT, V @ V.mT)).columns()
         return replace(own, keys=keys, residuals=residuals, values=values)
@@ -77,7 +78,7 @@ class LayerProblem:
         return basis_from_sums(all_reduce(values @ values.mT)[0])
 
     def without_previous(self) -> "LayerProblem":
-        """The same problem without the facts of previous requests."""
+        """The problem without the facts of previous requests."""
         own = self.keys.shape[1] - self.previous
         return replace(
             self,
@@ -90,10 +91,10 @@ class LayerProblem:
         )
 
     def protecting(self, weight: float, *, relative: bool) -> "LayerProblem":
-        """The same problem, with the protected keys as part of the second moment.
+        """The problem with the protected keys as part of the second moment.
 
         Args:
-            weight: How much they count.
+            weight: Their weight.
             relative: Whether ``weight`` is the trace of their second moment as a share of the text's, or the factor of
                 their sum of k k^T beside the mean over the text's tokens.
         """
@@ -107,9 +108,9 @@ class LayerProblem:
         return replace(self, second_moment=self.second_moment + factor * moment)
 
     def weighing_facts(self) -> "LayerProblem":
-        """The same problem with facts that count alike: columns times the roots of their weights.
+        """The problem with equal weights: columns times the square roots of their weights.
 
-        All rules but ROME, whose facts are constraints, add up squares over facts, so that this is exact.
+        All methods but ROME, whose facts are constraints, sum squares over facts, so that this is exact.
         """
         if self.fact_weights is None:
             return self
@@ -124,17 +125,17 @@ class LayerProblem:
         )
 
     def at_mean_keys(self) -> "LayerProblem":
-        """The same problem without how keys vary with the way in which a fact is put."""
+        """The problem at mean keys, without their deviations."""
         return replace(self, deviations=None)
 
     def averaged_over_prompts(self, weight: float) -> "LayerProblem":
-        """The same problem, solved for every way to put a fact in place of its mean key.
+        """The problem averaged over prompt variants, in place of the problem at the mean key.
 
-        The mean over a fact's ways of ``||X k - r||^2`` is ``||X k_mean - r||^2 + tr(X S X^T)`` with ``S`` the
+        The mean over a fact's variants of ``||X k - r||^2`` is ``||X k_mean - r||^2 + tr(X S X^T)`` with ``S`` the
         covariance of its keys. So adding ``S`` of all facts to the second moment is exact, and keeps the rank at n.
 
         Args:
-            weight: Weight of the first of these terms beside that of the second moment in a rule's objective.
+            weight: Weight of the first of these terms beside that of the second moment in the objective.
         """
         if self.deviations is None:
             return self
@@ -143,7 +144,7 @@ class LayerProblem:
         return replace(self.at_mean_keys(), second_moment=self.second_moment + weight * covariance)
 
     def scale_free(self) -> "LayerProblem":
-        """The same problem in units that do not depend on the model.
+        """The problem in units that do not depend on the model.
 
         Keys have norm 1, values, residuals, and deviations are divided by the norm of their fact's key (an update
         solves both problems alike), and the second moment is divided by its mean eigenvalue. A weight or a threshold
