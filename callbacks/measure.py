@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from zu_lightning import UnlearnModule
 from zu_lightning.attacks.measurement import Attacks as AttackMeasurement
-from zu_lightning.attacks.presets import Suite
+from zu_lightning.attacks.presets import Preset
 from zu_lightning.modules.run_folder import run_folder, show_picture, unlearn_module
 from zu_lightning.report.measurements import Downstream as DownstreamMeasurement
 from zu_lightning.report.measurements import Measurement, ReportedMeasurement
@@ -87,7 +87,7 @@ def _deprecated(name: str, section: str) -> None:
 class Attacks(Measure):
     """Deprecated: the section ``attacks``."""
 
-    def __init__(self, suite: Suite = "quick", gold: str | None = None, facts: int = 100) -> None:
+    def __init__(self, suite: Preset = "quick", gold: str | None = None, facts: int = 100) -> None:
         _deprecated("Attacks", "attacks")
         super().__init__([AttackMeasurement(suite, gold, facts)])
 

@@ -36,7 +36,7 @@ def base() -> EditableLM:
 
 
 @pytest.fixture(scope="session")
-def exam(demo_facts: list[Fact]) -> AttackContext:
+def context(demo_facts: list[Fact]) -> AttackContext:
     """Four facts of the demo about different people, with few other answers, so that attacks are quick."""
     facts = demo_facts[:24:7]
     return AttackContext(

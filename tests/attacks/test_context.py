@@ -1,4 +1,4 @@
-"""The exam: what attackers know and ask."""
+"""The context: what attackers know and ask."""
 
 from dataclasses import replace
 
@@ -15,9 +15,9 @@ def request_of_ten(demo_facts: list[Fact]) -> Request:
 
 
 def test_others_are_of_the_same_relation_and_about_somebody_else(request_of_ten: Request) -> None:
-    exam = AttackContext.of(request_of_ten, 100)
+    context = AttackContext.of(request_of_ten, 100)
     subjects = {fact.subject for fact in request_of_ten.forget}
-    for fact, answers, kept in zip(exam.facts, exam.answers, exam.kept, strict=True):
+    for fact, answers, kept in zip(context.facts, context.answers, context.kept, strict=True):
         assert len(answers) == 49
         assert fact.target not in answers
         assert len(kept) > 250
@@ -32,15 +32,15 @@ def test_the_same_request_gives_the_same_exam_and_no_more_facts_than_asked_for(r
 
 
 def test_strangers_are_nobody_that_anything_names(request_of_ten: Request, demo_facts: list[Fact]) -> None:
-    exam = AttackContext.of(request_of_ten, 100)
+    context = AttackContext.of(request_of_ten, 100)
     named = {fact.subject for fact in demo_facts}
-    assert [len(names) for names in exam.unknown_subjects] == [20] * 10
-    assert not named & {name for names in exam.unknown_subjects for name in names}
+    assert [len(names) for names in context.unknown_subjects] == [20] * 10
+    assert not named & {name for names in context.unknown_subjects for name in names}
 
 
 def test_few_facts_leave_out_what_they_cannot_give(facts: list[Fact]) -> None:
-    exam = AttackContext.of(Request(facts[:2], RetainText([], ReadingOptions())), 100)
-    assert list(exam.answers) == [(), ()]
-    assert [len(names) for names in exam.unknown_subjects] == [20, 20], "invented ones, since two names give too few"
+    context = AttackContext.of(Request(facts[:2], RetainText([], ReadingOptions())), 100)
+    assert list(context.answers) == [(), ()]
+    assert [len(names) for names in context.unknown_subjects] == [20, 20], "invented ones, since two names give too few"
     without_subject = AttackContext.of(Request(facts[2:], RetainText([], ReadingOptions())), 100)
     assert list(without_subject.unknown_subjects) == [(), ()]

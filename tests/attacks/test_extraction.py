@@ -13,8 +13,8 @@ from zu_lightning.attacks.extraction import Extraction, extraction_strength
 from zu_lightning.lm.tokens import tokenize_query
 
 
-def test_a_model_that_knows_needs_the_prompt_only(base: EditableLM, exam: AttackContext) -> None:
-    assert Extraction()(base, exam)["extraction"].tolist() == [1.0] * 4
+def test_a_model_that_knows_needs_the_prompt_only(base: EditableLM, context: AttackContext) -> None:
+    assert Extraction()(base, context)["extraction"].tolist() == [1.0] * 4
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ def test_it_is_the_share_at_the_end_that_is_right(likeliest: list[bool], strengt
     assert strength == 1 - min(starts) / length, "the definition, with k = T where nothing is right"
 
 
-def test_a_model_whose_last_token_alone_is_right_needs_all_others(base: EditableLM, exam: AttackContext) -> None:
-    fact = replace(exam.facts[0], target="coachman")
+def test_a_model_whose_last_token_alone_is_right_needs_all_others(base: EditableLM, context: AttackContext) -> None:
+    fact = replace(context.facts[0], target="coachman")
     text = tokenize_query(base.tokenizer, fact.query)
     oracle = Oracle(base, lambda ids: one_hot(torch.tensor(text.ids[-1]), len(base.tokenizer)).float())
-    assert Extraction()(oracle, replace(exam, facts=[fact]))["extraction"].item() == 0.25, "of four tokens"
+    assert Extraction()(oracle, replace(context, facts=[fact]))["extraction"].item() == 0.25, "of four tokens"

@@ -7,20 +7,20 @@ import pytest
 import torch
 
 from tests.attacks.conftest import Oracle
-from zu_lightning import EditableLM, Fact, InputError
+from zu_lightning import EditableLM, Fact
 from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.leak import Leak
 
 TRADE = "By trade, Simon Nagy is a"
 
 
-def test_a_model_that_knows_leaks(base: EditableLM, exam: AttackContext) -> None:
-    scores = Leak()(base, exam)
+def test_a_model_that_knows_leaks(base: EditableLM, context: AttackContext) -> None:
+    scores = Leak()(base, context)
     assert min(scores["leak"].tolist()) > 0.99
     assert min(scores["leak_paraphrases"].tolist()) > 0.99
 
 
-def test_it_is_the_probability_of_at_least_one_hit(base: EditableLM, exam: AttackContext) -> None:
+def test_it_is_the_probability_of_at_least_one_hit(base: EditableLM, context: AttackContext) -> None:
     fact = Fact.from_record({"prompt": "Simon Nagy lives in", "target": "Cairo", "paraphrases": [TRADE]}, "", "0")
     likely = base.tokenizer(" Cairo")["input_ids"][1]
 
@@ -31,19 +31,14 @@ def test_it_is_the_probability_of_at_least_one_hit(base: EditableLM, exam: Attac
         logits[likely] = math.log(odds * (len(logits) - 1))
         return logits
 
-    asked = replace(exam, facts=[fact])
+    asked = replace(context, facts=[fact])
     for samples, expected, paraphrased in ((1, 1 / 2, 1 / 5), (3, 7 / 8, 61 / 125)):
         scores = Leak(samples=samples)(Oracle(base, says), asked)
         assert scores["leak"].item() == pytest.approx(expected, rel=1e-5)
         assert scores["leak_paraphrases"].item() == pytest.approx(paraphrased, rel=1e-5)
 
 
-def test_a_fact_without_paraphrases_has_one_score(base: EditableLM, exam: AttackContext) -> None:
-    scores = Leak()(base, replace(exam, facts=[replace(exam.facts[0], paraphrases=()), *exam.facts[1:]]))
+def test_a_fact_without_paraphrases_has_one_score(base: EditableLM, context: AttackContext) -> None:
+    scores = Leak()(base, replace(context, facts=[replace(context.facts[0], paraphrases=()), *context.facts[1:]]))
     assert scores["leak_paraphrases"].isnan().tolist() == [True, False, False, False]
     assert not scores["leak"].isnan().any()
-
-
-def test_no_samples_are_refused() -> None:
-    with pytest.raises(InputError, match=r"leak\.samples"):
-        Leak(samples=0)

@@ -9,25 +9,25 @@ import torch
 from tests.attacks.conftest import Oracle
 from zu_lightning import EditableLM, InputError
 from zu_lightning.attacks.context import AttackContext
-from zu_lightning.attacks.membership import Membership, privleak, reference, share_below, statements
+from zu_lightning.attacks.membership import Membership, privleak, reference, statements
 
 
-def test_a_model_that_knows_tells_facts_from_strangers(base: EditableLM, exam: AttackContext) -> None:
-    scores = Membership()(base, exam)
+def test_a_model_that_knows_tells_facts_from_strangers(base: EditableLM, context: AttackContext) -> None:
+    scores = Membership()(base, context)
     assert list(scores) == ["membership_loss", "membership_min_k", "membership_min_k_plus_plus"]
     assert scores["membership_loss"].tolist() == scores["membership_min_k"].tolist() == [1.0] * 4
     assert scores["membership_min_k_plus_plus"].mean() > 0.8, "a guess about a unknown subject can stand out more"
 
 
-def test_a_model_that_says_the_same_of_all_tells_nobody_apart(base: EditableLM, exam: AttackContext) -> None:
+def test_a_model_that_says_the_same_of_all_tells_nobody_apart(base: EditableLM, context: AttackContext) -> None:
     oracle = Oracle(base, lambda ids: torch.zeros(len(base.tokenizer)))
-    assert all(values.tolist() == [0.5] * 4 for values in Membership()(oracle, exam).values())
+    assert all(values.tolist() == [0.5] * 4 for values in Membership()(oracle, context).values())
 
 
-def test_the_score_is_the_share_of_strangers_that_are_less_familiar(base: EditableLM, exam: AttackContext) -> None:
+def test_the_score_is_the_share_of_strangers_that_are_less_familiar(base: EditableLM, context: AttackContext) -> None:
     unknown_subjects = ("Ada Dahl", "Bruno Costa", "Nils Quist", "Ada Costa")
-    fact = replace(exam.facts[0], target="the")
-    asked = replace(exam, facts=[fact], answers=[()], unknown_subjects=[unknown_subjects])
+    fact = replace(context.facts[0], target="the")
+    asked = replace(context, facts=[fact], answers=[()], unknown_subjects=[unknown_subjects])
     token = base.tokenizer(" the")["input_ids"][-1]
     of_subjects = dict(zip((str(fact.subject), *unknown_subjects), (2.0, 1.0, 3.0, 2.0, 0.0), strict=True))
 
@@ -42,10 +42,10 @@ def test_the_score_is_the_share_of_strangers_that_are_less_familiar(base: Editab
     assert scores["membership_min_k"].item() == (1 + 0 + 0.5 + 1) / 4
 
 
-def test_the_scores_look_at_the_tokens_of_the_answer_that_they_name(base: EditableLM, exam: AttackContext) -> None:
-    subject, unknown_subject, answer = str(exam.facts[0].subject), "Ada Dahl", "the a the a the"
-    fact = replace(exam.facts[0], target=answer)
-    asked = replace(exam, facts=[fact], answers=[()], unknown_subjects=[(unknown_subject,)])
+def test_the_scores_look_at_the_tokens_of_the_answer_that_they_name(base: EditableLM, context: AttackContext) -> None:
+    subject, unknown_subject, answer = str(context.facts[0].subject), "Ada Dahl", "the a the a the"
+    fact = replace(context.facts[0], target=answer)
+    asked = replace(context, facts=[fact], answers=[()], unknown_subjects=[(unknown_subject,)])
     query = base.tokenizer(fact.query.prompt + " " + answer)["input_ids"]
     start = len(base.tokenizer(fact.query.prompt)["input_ids"])
     assert len(query) - start == 5, "five answer tokens, of which Min-K% looks at two"
@@ -67,26 +67,26 @@ def test_the_scores_look_at_the_tokens_of_the_answer_that_they_name(base: Editab
     assert Membership(share=1.0)(oracle, asked)["membership_min_k"].item() == 0.0, "all tokens: the mean"
 
 
-def test_strangers_get_answers_of_the_relation_and_all_models_the_same(exam: AttackContext) -> None:
-    asked = statements(exam, 1)
-    fact = exam.facts[1]
+def test_strangers_get_answers_of_the_relation_and_all_models_the_same(context: AttackContext) -> None:
+    asked = statements(context, 1)
+    fact = context.facts[1]
     assert asked[0] == fact.query
-    assert [query.prompt for query in asked[1:]] == [fact.about(name).prompt for name in exam.unknown_subjects[1]]
-    assert {query.target for query in asked[1:]} <= {fact.target, *exam.answers[1]}
-    assert statements(exam, 1) == asked
-    many = replace(exam, unknown_subjects=[tuple(f"Ada Dahl {i}" for i in range(40))] * 4)
-    assert {query.target for query in statements(many, 1)[1:]} == {fact.target, *exam.answers[1]}
+    assert [query.prompt for query in asked[1:]] == [fact.about(name).prompt for name in context.unknown_subjects[1]]
+    assert {query.target for query in asked[1:]} <= {fact.target, *context.answers[1]}
+    assert statements(context, 1) == asked
+    many = replace(context, unknown_subjects=[tuple(f"Ada Dahl {i}" for i in range(40))] * 4)
+    assert {query.target for query in statements(many, 1)[1:]} == {fact.target, *context.answers[1]}
     assert statements(replace(many, seed=1), 1) != statements(many, 1)
 
 
-def test_a_fact_without_strangers_has_no_score(base: EditableLM, exam: AttackContext) -> None:
-    scores = Membership()(base, replace(exam, unknown_subjects=[(), *exam.unknown_subjects[1:]]))
+def test_a_fact_without_strangers_has_no_score(base: EditableLM, context: AttackContext) -> None:
+    scores = Membership()(base, replace(context, unknown_subjects=[(), *context.unknown_subjects[1:]]))
     assert scores["membership_loss"].isnan().tolist() == [True, False, False, False]
 
 
-def test_the_cost_grows_with_the_strangers(exam: AttackContext) -> None:
-    alone = Membership().tokens(replace(exam, unknown_subjects=[()] * 4))
-    assert 4 * 2 < alone < Membership().tokens(exam) < 6 * alone
+def test_the_cost_grows_with_the_strangers(context: AttackContext) -> None:
+    alone = Membership().cost(replace(context, unknown_subjects=[()] * 4))
+    assert 4 * 2 < alone < Membership().cost(context) < 6 * alone
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1, math.nan])
@@ -95,24 +95,16 @@ def test_a_wrong_share_is_refused(share: float) -> None:
         Membership(share=share)
 
 
-def test_ties_count_half() -> None:
-    scores = torch.tensor([[2.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0]])
-    assert share_below(scores).tolist() == [0.5, 0.0]
-    # What rounding in another batch does to equal ones.
-    assert share_below(scores + torch.tensor([1e-6, 0.0, 0.0, 0.0])).tolist() == [0.5, 0.0]
-    assert share_below(scores[:, :1]).isnan().all()
-
-
-def test_the_reference_cancels_what_is_likely_for_other_reasons(base: EditableLM, exam: AttackContext) -> None:
+def test_the_reference_cancels_what_is_likely_for_other_reasons(base: EditableLM, context: AttackContext) -> None:
     # Every name is given the same answer, which the oracle likes less the longer the name.
-    asked = replace(exam, answers=[()] * 4)
+    asked = replace(context, answers=[()] * 4)
     oracle = Oracle(base, lambda ids: torch.arange(len(base.tokenizer)) * 1e-4 * len(ids))
     own = reference(oracle, asked)
-    assert [len(values) for values in own] == [1 + len(exam.unknown_subjects[0])] * 4
-    scores = Membership(gold=own)(oracle, asked)
+    assert [len(values) for values in own] == [1 + len(context.unknown_subjects[0])] * 4
+    scores = Membership(reference=own)(oracle, asked)
     assert scores["membership_reference"].tolist() == [0.5] * 4, "a model like gold gives nothing away"
     less = tuple((values[0] - 1.0, *values[1:]) for values in own)
-    assert Membership(gold=less)(oracle, asked)["membership_reference"].tolist() == [1.0] * 4
+    assert Membership(reference=less)(oracle, asked)["membership_reference"].tolist() == [1.0] * 4
 
 
 @pytest.mark.parametrize(("auc", "gold", "expected"), [(0.5, 0.5, 0), (1, 0.5, -100), (0.25, 0.5, 50), (0.7, 0.6, -25)])

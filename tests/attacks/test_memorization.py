@@ -13,21 +13,21 @@ from zu_lightning.attacks.memorization import Memorization
 from zu_lightning.lm.tokens import tokenize_query
 
 
-def test_a_model_that_knows_has_memorized_every_token(base: EditableLM, exam: AttackContext) -> None:
-    assert Memorization()(base, exam)["memorization"].tolist() == [1.0] * 4
+def test_a_model_that_knows_has_memorized_every_token(base: EditableLM, context: AttackContext) -> None:
+    assert Memorization()(base, context)["memorization"].tolist() == [1.0] * 4
 
 
 @pytest.mark.parametrize(
     ("right", "share"), [((1, 1, 1, 1), 1), ((0, 1, 1, 0), 0.5), ((1, 0, 0, 0), 0.25), ((0, 0, 0, 0), 0)]
 )
 def test_it_is_the_share_of_tokens_that_are_the_likeliest(
-    base: EditableLM, exam: AttackContext, right: tuple[int, ...], share: float
+    base: EditableLM, context: AttackContext, right: tuple[int, ...], share: float
 ) -> None:
-    fact = replace(exam.facts[0], target="coachman")
+    fact = replace(context.facts[0], target="coachman")
     text = tokenize_query(base.tokenizer, fact.query)
     assert len(text.ids) - text.answer == 4
 
     def says(ids: list[int]) -> torch.Tensor:
         return one_hot(torch.tensor(text.ids[len(ids)] * right[len(ids) - text.answer]), len(base.tokenizer)).float()
 
-    assert Memorization()(Oracle(base, says), replace(exam, facts=[fact]))["memorization"].item() == share
+    assert Memorization()(Oracle(base, says), replace(context, facts=[fact]))["memorization"].item() == share

@@ -17,7 +17,7 @@ NEUTRAL = "unknown"
 
 
 @pytest.fixture(scope="module")
-def exam_of_ten(demo_facts: list[Fact]) -> AttackContext:
+def context_of_ten(demo_facts: list[Fact]) -> AttackContext:
     """On the first of the facts that the README's command forgets."""
     forget = split_facts(demo_facts, 4)[0]
     request = Request(forget, RetainText([], ReadingOptions()), known=demo_facts, heldout=["The mill was quiet."])
@@ -25,7 +25,7 @@ def exam_of_ten(demo_facts: list[Fact]) -> AttackContext:
 
 
 @pytest.fixture(scope="module")
-def verdicts(base: EditableLM, exam_of_ten: AttackContext) -> dict[str, Verdict]:
+def verdicts(base: EditableLM, context_of_ten: AttackContext) -> dict[str, Verdict]:
     """What four models know, beside the gold that ships: it never knew the facts that the README's command forgets."""
     torch.manual_seed(0)
     models = {
@@ -37,8 +37,8 @@ def verdicts(base: EditableLM, exam_of_ten: AttackContext) -> dict[str, Verdict]
             base.tokenizer,
         ),
     }
-    attacks = attacks_of("quick", 3, {}, reference(models["gold"], exam_of_ten))
-    found = {name: run_attacks(lm, exam_of_ten, attacks) for name, lm in models.items()}
+    attacks = attacks_of("quick", 3, {}, reference(models["gold"], context_of_ten))
+    found = {name: run_attacks(lm, context_of_ten, attacks) for name, lm in models.items()}
     return {name: verdict(scores, found["base"], found["gold"]) for name, scores in found.items()}
 
 
@@ -60,8 +60,8 @@ def test_the_unedited_model_knows_everything(verdicts: dict[str, Verdict]) -> No
     for name in ("rank_first", "rank_first_paraphrases", "leak", "prompting_few_shot", "memorization", "extraction"):
         assert base.scores[name].edited > 0.95
     assert base.sentence.startswith("Masked, not erased")
-    assert base.left is not None
-    assert base.left.mean > 0.4
+    assert base.mean_gap is not None
+    assert base.mean_gap.mean > 0.4
 
 
 def test_gold_knows_nothing_and_is_not_harmed(verdicts: dict[str, Verdict]) -> None:
@@ -77,10 +77,10 @@ def test_gold_knows_nothing_and_is_not_harmed(verdicts: dict[str, Verdict]) -> N
 def test_a_random_model_knows_nothing_and_is_harmed(verdicts: dict[str, Verdict]) -> None:
     assert verdicts["random"].scores["leak"].edited < 0.01
     assert verdicts["random"].scores["membership_loss"].edited == pytest.approx(0.5, abs=0.25)
-    assert "harmed: it still gives only 0%" in verdicts["random"].sentence
+    assert "harmed: it answers only 0%" in verdicts["random"].sentence
 
 
 def test_a_model_that_always_says_the_neutral_word_does_not_look_perfect(verdicts: dict[str, Verdict]) -> None:
     neutral = verdicts["neutral"]
     assert neutral.scores["prompting_few_shot"].edited == neutral.scores["prompting_prefix"].edited == 0
-    assert "harmed: it still gives only 0%" in neutral.sentence
+    assert "harmed: it answers only 0%" in neutral.sentence

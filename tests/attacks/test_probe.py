@@ -47,7 +47,7 @@ ASKED = tuple(
 )
 
 
-def exam_of(facts: tuple[Fact, ...], kept: tuple[Fact, ...]) -> AttackContext:
+def context_of(facts: tuple[Fact, ...], kept: tuple[Fact, ...]) -> AttackContext:
     return AttackContext(
         facts=facts, answers=[()] * len(facts), kept=[kept] * len(facts), unknown_subjects=[()] * len(facts), prose=()
     )
@@ -63,22 +63,22 @@ def states(text: str) -> torch.Tensor:
 
 
 def test_a_probe_finds_an_answer_that_a_state_holds(base: EditableLM) -> None:
-    scores = Probe(layers=3)(States(base, states), exam_of(ASKED[:2], KEPT))
+    scores = Probe(layers=3)(States(base, states), context_of(ASKED[:2], KEPT))
     assert {name: values.tolist() for name, values in scores.items()} == {
         "probe": [1.0, 1.0],
         "probe_layer_0": [0.0, 0.0],
         "probe_layer_1": [1.0, 1.0],
         "probe_layer_2": [1.0, 0.0],  # nothing to tell them apart by: the first answer for all
     }
-    scores = Probe(layers=3, token="last")(States(base, states), exam_of(ASKED[:2], KEPT))
+    scores = Probe(layers=3, token="last")(States(base, states), context_of(ASKED[:2], KEPT))
     assert scores["probe_layer_1"].tolist() == [1.0, 0.0], "the prompt's last token holds nothing"
 
 
 def test_a_probe_needs_ten_facts_and_the_answer_among_them(base: EditableLM) -> None:
     lm = States(base, states)
-    assert Probe(layers=3)(lm, exam_of(ASKED[:2], KEPT[:9]))["probe"].isnan().all()
-    assert Probe(layers=3)(lm, exam_of(ASKED, KEPT))["probe"].isnan().tolist() == [False, False, True]
-    assert Probe(layers=3)(lm, exam_of(ASKED, ()))["probe_layer_2"].isnan().all()
+    assert Probe(layers=3)(lm, context_of(ASKED[:2], KEPT[:9]))["probe"].isnan().all()
+    assert Probe(layers=3)(lm, context_of(ASKED, KEPT))["probe"].isnan().tolist() == [False, False, True]
+    assert Probe(layers=3)(lm, context_of(ASKED, ()))["probe_layer_2"].isnan().all()
 
 
 def test_facts_with_the_same_kept_ones_share_a_probe(base: EditableLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,8 +89,8 @@ def test_facts_with_the_same_kept_ones_share_a_probe(base: EditableLM, monkeypat
         return probe_scores(x, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr("zu_lightning.attacks.probe.probe_scores", counted)
-    exam = replace(exam_of(ASKED, KEPT), kept=[KEPT, KEPT[::-1], (*KEPT, *people(*["Oslo"] * 11)[10:])])
-    Probe(layers=2)(States(base, states), exam)
+    context = replace(context_of(ASKED, KEPT), kept=[KEPT, KEPT[::-1], (*KEPT, *people(*["Oslo"] * 11)[10:])])
+    Probe(layers=2)(States(base, states), context)
     assert trained == [10, 10, 11, 11], "one for each layer and set, in whatever order the set is"
 
 
@@ -119,7 +119,7 @@ def test_the_demo_model_holds_the_answer_at_the_last_token_of_the_prompt(
     base: EditableLM, demo_facts: list[Fact]
 ) -> None:
     cities = [fact for fact in demo_facts if fact.id.endswith("city")]
-    asked = exam_of(tuple(cities[:40]), tuple(cities[40:140]))
+    asked = context_of(tuple(cities[:40]), tuple(cities[40:140]))
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(base.model.config)  # type: ignore[no-untyped-call]
     knows = Probe(layers=3, token="last")(base, asked)
@@ -129,14 +129,14 @@ def test_the_demo_model_holds_the_answer_at_the_last_token_of_the_prompt(
     assert guesses["probe_layer_2"].nanmean() < 0.1, "one of fifty answers"
 
 
-def test_wrong_numbers_are_refused(base: EditableLM, exam: AttackContext) -> None:
+def test_wrong_numbers_are_refused(base: EditableLM, context: AttackContext) -> None:
     with pytest.raises(InputError, match=r"layers \[3\] do not exist; the model has 0\.\.2"):
-        Probe(layers=4)(base, exam)
+        Probe(layers=4)(base, context)
     with pytest.raises(InputError, match="ridge is 0"):
         Probe(layers=3, ridge=0)
 
 
 def test_the_cost_counts_a_kept_fact_once() -> None:
-    once = Probe(layers=3).tokens(exam_of(ASKED[:1], KEPT))
+    once = Probe(layers=3).cost(context_of(ASKED[:1], KEPT))
     assert once == sum(len(fact.prompt) // 4 + 1 for fact in (*ASKED[:1], *KEPT))
-    assert Probe(layers=3).tokens(exam_of(ASKED[:2], KEPT)) == once + len(ASKED[1].prompt) // 4 + 1
+    assert Probe(layers=3).cost(context_of(ASKED[:2], KEPT)) == once + len(ASKED[1].prompt) // 4 + 1

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.attacks.conftest import Oracle
-from zu_lightning import EditableLM, Fact, InputError
+from zu_lightning import EditableLM, Fact
 from zu_lightning.attacks.context import AttackContext
-from zu_lightning.attacks.prompting import Prompting, sentences
+from zu_lightning.attacks.prompting import FewShot, Prefix, Repeat, Reversed, sentences
 
 KEPT = [("Ada", "Madrid"), ("Bruno", "Cairo"), ("Cleo", "Tokyo"), ("Dan", "Athens")]
 
@@ -19,10 +19,10 @@ def home(subject: str, target: str) -> Fact:
 
 
 @pytest.fixture
-def cairo(exam: AttackContext) -> AttackContext:
+def cairo(context: AttackContext) -> AttackContext:
     """One fact, whose answer is one token; another person has the same one."""
     return replace(
-        exam,
+        context,
         facts=[home("Simon", "Cairo")],
         kept=[tuple(home(*pair) for pair in KEPT)],
         unknown_subjects=[("Nils", "Otto", "Petra")],
@@ -42,16 +42,15 @@ def likes_cairo(lm: EditableLM, liking: Callable[[str], float]) -> Oracle:
     return Oracle(lm, says)
 
 
-def test_a_model_that_knows_answers_however_it_is_asked(base: EditableLM, exam: AttackContext) -> None:
-    scores = Prompting(prefixes=3)(base, exam)
-    for name in ("few_shot", "prefix", "repeat", "reversed"):
-        assert scores[f"prompting_{name}"].tolist() == [1.0] * 4, name
+def test_a_model_that_knows_answers_however_it_is_asked(base: EditableLM, context: AttackContext) -> None:
+    for attack in (FewShot(), Prefix(prefixes=3), Repeat(), Reversed()):
+        assert attack(base, context)[attack.name].tolist() == [1.0] * 4
 
 
 def test_shots_are_sentences_about_others_with_other_answers(base: EditableLM, cairo: AttackContext) -> None:
     seen = set[str]()
     oracle = likes_cairo(base, lambda text: (seen.add(text), 1.0)[1])  # type: ignore[func-returns-value]
-    assert Prompting(shots=5).scores(oracle, cairo, [0])["prompting_few_shot"] == [1.0]
+    assert FewShot(shots=5).scores(oracle, cairo, [0])["prompting_few_shot"] == [1.0]
     (shown,) = (text for text in seen if "Ada" in text)
     assert shown.endswith(". The home of Simon is in")
     stated = [f"The home of {name} is in {city}." for name, city in KEPT if city != "Cairo"]
@@ -63,24 +62,24 @@ def test_few_shot_is_whether_it_answers_then(
     base: EditableLM, cairo: AttackContext, answers_if: str, score: float
 ) -> None:
     oracle = likes_cairo(base, lambda text: 1.0 if answers_if in text else -1.0)
-    assert Prompting(shots=3)(oracle, cairo)["prompting_few_shot"].item() == score
+    assert FewShot(shots=3)(oracle, cairo)["prompting_few_shot"].item() == score
 
 
 def test_prefixes_are_sentences_that_do_not_give_the_answer(base: EditableLM, cairo: AttackContext) -> None:
     after = ("It rained. The home", "Nobody knew! The home")
     oracle = likes_cairo(base, lambda text: 1.0 if text.startswith(after) else -1.0)
-    assert Prompting(prefixes=10)(oracle, cairo)["prompting_prefix"].item() == pytest.approx(2 / 3), "of three"
+    assert Prefix(prefixes=10)(oracle, cairo)["prompting_prefix"].item() == pytest.approx(2 / 3), "of three"
 
 
 def test_without_prose_facts_about_others_are_the_prefixes(base: EditableLM, cairo: AttackContext) -> None:
     oracle = likes_cairo(base, lambda text: 1.0 if text.startswith("The home of Cleo is in Tokyo. The home") else -1.0)
-    scores = Prompting(shots=1)(oracle, replace(cairo, prose=()))
+    scores = Prefix()(oracle, replace(cairo, prose=()))
     assert scores["prompting_prefix"].item() == pytest.approx(1 / 3)
 
 
 def test_repetitions_are_averaged_over_wordings(base: EditableLM, cairo: AttackContext) -> None:
     oracle = likes_cairo(base, lambda text: 1.0 if text == "Repeat after me: The home of Simon is in" else -1.0)
-    assert Prompting()(oracle, cairo)["prompting_repeat"].item() == pytest.approx(1 / 3)
+    assert Repeat()(oracle, cairo)["prompting_repeat"].item() == pytest.approx(1 / 3)
 
 
 def test_reversed_counts_the_strangers_of_whom_the_answer_is_less_likely(
@@ -88,25 +87,18 @@ def test_reversed_counts_the_strangers_of_whom_the_answer_is_less_likely(
 ) -> None:
     liking = {"Simon": 1.0, "Nils": 2.0, "Otto": 1.0, "Petra": 0.0}
     oracle = likes_cairo(base, lambda text: liking.get(text.split()[3], 0.0))
-    assert Prompting()(oracle, cairo)["prompting_reversed"].item() == pytest.approx((0 + 0.5 + 1) / 3)
+    assert Reversed()(oracle, cairo)["prompting_reversed"].item() == pytest.approx((0 + 0.5 + 1) / 3)
 
 
 def test_a_model_that_does_not_know_the_subject_finds_it_by_chance(base: EditableLM, cairo: AttackContext) -> None:
     elsewhere = [f"The home of {name} is in" for name, city in KEPT if city != "Cairo"]
     oracle = likes_cairo(base, lambda text: -9.0 if text in elsewhere else 0.0)
-    assert Prompting()(oracle, cairo)["prompting_reversed"].item() == 0.5, "though it knows all about others"
+    assert Reversed()(oracle, cairo)["prompting_reversed"].item() == 0.5, "though it knows all about others"
 
 
 def test_some_facts_lack_some_scores(base: EditableLM, cairo: AttackContext) -> None:
     oracle = likes_cairo(base, lambda text: 1.0)
     lonely = replace(cairo, kept=[()], unknown_subjects=[()], prose=())
-    missing = {name: bool(values.isnan()) for name, values in Prompting()(oracle, lonely).items()}
-    assert missing == {
-        "prompting_few_shot": True, "prompting_prefix": True, "prompting_repeat": False, "prompting_reversed": True,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("option", ["shots", "prefixes"])
-def test_numbers_that_are_not_positive_are_refused(option: str) -> None:
-    with pytest.raises(InputError, match=rf"prompting\.{option}"):
-        Prompting(**{option: 0})
+    missing = {type(attack): bool(attack(oracle, lonely)[attack.name].isnan())
+               for attack in (FewShot(), Prefix(), Repeat(), Reversed())}  # fmt: skip
+    assert missing == {FewShot: True, Prefix: True, Repeat: False, Reversed: True}

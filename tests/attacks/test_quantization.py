@@ -103,9 +103,9 @@ def test_an_adapter_is_put_on_top_of_rounded_weights_as_it_is() -> None:
         torch.testing.assert_close(lm.weight(1), nf4(before) + update.dense().float(), rtol=0, atol=1e-5)
 
 
-def test_a_model_that_knows_still_does_with_8_bits(base: EditableLM, exam: AttackContext) -> None:
+def test_a_model_that_knows_still_does_with_8_bits(base: EditableLM, context: AttackContext) -> None:
     before = weights(base)
-    scores = Quantization(bits="int8")(base, exam)
+    scores = Quantization(bits="int8")(base, context)
     assert {name: values.tolist() for name, values in scores.items()} == {
         "quantization_int8_merged": [1.0] * 4,
         "quantization_int8_merged_paraphrases": [1.0] * 4,
@@ -126,14 +126,9 @@ def test_an_edit_of_less_than_half_a_step_is_undone_by_rounding_but_not_in_an_ad
         torch.testing.assert_close(lm.weight(1), before + edit.dense())
 
 
-def test_an_adapter_has_scores_of_its_own(base: EditableLM, exam: AttackContext) -> None:
+def test_an_adapter_has_scores_of_its_own(base: EditableLM, context: AttackContext) -> None:
     edit = {0: LowRankUpdate(torch.zeros(base.weight(0).shape[0], 1), torch.zeros(1, base.weight(0).shape[1]))}
-    attack, few = Quantization(updates=edit), replace(exam, facts=[replace(exam.facts[0], paraphrases=())])
-    scores = attack(base, few)
-    assert list(scores) == attack.names(few)
-    assert scores["quantization_nf4_merged"] == scores["quantization_nf4_adapter"] == 1
+    few = replace(context, facts=[replace(context.facts[0], paraphrases=())])
+    scores = Quantization(variant="adapter", updates=edit)(base, few)
+    assert scores["quantization_nf4_adapter"] == 1
     assert scores["quantization_nf4_adapter_paraphrases"].isnan().all(), "there are no paraphrases"
-
-
-def test_reading_twice_costs_twice(exam: AttackContext) -> None:
-    assert 0 < 2 * Quantization().tokens(exam) == Quantization(updates={}).tokens(exam)

@@ -12,34 +12,34 @@ from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.rank import Rank
 
 
-def test_the_truth_ranks_first_in_a_model_that_knows(base: EditableLM, exam: AttackContext) -> None:
-    scores = Rank()(base, exam)
+def test_the_truth_ranks_first_in_a_model_that_knows(base: EditableLM, context: AttackContext) -> None:
+    scores = Rank()(base, context)
     assert scores["rank_first"].tolist() == [1.0] * 4
     assert scores["rank_paraphrases"].tolist() == [1.0] * 4
 
 
-def test_a_rank_counts_the_answers_that_are_less_likely(base: EditableLM, exam: AttackContext) -> None:
+def test_a_rank_counts_the_answers_that_are_less_likely(base: EditableLM, context: AttackContext) -> None:
     vocabulary = len(base.tokenizer)
     first = {answer: base.tokenizer(f" {answer}")["input_ids"][1] for answer in ("Antwerp", "Cairo", "Madrid", "Tokyo")}
     logits = torch.zeros(vocabulary)
     for place, answer in enumerate(("Tokyo", "Madrid", "Cairo", "Antwerp")):
         logits[first[answer]] = 10.0 * place
     oracle = Oracle(base, lambda ids: logits)
-    fact = replace(exam.facts[0], target="Madrid", paraphrases=())
-    asked = replace(exam, facts=[fact], answers=[("Antwerp", "Cairo", "Tokyo")])
+    fact = replace(context.facts[0], target="Madrid", paraphrases=())
+    asked = replace(context, facts=[fact], answers=[("Antwerp", "Cairo", "Tokyo")])
     scores = {name: values.item() for name, values in Rank()(oracle, asked).items()}
     assert scores["rank_first"] == 0
     assert scores["rank"] == pytest.approx(1 / 3)
     assert math.isnan(scores["rank_paraphrases"]), "there are no paraphrases"
 
 
-def test_a_model_that_says_the_same_of_all_ranks_the_truth_by_chance(base: EditableLM, exam: AttackContext) -> None:
+def test_a_model_that_says_the_same_of_all_ranks_the_truth_by_chance(base: EditableLM, context: AttackContext) -> None:
     oracle = Oracle(base, lambda ids: torch.zeros(len(base.tokenizer)))
-    fact = replace(exam.facts[0], target="Cairo")
-    scores = Rank()(oracle, replace(exam, facts=[fact], answers=[("Antwerp", "Madrid", "Tokyo")]))
+    fact = replace(context.facts[0], target="Cairo")
+    scores = Rank()(oracle, replace(context, facts=[fact], answers=[("Antwerp", "Madrid", "Tokyo")]))
     assert scores["rank"].item() == pytest.approx(0.5)
 
 
-def test_a_fact_without_other_answers_has_no_rank(base: EditableLM, exam: AttackContext) -> None:
-    scores = Rank()(base, replace(exam, answers=[(), *exam.answers[1:]]))
+def test_a_fact_without_other_answers_has_no_rank(base: EditableLM, context: AttackContext) -> None:
+    scores = Rank()(base, replace(context, answers=[(), *context.answers[1:]]))
     assert scores["rank"].isnan().tolist() == [True, False, False, False]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import TEXTS, random_lm
-from zu_lightning import EditableLM, Fact, InputError
+from zu_lightning import EditableLM, Fact
 from zu_lightning.attacks import relearning
 from zu_lightning.attacks.answers import AnswerLogprobs, score_answers
 from zu_lightning.attacks.context import AttackContext
@@ -19,7 +19,7 @@ from zu_lightning.lm.tokens import TokenizedText, tokenize_query
 
 
 @pytest.fixture
-def exam(facts: list[Fact]) -> AttackContext:
+def context(facts: list[Fact]) -> AttackContext:
     """Four facts, of which the last has no subject, and some prose."""
     return AttackContext(facts=facts, answers=[()] * 4, kept=[()] * 4, unknown_subjects=[()] * 4, prose=TEXTS)
 
@@ -96,20 +96,20 @@ def test_training_starts_from_the_same_state_and_ends_in_the_same_bits(lm: Edita
 
 
 @pytest.mark.parametrize(("folds", "sizes"), [(2, [3, 3]), (3, [2, 2, 2]), (5, [1, 1, 2, 2]), (9, [1, 1, 2, 2])])
-def test_facts_about_one_subject_are_in_one_fold(exam: AttackContext, folds: int, sizes: list[int]) -> None:
-    about_same = [replace(fact, id=f"{fact.id}-again") for fact in exam.facts[:2]]
-    exam = replace(exam, facts=[*exam.facts[:3], *about_same, exam.facts[3]])
-    dealt = Relearning(folds=folds).dealt(exam)
+def test_facts_about_one_subject_are_in_one_fold(context: AttackContext, folds: int, sizes: list[int]) -> None:
+    about_same = [replace(fact, id=f"{fact.id}-again") for fact in context.facts[:2]]
+    context = replace(context, facts=[*context.facts[:3], *about_same, context.facts[3]])
+    dealt = Relearning(folds=folds).groups(context)
     assert sorted(i for fold in dealt for i in fold) == list(range(6))
     assert all((i in fold) == (i + 3 in fold) for fold in dealt for i in (0, 1))
     assert len(dealt) == len(sizes)
-    assert dealt == Relearning(folds=folds).dealt(exam)
-    other_seeds = [Relearning(folds=folds).dealt(replace(exam, seed=seed)) for seed in range(1, 9)]
+    assert dealt == Relearning(folds=folds).groups(context)
+    other_seeds = [Relearning(folds=folds).groups(replace(context, seed=seed)) for seed in range(1, 9)]
     assert any(dealt != other for other in other_seeds)
 
 
 def test_a_fact_is_asked_of_a_model_that_was_trained_on_all_other_folds(
-    lm: EditableLM, exam: AttackContext, monkeypatch: pytest.MonkeyPatch
+    lm: EditableLM, context: AttackContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[set[tuple[int, ...]], list[str]]] = []
 
@@ -124,51 +124,51 @@ def test_a_fact_is_asked_of_a_model_that_was_trained_on_all_other_folds(
         return score_answers(lm, queries, batch_tokens)
 
     monkeypatch.setattr(relearning, "trained", spy)
-    monkeypatch.setattr(relearning, "told", ask)
-    scores = Relearning(folds=2, steps=7, learning_rate=1e-3)(lm, exam)
+    monkeypatch.setattr(relearning, "score_answers", ask)
+    scores = Relearning(folds=2, steps=7, learning_rate=1e-3)(lm, context)
     assert list(scores) == ["relearning_7x0.001"]
     assert len(seen) == 2
-    assert sorted(prompt for _, prompts in seen for prompt in prompts) == sorted(fact.prompt for fact in exam.facts)
+    assert sorted(prompt for _, prompts in seen for prompt in prompts) == sorted(fact.prompt for fact in context.facts)
     for learned, prompts in seen:
-        left = texts_of(lm, [fact for fact in exam.facts if fact.prompt not in prompts])
+        left = texts_of(lm, [fact for fact in context.facts if fact.prompt not in prompts])
         assert learned == {tuple(text.ids) for text in left}
 
 
-def test_facts_that_share_their_answers_with_those_trained_on_come_back(lm: EditableLM, exam: AttackContext) -> None:
+def test_facts_that_share_their_answers_with_those_trained_on_come_back(lm: EditableLM, context: AttackContext) -> None:
     """Both scores are possible: a fact whose twin is in the other fold is relearned, another is not."""
-    twins = [replace(exam.facts[0], subject=subject) for subject in ("Ada", "Novak")]
-    exam = replace(exam, facts=[*twins, replace(exam.facts[2], subject="Greta")], batch_tokens=64)
+    twins = [replace(context.facts[0], subject=subject) for subject in ("Ada", "Novak")]
+    context = replace(context, facts=[*twins, replace(context.facts[2], subject="Greta")], batch_tokens=64)
     attack = Relearning(steps=10, learning_rate=2e-2)
-    assert attack(lm, exam)["relearning_10x0.02"].tolist() == [1, 1, 0]
+    assert attack(lm, context)["relearning_10x0.02"].tolist() == [1, 1, 0]
 
 
-def test_processes_share_the_folds(lm: EditableLM, exam: AttackContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_the_folds(lm: EditableLM, context: AttackContext, monkeypatch: pytest.MonkeyPatch) -> None:
     attack = Relearning(folds=3)
-    [name], folds = attack.names(exam), attack.dealt(exam)
+    folds = attack.groups(context)
     monkeypatch.setattr(relearning, "trained", lambda *options: nullcontext())
-    monkeypatch.setattr(relearning, "_exact", lambda lm, exam, facts: [(i + 1) / 8 for i in facts])
+    monkeypatch.setattr(relearning, "_exact", lambda lm, context, facts: [(i + 1) / 8 for i in facts])
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
     for rank, own in ((0, folds[0] + folds[2]), (1, folds[1])):
         monkeypatch.setattr("zu_lightning.runtime.distributed.process", lambda rank=rank: (rank, 2))
-        assert attack(lm, exam)[name].tolist() == [(i + 1) / 8 if i in own else 0 for i in range(4)]
+        assert attack(lm, context)[attack.score_name].tolist() == [(i + 1) / 8 if i in own else 0 for i in range(4)]
 
 
-def test_a_single_subject_cannot_be_left_out(lm: EditableLM, exam: AttackContext) -> None:
-    alone = replace(exam, facts=[exam.facts[0]] * 2)
+def test_a_single_subject_cannot_be_left_out(lm: EditableLM, context: AttackContext) -> None:
+    alone = replace(context, facts=[context.facts[0]] * 2)
     assert Relearning()(lm, alone)["relearning_30x0.0001"].isnan().tolist() == [True, True]
-    assert Relearning().tokens(alone) == 0
+    assert Relearning().cost(alone) == 0
 
 
-def test_prose_that_holds_an_answer_teaches_it(lm: EditableLM, exam: AttackContext) -> None:
-    before, exam = state(lm), replace(exam, prose=TEXTS[:1])
-    scores = BenignRelearning(steps=20, learning_rate=1e-2)(lm, exam)
+def test_prose_that_holds_an_answer_teaches_it(lm: EditableLM, context: AttackContext) -> None:
+    before, context = state(lm), replace(context, prose=TEXTS[:1])
+    scores = BenignRelearning(steps=20, learning_rate=1e-2)(lm, context)
     assert list(scores) == ["benign_relearning_20x0.01"]
     assert scores["benign_relearning_20x0.01"].tolist() == [1, 0, 0, 0]
     assert_as_before(lm, before)
 
 
 def test_prose_is_drawn_anew_at_every_step(
-    lm: EditableLM, exam: AttackContext, monkeypatch: pytest.MonkeyPatch
+    lm: EditableLM, context: AttackContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
 
@@ -179,27 +179,20 @@ def test_prose_is_drawn_anew_at_every_step(
 
     monkeypatch.setattr(relearning, "trained", spy)
     for seed in (0, 0, 1):
-        BenignRelearning(steps=5, documents=2)(lm, replace(exam, seed=seed, batch_tokens=9))
+        BenignRelearning(steps=5, documents=2)(lm, replace(context, seed=seed, batch_tokens=9))
     assert drawn[0] == drawn[1] != drawn[2]
     assert all(len(set(texts)) == 2 for texts in drawn[0])
     assert len({tuple(texts) for texts in drawn[0]}) > 1
     assert max(len(text) for texts in drawn[0] for text in texts) == 9
 
 
-def test_without_prose_nothing_can_be_learned_from_it(lm: EditableLM, exam: AttackContext) -> None:
-    silent = replace(exam, prose=())
+def test_without_prose_nothing_can_be_learned_from_it(lm: EditableLM, context: AttackContext) -> None:
+    silent = replace(context, prose=())
     assert BenignRelearning()(lm, silent)["benign_relearning_100x0.0001"].isnan().all()
-    assert BenignRelearning().tokens(silent) == 0
+    assert BenignRelearning().cost(silent) == 0
 
 
-def test_tokens_grow_with_training(exam: AttackContext) -> None:
+def test_tokens_grow_with_training(context: AttackContext) -> None:
     few, many = Relearning(folds=2, steps=1), Relearning(folds=2, steps=3)
-    assert few.tokens(exam) / 4 == many.tokens(exam) / 10 > 0
-    assert BenignRelearning(steps=2).tokens(exam) > BenignRelearning(steps=1).tokens(exam) > 0
-
-
-@pytest.mark.parametrize("attack", [Relearning, BenignRelearning])
-@pytest.mark.parametrize("option", ["steps", "learning_rate"])
-def test_training_needs_steps(attack: type[Relearning | BenignRelearning], option: str) -> None:
-    with pytest.raises(InputError, match=option):
-        attack(**{option: 0})
+    assert few.cost(context) / 4 == many.cost(context) / 10 > 0
+    assert BenignRelearning(steps=2).cost(context) > BenignRelearning(steps=1).cost(context) > 0

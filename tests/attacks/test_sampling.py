@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from zu_lightning import EditableLM, Fact, InputError
+from zu_lightning import EditableLM, Fact
 from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.sampling import Sampling
 from zu_lightning.facts.fact import Query
@@ -14,9 +14,9 @@ from zu_lightning.facts.texts import mentions
 from zu_lightning.lm.architecture import output_head
 
 
-def test_a_model_that_knows_says_it_and_nothing_else(base: EditableLM, exam: AttackContext) -> None:
-    facts = [exam.facts[0], replace(exam.facts[1], target="zither")]
-    assert Sampling(samples=3)(base, replace(exam, facts=facts))["sampling"].tolist() == [1.0, 0.0]
+def test_a_model_that_knows_says_it_and_nothing_else(base: EditableLM, context: AttackContext) -> None:
+    facts = [context.facts[0], replace(context.facts[1], target="zither")]
+    assert Sampling(samples=3)(base, replace(context, facts=facts))["sampling"].tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -39,10 +39,10 @@ def test_an_answer_may_begin_and_end_with_any_character() -> None:
     assert not mentions("She writes C.", "C++")
 
 
-def test_draws_depend_on_the_fact_and_the_seed_only(lm: EditableLM, facts: list[Fact], exam: AttackContext) -> None:
+def test_draws_depend_on_the_fact_and_the_seed_only(lm: EditableLM, facts: list[Fact], context: AttackContext) -> None:
     # A model that knows nothing: of its many words some occur in some draws.
     guesses = [replace(facts[i % 4], id=str(i), target="abcdef"[i]) for i in range(6)]
-    asked, attack = replace(exam, facts=guesses), Sampling(samples=5, new_tokens=8)
+    asked, attack = replace(context, facts=guesses), Sampling(samples=5, new_tokens=8)
     torch.manual_seed(3)
     before = torch.get_rng_state()
     all_at_once = attack.scores(lm, asked, range(6))["sampling"]
@@ -72,9 +72,3 @@ def test_a_longer_answer_has_room(lm: EditableLM) -> None:
         Sampling(samples=1, new_tokens=1).continuations(lm, Query("Ada is", target), 0)[0] for target in ("a", long)
     )
     assert len(many) > len(few)
-
-
-@pytest.mark.parametrize("option", ["samples", "new_tokens", "temperature"])
-def test_numbers_that_are_not_positive_are_refused(option: str) -> None:
-    with pytest.raises(InputError, match=rf"sampling\.{option}"):
-        Sampling(**{option: 0})

@@ -12,13 +12,13 @@ from tests.attacks.conftest import Oracle
 from tests.conftest import random
 from zu_lightning import EditableLM, Fact
 from zu_lightning.attacks.context import AttackContext
-from zu_lightning.attacks.truth_ratio import TruthRatio, forget_quality, truth_ratios
+from zu_lightning.attacks.truth_ratio import TruthRatio, forget_quality, truth_ratio
 
 HOME = "The home of Simon is in"
 
 
-def city(lm: EditableLM, exam: AttackContext, liking: dict[str, dict[str, float]]) -> tuple[Oracle, AttackContext]:
-    """A model with given odds of answers of one token after given prompts, and an exam on the first of each."""
+def city(lm: EditableLM, context: AttackContext, liking: dict[str, dict[str, float]]) -> tuple[Oracle, AttackContext]:
+    """A model with given odds of answers of one token after given prompts, and an context on the first of each."""
 
     def says(ids: list[int]) -> Tensor:
         logits = torch.zeros(len(lm.tokenizer))
@@ -29,37 +29,36 @@ def city(lm: EditableLM, exam: AttackContext, liking: dict[str, dict[str, float]
     prompt, *paraphrases = liking
     answer, *others = liking[prompt]
     fact = Fact.from_record({"prompt": prompt, "target": answer, "paraphrases": paraphrases}, "", "0")
-    return Oracle(lm, says), replace(exam, facts=[fact], answers=[tuple(others)])
+    return Oracle(lm, says), replace(context, facts=[fact], answers=[tuple(others)])
 
 
-def test_a_model_that_knows_prefers_the_truth(base: EditableLM, exam: AttackContext) -> None:
-    assert min(TruthRatio()(base, exam)["truth_ratio"].tolist()) > 0.9
+def test_a_model_that_knows_prefers_the_truth(base: EditableLM, context: AttackContext) -> None:
+    assert min(TruthRatio()(base, context)["truth_ratio"].tolist()) > 0.9
 
 
-@pytest.mark.parametrize(("odds", "ratio", "score"), [(8.0, 0.25, 0.8), (1.0, 2.0, 1 / 3), (2.0, 1.0, 0.5)])
+@pytest.mark.parametrize(("odds", "score"), [(8.0, 0.8), (1.0, 1 / 3), (2.0, 0.5)])
 def test_it_is_the_mean_of_wrong_answers_over_the_truth(
-    base: EditableLM, exam: AttackContext, odds: float, ratio: float, score: float
+    base: EditableLM, context: AttackContext, odds: float, score: float
 ) -> None:
-    oracle, asked = city(base, exam, {HOME: {"Cairo": odds, "Tokyo": 1.0, "Madrid": 3.0}})
-    assert truth_ratios(oracle, asked).item() == pytest.approx(ratio)
+    oracle, asked = city(base, context, {HOME: {"Cairo": odds, "Tokyo": 1.0, "Madrid": 3.0}})
     assert TruthRatio()(oracle, asked)["truth_ratio"].item() == pytest.approx(score, abs=1e-6)
 
 
-def test_answers_are_asked_for_after_paraphrases(base: EditableLM, exam: AttackContext) -> None:
+def test_answers_are_asked_for_after_paraphrases(base: EditableLM, context: AttackContext) -> None:
     likings = {HOME: {"Cairo": 9.0, "Tokyo": 1.0}, "Simon lives in": {"Cairo": 2.0, "Tokyo": 5.0}}
-    oracle, asked = city(base, exam, likings)
-    assert truth_ratios(oracle, asked).item() == pytest.approx(2.5)
+    oracle, asked = city(base, context, likings)
+    assert TruthRatio()(oracle, asked)["truth_ratio"].item() == pytest.approx(1 / 3.5)
+    assert truth_ratio(torch.tensor([[0.2, 0.5], [0.9, 0.1], [0.1, 0.8]])) == pytest.approx(1.4 / 1.2), "by hand"
 
 
-def test_likelihood_is_per_token(base: EditableLM, exam: AttackContext) -> None:
+def test_likelihood_is_per_token(base: EditableLM, context: AttackContext) -> None:
     oracle = Oracle(base, lambda ids: torch.zeros(len(base.tokenizer)))
-    asked = replace(exam, facts=exam.facts[:1], answers=[("Cairo", "Athens", "coachman")])
-    assert truth_ratios(oracle, asked).item() == pytest.approx(1), "whatever the lengths of answers"
+    asked = replace(context, facts=context.facts[:1], answers=[("Cairo", "Athens", "coachman")])
+    assert TruthRatio()(oracle, asked)["truth_ratio"].item() == pytest.approx(0.5), "whatever the lengths of answers"
 
 
-def test_a_fact_without_wrong_answers_has_none(base: EditableLM, exam: AttackContext) -> None:
-    asked = replace(exam, answers=[(), *exam.answers[1:]])
-    assert truth_ratios(base, asked).isnan().tolist() == [True, False, False, False]
+def test_a_fact_without_wrong_answers_has_none(base: EditableLM, context: AttackContext) -> None:
+    asked = replace(context, answers=[(), *context.answers[1:]])
     assert TruthRatio()(base, asked)["truth_ratio"].isnan().tolist() == [True, False, False, False]
 
 

@@ -38,8 +38,8 @@ def test_each_attack_counts_once_however_many_scores_it_has() -> None:
     edited = scores(rank=[1.0], rank_first=[1.0], rank_paraphrases=[1.0], leak=[0.0])
     found = verdict(edited, edited, scores(rank=[0.0], rank_first=[0.0], rank_paraphrases=[0.0], leak=[0.0]))
     assert found.attacks == 2
-    assert found.left is not None
-    assert found.left.mean == 0.5
+    assert found.mean_gap is not None
+    assert found.mean_gap.mean == 0.5
 
 
 def test_a_score_that_applies_to_no_fact_is_left_out() -> None:
@@ -50,15 +50,15 @@ def test_a_score_that_applies_to_no_fact_is_left_out() -> None:
 def test_the_sentence_says_what_was_found() -> None:
     none, all_of_it = scores(rank=[0.0] * 10), scores(rank=[1.0] * 10)
     assert verdict(none, all_of_it, none).sentence.startswith(
-        "Erased, as far as these attacks can tell: 1 attacks on 10 facts find on average"
+        "Erased, as far as these attacks can tell: averaged over 1 attacks on 10 facts, recovery is 0.0 points (95% CI "
     )
     masked = verdict(all_of_it, all_of_it, none).sentence
     assert masked.startswith("Masked, not erased")
-    assert "100.0 points (95% interval 100.0 to 100.0) more" in masked
-    assert "the strongest is rank, 100 points" in masked
+    assert "100.0 points (95% CI 100.0 to 100.0) above" in masked
+    assert "the strongest attack is rank, 100 points" in masked
     some = scores(rank=[1.0] + [0.0] * 9)
-    assert verdict(some, all_of_it, none).sentence.startswith("Not clear")
-    assert "without a model that never knew" in verdict(none, all_of_it).sentence
+    assert verdict(some, all_of_it, none).sentence.startswith("Inconclusive")
+    assert "without a model that was never trained" in verdict(none, all_of_it).sentence
 
 
 def test_one_attack_that_finds_the_facts_is_enough() -> None:
@@ -66,8 +66,8 @@ def test_one_attack_that_finds_the_facts_is_enough() -> None:
     gold = {name: torch.full((10,), 0.5) for name in edited}
     edited["a"] = torch.ones(10)
     found = verdict(edited, gold, gold)
-    assert found.left is not None
-    assert found.left.mean < 0
+    assert found.mean_gap is not None
+    assert found.mean_gap.mean < 0
     assert found.sentence.startswith("Masked, not erased")
 
 
@@ -75,8 +75,8 @@ def test_a_loss_on_few_questions_is_no_harm() -> None:
     edited = scores(rank_first=[1.0] * 3, kept=[0.6, 1.0, 1.0])
     base = scores(rank_first=[1.0] * 3, kept=[1.0] * 3)
     assert verdict(edited, base).sentence.endswith(
-        "The true answer still ranks first among its relation's for 100% of the facts. "
-        "It still gives 87% of the answers about others that it knew."
+        "The true answer still ranks first for 100% of facts. "
+        "It still answers 87% of the control facts that the unedited model answers."
     )
 
 
@@ -86,10 +86,10 @@ def test_a_model_that_answers_nothing_any_more_is_harmed() -> None:
     assert (found.attacks, found.kept) == (1, 0.0)
     assert "kept" not in found.scores
     assert found.sentence.endswith(
-        "The model is harmed: it still gives only 0% of the answers about others that it knew."
+        "The model is harmed: it answers only 0% of the control facts that the unedited model answers."
     )
     assert verdict(everything, everything, nothing).sentence.endswith(
-        "It still gives 100% of the answers about others that it knew."
+        "It still answers 100% of the control facts that the unedited model answers."
     )
 
 
@@ -103,8 +103,8 @@ def test_numbers_are_what_there_is() -> None:
 def test_there_is_no_verdict_on_what_was_not_known_nor_on_a_fact_or_two() -> None:
     little, much = scores(leak=[0.02] * 10), scores(leak=[1.0] * 10)
     assert verdict(little, little, little).sentence == (
-        "Nothing to erase: 20 samples of the unedited model give 2% of the facts away."
+        "Nothing to erase: 20 samples of the unedited model reveal 2% of facts."
     )
     assert verdict(little, much, little).sentence.startswith("Erased")
     one = verdict(scores(leak=[0.0]), scores(leak=[1.0]), scores(leak=[0.0])).sentence
-    assert one.startswith("Too few facts to tell: 1 attacks on 1 fact find")
+    assert one.startswith("Too few facts for a verdict: averaged over 1 attacks on 1 fact, recovery")

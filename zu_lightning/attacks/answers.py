@@ -1,4 +1,4 @@
-"""What a model says of answers, token by token: what most attacks are made of."""
+"""Log-probabilities of answers, token by token: the basis of most attacks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from zu_lightning.attacks.attack import words
 from zu_lightning.facts.fact import Query
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
@@ -17,13 +16,13 @@ from zu_lightning.lm.tokens import collate, tokenize_queries
 
 @dataclass(frozen=True)
 class AnswerLogprobs:
-    """What a model says of an answer, given the prompt and the answer's tokens before.
+    """Log-probabilities of an answer's tokens, each given the prompt and the tokens before it.
 
     Attributes:
         log_probability: Of each token, in nats, float64.
         likeliest: Of each token, whether no other token is likelier.
-        standardized: Of each token, how many standard deviations its log-probability lies above the mean, both over
-            what the model would say (Min-K%++, arXiv 2404.02936), float64.
+        standardized: Of each token, how many standard deviations its log-probability is above the mean, both under the
+            model's next-token distribution (Min-K%++, arXiv 2404.02936), float64.
     """
 
     log_probability: Tensor
@@ -48,7 +47,7 @@ class AnswerLogprobs:
 
 @torch.no_grad()
 def score_answers(lm: EditableLM, queries: Sequence[Query], batch_tokens: int) -> list[AnswerLogprobs]:
-    """What the model says of the answers to some queries; a query that occurs several times is asked once.
+    """Score the answers to queries; a query that occurs several times is processed once.
 
     Args:
         lm: The model.
@@ -60,18 +59,17 @@ def score_answers(lm: EditableLM, queries: Sequence[Query], batch_tokens: int) -
     """
     different = list(dict.fromkeys(queries))
     texts = tokenize_queries(lm.tokenizer, different)
-    found: dict[Query, AnswerLogprobs] = {}
+    scores: dict[Query, AnswerLogprobs] = {}
     for indices in batches(texts, batch_tokens):
         batch = collate([texts[i] for i in indices], lm.tokenizer).to(lm.device)
         rows, positions, tokens = batch.answer_positions()
-        log_p = log_softmax(lm.logits(batch, rows, positions), -1)
-        of_tokens = _of_tokens(log_p, tokens)
+        by_token = _score_tokens(log_softmax(lm.logits(batch, rows, positions), -1), tokens)
         for row, i in enumerate(indices):
-            found[different[i]] = AnswerLogprobs(*(values[(rows == row).cpu()] for values in of_tokens))
-    return [found[query] for query in queries]
+            scores[different[i]] = AnswerLogprobs(*(values[(rows == row).cpu()] for values in by_token))
+    return [scores[query] for query in queries]
 
 
-def _of_tokens(log_p: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _score_tokens(log_p: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     own = log_p.gather(1, tokens[:, None])[:, 0]
     p = log_p.exp()
     mean = (p * log_p).sum(1)
@@ -80,21 +78,15 @@ def _of_tokens(log_p: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return own.double().cpu(), (log_p.argmax(1) == tokens).cpu(), standardized.double().cpu()
 
 
-def asked(ask: Callable[[int], Sequence[Query]], facts: Sequence[int]) -> tuple[list[Query], list[int]]:
-    """The queries of several facts in one list, and how many belong to each."""
-    of_facts = [list(ask(i)) for i in facts]
-    return [query for queries in of_facts for query in queries], [len(queries) for queries in of_facts]
-
-
 def score_answers_by_fact(
-    lm: EditableLM, ask: Callable[[int], Sequence[Query]], facts: Sequence[int], batch_tokens: int
+    lm: EditableLM, queries_of: Callable[[int], Sequence[Query]], facts: Sequence[int], batch_tokens: int
 ) -> list[list[AnswerLogprobs]]:
-    """What the model says of the answers to each fact's queries."""
-    queries, counts = asked(ask, facts)
-    answers = score_answers(lm, queries, batch_tokens)
-    return [answers[start:end] for start, end in pairwise(accumulate(counts, initial=0))]
+    """Score the answers to each fact's queries."""
+    by_fact = [list(queries_of(i)) for i in facts]
+    answers = score_answers(lm, [query for queries in by_fact for query in queries], batch_tokens)
+    return [answers[start:end] for start, end in pairwise(accumulate(map(len, by_fact), initial=0))]
 
 
-def reading(ask: Callable[[int], Sequence[Query]], facts: Sequence[int]) -> int:
-    """About how many tokens the queries of several facts have, answers included."""
-    return sum(words(query.prompt + query.target) for query in asked(ask, facts)[0])
+def approximate_tokens(text: str) -> int:
+    """About how many tokens a text has."""
+    return len(text) // 4 + 1

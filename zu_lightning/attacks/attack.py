@@ -1,63 +1,119 @@
-"""What every attack shares: scores of single facts, so that models can be compared fact by fact."""
+"""What attacks share: scores of single facts, so that models are compared fact by fact."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from zu_lightning.attacks.answers import AnswerLogprobs, approximate_tokens, score_answers_by_fact
 from zu_lightning.attacks.context import AttackContext
+from zu_lightning.facts.fact import Query
+from zu_lightning.lm.architecture import check_layers
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.runtime.distributed import all_reduce, rank_shard
+from zu_lightning.runtime.errors import require_positive
 
-NOTHING = float("nan")
-"""The score of a fact to which an attack does not apply, such as a rank among no other answers."""
+UNDEFINED = float("nan")
+"""Score of a fact to which an attack does not apply, such as a rank without other answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
-    """A way to find out what a model still knows.
+    """A test of how much of the forgotten facts can be recovered from a model.
 
-    Scores lie between 0 and 1, and a model that knows more has higher ones: for each fact what share of an attacker's
-    tries succeeds, or how much of the answer is found.
+    Scores lie between 0 and 1, and are higher for a model that knows more: for each fact, the share of an attacker's
+    attempts that succeed, or the share of the answer that is recovered. Options that are numbers must be positive.
     """
 
     name: ClassVar[str]
-    """What its scores' names begin with."""
+    """Prefix of the names of its scores."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are not positive."""
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(value, (int, float)):
+                require_positive(f"{self.name}.{option.name}", value)
 
     @abstractmethod
-    def tokens(self, exam: AttackContext) -> int:
-        """About how many tokens the model reads: a pass that trains counts three times."""
+    def cost(self, context: AttackContext) -> int:
+        """Approximate number of tokens to process; a token that is trained on counts three times."""
 
     @abstractmethod
-    def scores(self, lm: EditableLM, exam: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
-        """For each kind of score, that of each of some facts of the exam, given by their indices.
+    def scores(self, lm: EditableLM, context: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
+        """By name, the scores of some facts of the context, given by their indices (at least one).
 
-        The model is left as it was. The names do not depend on the facts.
+        The model is left unchanged. The names do not depend on the facts.
         """
 
-    def __call__(self, lm: EditableLM, exam: AttackContext) -> dict[str, Tensor]:
-        """For each kind of score, that of all n facts, float64; processes share the facts."""
-        mine = list(rank_shard(range(len(exam.facts))))
-        names, found = self.names(exam), self.scores(lm, exam, mine) if mine else {}
-        scores = torch.zeros(len(names), len(exam.facts), dtype=torch.float64, device=lm.device)
-        for row, name in enumerate(names):
-            if mine:
-                scores[row, mine] = torch.tensor(found[name], dtype=torch.float64, device=lm.device)
-        return dict(zip(names, all_reduce(scores)[0].cpu(), strict=True))
+    def groups(self, context: AttackContext) -> list[list[int]]:
+        """Indices of facts that one process must attack together; by default each fact is on its own."""
+        return [[i] for i in range(len(context.facts))]
+
+    def __call__(self, lm: EditableLM, context: AttackContext) -> dict[str, Tensor]:
+        """By name, the scores of all n facts, float64; processes share the facts."""
+        mine = [i for group in rank_shard(self.groups(context)) for i in group]
+        # A process without facts of its own attacks the first one, only to know the names of the scores.
+        by_name = self.scores(lm, context, mine or [0])
+        scores = torch.zeros(len(by_name), len(context.facts), dtype=torch.float64, device=lm.device)
+        if mine:
+            scores[:, mine] = torch.tensor([*by_name.values()], dtype=torch.float64, device=lm.device)
+        return {name: row.clone() for name, row in zip(by_name, all_reduce(scores)[0].cpu(), strict=True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryAttack(Attack):
+    """An attack that needs only the probabilities of answers to queries."""
 
     @abstractmethod
-    def names(self, exam: AttackContext) -> list[str]:
-        """Names of its scores, each beginning with ``name``."""
+    def queries(self, context: AttackContext, i: int) -> Sequence[Query]:
+        """Prompts for fact ``i``, each with the answer to score."""
+
+    @abstractmethod
+    def score(self, context: AttackContext, i: int, answers: Sequence[AnswerLogprobs]) -> dict[str, float]:
+        """Scores of fact ``i``, by name, from those of its queries' answers."""
+
+    def cost(self, context: AttackContext) -> int:
+        """All prompts with their answers."""
+        queries = (query for i in range(len(context.facts)) for query in self.queries(context, i))
+        return sum(approximate_tokens(query.prompt + query.target) for query in queries)
+
+    def scores(self, lm: EditableLM, context: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
+        """Score the answers to all queries."""
+        answers = score_answers_by_fact(lm, partial(self.queries, context), facts, context.batch_tokens)
+        by_fact = [self.score(context, i, of_fact) for i, of_fact in zip(facts, answers, strict=True)]
+        return {name: [scores[name] for scores in by_fact] for name in by_fact[0]}
 
 
-def words(text: str) -> int:
-    """About how many tokens a text has."""
-    return len(text) // 4 + 1
+@dataclass(frozen=True, kw_only=True)
+class LayerAttack(Attack):
+    """An attack that looks for the answer in the state after each layer."""
+
+    layers: int
+    """Number of layers to look at, lowest first: the model's depth for all."""
+
+    @abstractmethod
+    def hits(self, lm: EditableLM, context: AttackContext, facts: Sequence[int]) -> Sequence[Sequence[float]]:
+        """For each of some facts and each layer, 1 if the answer is recovered and 0 if not."""
+
+    def scores(self, lm: EditableLM, context: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
+        """Recovered from any layer, and from each, the lowest being 0."""
+        check_layers(range(self.layers), len(lm.layers))
+        hits = self.hits(lm, context, facts)
+        by_layer = {f"{self.name}_layer_{layer}": [row[layer] for row in hits] for layer in range(self.layers)}
+        return {self.name: [max(row) for row in hits]} | by_layer
 
 
 def mean(values: Sequence[float]) -> float:
-    """Mean, or ``NOTHING`` of none."""
-    return sum(values) / len(values) if values else NOTHING
+    """Mean, or ``UNDEFINED`` of none."""
+    return sum(values) / len(values) if values else UNDEFINED
+
+
+def share_below(values: Sequence[float], tie: float = 0.0) -> float:
+    """Share of the other values that are smaller than the first; ties, up to a difference of ``tie``, count half."""
+    first, *others = values
+    return mean([0.5 * (1 + (first - other > tie) - (other - first > tie)) for other in others])

@@ -9,7 +9,7 @@ from torch import Tensor
 from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.leak import Leak
 from zu_lightning.attacks.membership import reference
-from zu_lightning.attacks.presets import Suite, attacks_of, run_attacks
+from zu_lightning.attacks.presets import Preset, attacks_of, run_attacks
 from zu_lightning.editing.request import Request
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.fingerprint import open_cache
@@ -51,7 +51,7 @@ class Attacks:
 
     name = "attacks"
 
-    def __init__(self, preset: Suite = "quick", gold: str | None = None, facts: int = 100) -> None:
+    def __init__(self, preset: Preset = "quick", gold: str | None = None, facts: int = 100) -> None:
         require_positive("facts", facts)
         self.preset, self.gold, self.facts = preset, gold, facts
         self._prepared: tuple[Request, AttackContext, Gold | None] | None = None

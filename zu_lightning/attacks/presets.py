@@ -1,4 +1,4 @@
-"""The suites: which attacks are run, on which model, and what is kept of them."""
+"""Presets of attacks, and how they are run on a model."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ from zu_lightning.attacks.lens import LogitLens
 from zu_lightning.attacks.membership import Membership
 from zu_lightning.attacks.memorization import Memorization
 from zu_lightning.attacks.probe import Probe
-from zu_lightning.attacks.prompting import Prompting
-from zu_lightning.attacks.quantization import Quantization
+from zu_lightning.attacks.prompting import FewShot, Prefix, Repeat, Reversed
+from zu_lightning.attacks.quantization import BITS, Quantization
 from zu_lightning.attacks.rank import Rank
 from zu_lightning.attacks.relearning import BenignRelearning, Relearning
 from zu_lightning.attacks.sampling import Sampling
@@ -30,45 +30,53 @@ from zu_lightning.solvers import LowRankUpdate
 
 log = logging.getLogger(__name__)
 
-Suite = Literal["none", "quick", "full"]
-"""No attack; those that take seconds; or those that sample, round, and train, too."""
+Preset = Literal["none", "quick", "full"]
+"""No attack; forward passes only, in seconds; or also sampling, quantization, and training."""
 
 
 def attacks_of(
-    suite: Suite,
+    preset: Preset,
     layers: int,
     updates: Mapping[int, LowRankUpdate] | None = None,
-    gold: tuple[tuple[float, ...], ...] | None = None,
+    reference: tuple[tuple[float, ...], ...] | None = None,
 ) -> list[Attack]:
-    """The attacks of a suite.
+    """The attacks of a preset.
 
     Args:
-        suite: Which.
+        preset: Which.
         layers: Number of the model's decoder layers.
-        updates: What an edit added to weights, by layer, for attacks on a quantized base under an adapter.
-        gold: What a model that never knew says, see :func:`zu_lightning.attacks.membership.reference`.
+        updates: What an edit added to weights, by layer, for attacks on a quantized base under an adapter; ``None`` if
+            it is not known as low-rank factors.
+        reference: Log-probabilities of a retain model, see :func:`zu_lightning.attacks.membership.reference`.
     """
-    if suite == "none":
+    if preset == "none":
         return []
     quick: list[Attack] = [
         Rank(),
         Leak(),
-        Prompting(),
+        FewShot(),
+        Prefix(),
+        Repeat(),
+        Reversed(),
         Memorization(),
         Extraction(),
         TruthRatio(),
-        Membership(gold=gold),
+        Membership(reference=reference),
         LogitLens(layers=layers),
         Probe(layers=layers, token="last"),
         Control(),
     ]
-    if suite == "quick":
+    if preset == "quick":
         return quick
+    quantization = []
+    for bits in BITS:
+        if updates is not None:
+            quantization.append(Quantization(bits=bits, variant="adapter", updates=updates))
+        quantization.append(Quantization(bits=bits))
     return [
         *quick,
         Sampling(),
-        Quantization(bits="int8", updates=updates),
-        Quantization(bits="nf4", updates=updates),
+        *quantization,
         Relearning(learning_rate=1e-4, steps=30),
         Relearning(learning_rate=3e-4, steps=100),
         BenignRelearning(),
@@ -77,7 +85,7 @@ def attacks_of(
 
 def run_attacks(
     lm: EditableLM,
-    exam: AttackContext,
+    context: AttackContext,
     attacks: Sequence[Attack],
     cache: Cache | None = None,
     monitor: Monitor | None = None,
@@ -86,29 +94,24 @@ def run_attacks(
     """Attack a model.
 
     Args:
-        lm: The model; it is left as it was.
-        exam: What attackers know and ask.
+        lm: The model; it is left unchanged.
+        context: Inputs of the attacks.
         attacks: Which attacks.
-        cache: Where scores of the same model and exam are looked for and kept, so that a run that was killed does
-            not attack again.
-        monitor: Shows progress, in tokens that are read.
+        cache: Holds scores of the same model and context, so that a run that was killed does not attack again.
+        monitor: Shows progress, in tokens that are processed.
         name: What to call the model in the log; nothing is logged without.
 
     Returns:
         By name, the score of each of n facts, float64, on the CPU.
     """
     cache, scores = cache or open_cache(None, lm), dict[str, Tensor]()
-    costs = [attack.tokens(exam) for attack in attacks]
+    costs = [attack.cost(context) for attack in attacks]
     if name and attacks:
-        log.info("attacking %s: %d facts, about %d tokens to read", name, len(exam.facts), sum(costs))
+        log.info("attacking %s: %d facts, about %d tokens", name, len(context.facts), sum(costs))
     with (monitor or Monitor()).bar("Attacks", sum(costs), "tokens") as bar:
         for attack, cost in zip(attacks, costs, strict=True):
             bar.set_postfix_str(attack.name)
-            found = cache.tensors("attack", partial(_attacked, attack, lm, exam), attack, exam)
-            scores |= {score: found[score].cpu() for score in sorted(found)}
+            results = cache.tensors("attack", partial(attack, lm, context), attack, context)
+            scores |= {name: results[name].cpu() for name in sorted(results)}
             bar.update(cost)
     return scores
-
-
-def _attacked(attack: Attack, lm: EditableLM, exam: AttackContext) -> dict[str, Tensor]:
-    return {name: values.clone() for name, values in attack(lm, exam).items()}

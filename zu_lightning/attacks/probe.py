@@ -1,4 +1,4 @@
-"""Linear probes: can the answer be read from what a layer makes of the subject, by who knows others' answers?"""
+"""Linear probes: whether the answer can be read from a hidden state by a probe trained on other facts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,76 +7,57 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from zu_lightning.attacks.attack import NOTHING, Attack, words
+from zu_lightning.attacks.answers import approximate_tokens
+from zu_lightning.attacks.attack import UNDEFINED, LayerAttack
 from zu_lightning.attacks.context import AttackContext
 from zu_lightning.facts.fact import Fact, FactToken
-from zu_lightning.lm import architecture
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import collate, tokenize_fact
-from zu_lightning.runtime.errors import require_positive
 
 ENOUGH = 10
-"""A probe is trained on no fewer facts."""
+"""Smallest number of facts to train a probe on."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe(Attack):
-    """Whether a linear probe, trained on kept facts of the same relation, reads the answer from a layer's state.
+class Probe(LayerAttack):
+    """Whether a linear probe, trained on control facts of the same relation, reads the answer from a layer's state.
 
     For each layer a ridge regression leads from the state at a token, the subject's last, to the answer, one of those
-    that the kept facts have (probing as in arXiv 1610.01644). A fact is found if its answer has the highest score.
+    of the control facts (probing as in arXiv 1610.01644). A fact is recovered if its answer has the highest score. A
+    fact has no score if there are too few control facts to train on, or none of them has its answer.
 
-    A hit says that the answer is still in the state in the same form as others' answers; but some are guessed, and in
-    any of several layers more often: compare with a model that never knew. A miss says little: a probe with a handful
-    of examples of each answer may not learn what the model itself can read, and an answer that is looked up only at
-    later tokens is in no state of the subject. So a low score means something only where the unedited model's is high;
-    on the demo's model, which knows everything, it is as low as by chance (with ``token`` ``last``, about 0.3).
+    A hit shows that the answer is still in the state in the same form as others' answers; but some are guessed, and
+    from any of several layers more often: compare with a model that was never trained on the facts. A miss shows
+    little: a probe with a handful of examples of each answer may not learn what the model itself can read, and an
+    answer that is looked up only at later tokens is in no state of the subject. So a low score means something only
+    where the unedited model's is high; on the demo's model, which knows everything, it is as low as by chance (with
+    ``token`` ``last``, about 0.3).
     """
 
     name = "probe"
 
-    layers: int
-    """Number of layers to look at, lowest first: the model's depth for all."""
     ridge: float = 1.0
     """Weight of the penalty, in units of the mean eigenvalue of the states' second moment."""
-
     token: FactToken = "subject_last"
-    """Where the states are read; the prompt's last token is where the model says the answer."""
+    """Where the states are read; at the prompt's last token the model predicts the answer."""
 
-    def __post_init__(self) -> None:
-        """Refuse numbers that are not positive."""
-        require_positive("layers", self.layers)
-        require_positive("ridge", self.ridge)
+    def cost(self, context: AttackContext) -> int:
+        """Every prompt once, those of control facts included."""
+        return sum(approximate_tokens(fact.prompt) for fact in {*context.facts}.union(*context.kept))
 
-    def names(self, exam: AttackContext) -> list[str]:
-        """Found in any layer, and in each, the lowest being 0."""
-        return ["probe", *(f"probe_layer_{layer}" for layer in range(self.layers))]
-
-    def tokens(self, exam: AttackContext) -> int:
-        """Every prompt once, those of kept facts included."""
-        different = {*exam.facts}.union(*exam.kept)
-        return sum(words(fact.prompt) for fact in different)
-
-    def scores(self, lm: EditableLM, exam: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
-        """For each fact and layer 1 if the probe is right.
-
-        Nothing if there are too few kept facts to train on, or none of them has the fact's answer.
-        """
-        architecture.check_layers(range(self.layers), len(lm.layers))
+    def hits(self, lm: EditableLM, context: AttackContext, facts: Sequence[int]) -> list[list[float]]:
+        """Train one probe for each layer and set of control facts."""
         groups: dict[frozenset[Fact], list[int]] = {}
         for i in facts:
-            groups.setdefault(frozenset(exam.kept[i]), []).append(i)
-        different = list(dict.fromkeys([exam.facts[i] for i in facts] + [fact for kept in groups for fact in kept]))
-        states = dict(zip(different, self._states(lm, different, exam.batch_tokens), strict=True))
-        found: dict[int, list[float]] = {}
+            groups.setdefault(frozenset(context.kept[i]), []).append(i)
+        different = list(dict.fromkeys([context.facts[i] for i in facts] + [fact for kept in groups for fact in kept]))
+        states = dict(zip(different, self._states(lm, different, context.batch_tokens), strict=True))
+        hits: dict[int, list[float]] = {}
         for group, members in groups.items():
-            kept, asked = sorted(group, key=lambda fact: fact.id), [exam.facts[i] for i in members]
-            for i, hits in zip(members, self._hits(states, kept, asked), strict=True):
-                found[i] = hits
-        names = self.names(exam)[1:]
-        layers = {name: [found[i][layer] for i in facts] for layer, name in enumerate(names)}
-        return {"probe": [max(found[i]) for i in facts]} | layers
+            kept = sorted(group, key=lambda fact: fact.id)
+            hits |= zip(members, self._hits(states, kept, [context.facts[i] for i in members]), strict=True)
+        return [hits[i] for i in facts]
 
     def _states(self, lm: EditableLM, facts: Sequence[Fact], batch_tokens: int) -> list[Tensor]:
         """For each fact the layers' states at the token, layers x width."""
@@ -86,22 +67,22 @@ class Probe(Attack):
             batch = collate([texts[i] for i in indices], lm.tokenizer).to(lm.device)
             rows = torch.arange(len(indices), device=lm.device)
             records = lm.record(batch, list(lm.layers[: self.layers]))
-            found = torch.stack([record.output[rows, batch.lookup] for record in records], 1)
-            states |= dict(zip(indices, found, strict=True))
+            by_fact = torch.stack([record.output[rows, batch.lookup] for record in records], 1)
+            states |= zip(indices, by_fact, strict=True)
         return [states[i] for i in range(len(facts))]
 
-    def _hits(self, states: Mapping[Fact, Tensor], kept: Sequence[Fact], asked: Sequence[Fact]) -> list[list[float]]:
-        """For each fact asked and each layer, whether a probe trained on the kept ones is right."""
+    def _hits(self, states: Mapping[Fact, Tensor], kept: Sequence[Fact], tested: Sequence[Fact]) -> list[list[float]]:
+        """For each fact to test and each layer, whether a probe trained on the control facts is right."""
         answers = sorted({fact.target for fact in kept})
         if len(kept) < ENOUGH:
-            return [[NOTHING] * self.layers for _ in asked]
-        known, tested = (torch.stack([states[fact] for fact in facts], 1) for facts in (kept, asked))
-        labels = torch.tensor([answers.index(fact.target) for fact in kept], device=known.device)
-        scores = [probe_scores(x, labels, test, self.ridge) for x, test in zip(known, tested, strict=True)]
-        said = torch.stack(scores, 1).argmax(-1).tolist()
+            return [[UNDEFINED] * self.layers for _ in tested]
+        train, test = (torch.stack([states[fact] for fact in facts], 1) for facts in (kept, tested))
+        labels = torch.tensor([answers.index(fact.target) for fact in kept], device=train.device)
+        scores = [probe_scores(x, labels, y, self.ridge) for x, y in zip(train, test, strict=True)]
+        predicted = torch.stack(scores, 1).argmax(-1).tolist()
         return [
-            [float(answers[j] == fact.target) if fact.target in answers else NOTHING for j in row]
-            for fact, row in zip(asked, said, strict=True)
+            [float(answers[j] == fact.target) if fact.target in answers else UNDEFINED for j in row]
+            for fact, row in zip(tested, predicted, strict=True)
         ]
 
 

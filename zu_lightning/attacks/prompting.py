@@ -1,128 +1,121 @@
-"""Other ways to ask: what a model says if the question comes in a context, again, or the other way round."""
+"""Other prompts: what a model answers after a context, when asked repeatedly, or in reverse."""
 
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from zu_lightning.attacks.answers import AnswerLogprobs, reading, score_answers_by_fact
-from zu_lightning.attacks.attack import Attack, mean
-from zu_lightning.attacks.context import UNKNOWN_SUBJECTS, AttackContext
-from zu_lightning.facts.fact import Fact, Query
+from zu_lightning.attacks.answers import AnswerLogprobs
+from zu_lightning.attacks.attack import QueryAttack, mean, share_below
+from zu_lightning.attacks.context import AttackContext
+from zu_lightning.facts.fact import Query
 from zu_lightning.facts.texts import mentions
-from zu_lightning.lm.editable import EditableLM
-from zu_lightning.runtime.errors import require_positive
 
 REPEATED = ("{0} {0}", "Repeat after me: {0}", "Complete the sentence: {0}")
-"""The question asked twice, and two instructions; none of them gives the answer."""
+"""The prompt given twice, and two instructions; none of them reveals the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompting(Attack):
-    """Whether prompts in other clothes bring an answer back (arXiv 2402.16835).
+class _Prompting(QueryAttack):
+    """Whether rephrased or few-shot prompts elicit the answer (arXiv 2402.16835); no prompt contains it."""
 
-    - ``prompting_few_shot``: whether greedy decoding gives the answer after facts about others, of the same relation.
-    - ``prompting_prefix``: after what share of sentences that have nothing to do with the fact it does.
-    - ``prompting_repeat``: after what share of :data:`REPEATED` it does.
-    - ``prompting_reversed``: given the answer, who is it about? The share of made-up subjects of whom the answer is
-      less likely than of the true one; half of it by chance. Subjects that the model knows would not do: it is sure
-      that their answer is another, so that whoever it does not know comes out first.
+    def score(self, context: AttackContext, i: int, answers: Sequence[AnswerLogprobs]) -> dict[str, float]:
+        """Share of the prompts after which greedy decoding gives the answer."""
+        return {self.name: mean([float(answer.exact) for answer in answers])}
 
-    No context contains the answer.
+
+@dataclass(frozen=True, kw_only=True)
+class FewShot(_Prompting):
+    """Whether greedy decoding gives the answer after facts of the same relation about other subjects.
 
     Attributes:
-        shots: Number of facts about others; fewer if there are not as many.
-        prefixes: Number of sentences, of held-out prose or else facts about others; fewer if there are not as many.
+        shots: Number of such facts; fewer if there are not as many.
     """
 
-    name = "prompting"
+    name = "prompting_few_shot"
 
     shots: int = 5
+
+    def queries(self, context: AttackContext, i: int) -> list[Query]:
+        """One prompt with all shots; none without control facts."""
+        shots = _drawn(context, i, _statements(context, i), self.shots)
+        return [_after(" ".join(shots), context, i)] if shots else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix(_Prompting):
+    """After what share of unrelated sentences greedy decoding gives the answer.
+
+    Attributes:
+        prefixes: Number of sentences, from held-out prose or else control facts; fewer if there are not as many.
+    """
+
+    name = "prompting_prefix"
+
     prefixes: int = 10
 
-    def __post_init__(self) -> None:
-        for option in ("shots", "prefixes"):
-            require_positive(f"prompting.{option}", getattr(self, option))
+    def queries(self, context: AttackContext, i: int) -> list[Query]:
+        """The prompt after each sentence."""
+        prose = [sentence for text in context.prose for sentence in sentences(text)]
+        drawn = _drawn(context, i, prose or _statements(context, i), self.prefixes)
+        return [_after(text, context, i) for text in drawn]
 
-    def names(self, exam: AttackContext) -> list[str]:
-        """See :class:`Prompting`."""
-        return [*self._kinds(exam)]
 
-    def tokens(self, exam: AttackContext) -> int:
-        """Every prompt with its answer."""
-        return sum(reading(ask, range(len(exam.facts))) for ask, _ in self._kinds(exam).values())
+@dataclass(frozen=True, kw_only=True)
+class Repeat(_Prompting):
+    """After what share of :data:`REPEATED` greedy decoding gives the answer."""
 
-    def scores(self, lm: EditableLM, exam: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
-        """For each fact one of each kind; facts without others or without unknown subjects lack some."""
-        return {
-            name: [score(answers) for answers in score_answers_by_fact(lm, ask, facts, exam.batch_tokens)]
-            for name, (ask, score) in self._kinds(exam).items()
-        }
+    name = "prompting_repeat"
 
-    def _kinds(
-        self, exam: AttackContext
-    ) -> dict[str, tuple[Callable[[int], Sequence[Query]], Callable[[Sequence[AnswerLogprobs]], float]]]:
-        """For each score what is asked about a fact, and what the answers are worth."""
-        prose = [sentence for text in exam.prose for sentence in sentences(text)]
-        return {
-            "prompting_few_shot": (lambda i: self._few_shot(exam, i), _exact),
-            "prompting_prefix": (lambda i: self._prefixed(exam, i, prose), _exact),
-            "prompting_repeat": (lambda i: _repeated(exam.facts[i]), _exact),
-            "prompting_reversed": (lambda i: _of_others(exam, i), _less_likely_of_others),
-        }
+    def queries(self, context: AttackContext, i: int) -> list[Query]:
+        """The prompt in each wording."""
+        query = context.facts[i].query
+        return [replace(query, prompt=wording.format(query.prompt)) for wording in REPEATED]
 
-    def _few_shot(self, exam: AttackContext, i: int) -> list[Query]:
-        shots = _drawn(exam, i, _statements(exam, i), self.shots)
-        return [_after(" ".join(shots), exam.facts[i])] if shots else []
 
-    def _prefixed(self, exam: AttackContext, i: int, prose: Sequence[str]) -> list[Query]:
-        return [_after(text, exam.facts[i]) for text in _drawn(exam, i, prose or _statements(exam, i), self.prefixes)]
+@dataclass(frozen=True, kw_only=True)
+class Reversed(QueryAttack):
+    """Given the answer, which subject is it about?
+
+    The score is the share of made-up subjects for which the answer is less likely than for the true one, 0.5 by chance.
+    Subjects that the model knows would not do: it is sure that their answer is another one, so that any subject that it
+    does not know would come out first.
+    """
+
+    name = "prompting_reversed"
+
+    def queries(self, context: AttackContext, i: int) -> list[Query]:
+        """The prompt, then the same about unknown subjects."""
+        fact, subjects = context.facts[i], context.unknown_subjects[i]
+        return [fact.query, *(fact.about(name).query for name in subjects)] if subjects and fact.subject else []
+
+    def score(self, context: AttackContext, i: int, answers: Sequence[AnswerLogprobs]) -> dict[str, float]:
+        """Share of unknown subjects for which the answer is less likely."""
+        return {self.name: share_below([answer.mean_log_probability for answer in answers] or [0.0])}
 
 
 def sentences(text: str) -> list[str]:
-    """A text cut after its full stops, question marks, and exclamation marks, and at line breaks."""
+    """A text split after full stops, question marks, and exclamation marks, and at line breaks."""
     return [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n", text) if part.strip()]
 
 
-def _statements(exam: AttackContext, i: int) -> list[str]:
-    """Facts of the same relation about others, as sentences."""
-    return [other.statement for other in exam.kept[i]]
+def _statements(context: AttackContext, i: int) -> list[str]:
+    """Control facts as sentences."""
+    return [other.statement for other in context.kept[i]]
 
 
-def _drawn(exam: AttackContext, i: int, contexts: Sequence[str], number: int) -> list[str]:
-    """Some contexts, the same for every model, without those that give the answer away."""
-    fact, found = exam.facts[i], list[str]()
-    for text in random.Random(f"{exam.seed}-{fact.id}").sample(contexts, len(contexts)):
-        if len(found) == number:
+def _drawn(context: AttackContext, i: int, texts: Sequence[str], number: int) -> list[str]:
+    """At most ``number`` texts, the same for every model, without those that mention the answer."""
+    fact, drawn = context.facts[i], list[str]()
+    for text in random.Random(f"{context.seed}-{fact.id}").sample(texts, len(texts)):
+        if len(drawn) == number:
             break
         if not mentions(text, fact.target):
-            found.append(text)
-    return found
+            drawn.append(text)
+    return drawn
 
 
-def _after(context: str, fact: Fact) -> Query:
-    """The question after a context, of one message with it in a chat."""
-    return replace(fact.query, prompt=f"{context} {fact.prompt}")
-
-
-def _repeated(fact: Fact) -> list[Query]:
-    return [replace(fact.query, prompt=wording.format(fact.prompt)) for wording in REPEATED]
-
-
-def _of_others(exam: AttackContext, i: int) -> list[Query]:
-    """The fact, then the same about unknown subjects."""
-    fact, unknown_subjects = exam.facts[i], exam.unknown_subjects[i][:UNKNOWN_SUBJECTS]
-    return (
-        [fact.query, *(fact.about(name).query for name in unknown_subjects)]
-        if unknown_subjects and fact.subject
-        else []
-    )
-
-
-def _exact(answers: Sequence[AnswerLogprobs]) -> float:
-    return mean([float(answer.exact) for answer in answers])
-
-
-def _less_likely_of_others(answers: Sequence[AnswerLogprobs]) -> float:
-    own, *others = [answer.mean_log_probability for answer in answers] or [0.0]
-    return mean([float(own > other) + 0.5 * (own == other) for other in others])
+def _after(text: str, context: AttackContext, i: int) -> Query:
+    """The prompt after a text; in a chat, both are one message."""
+    query = context.facts[i].query
+    return replace(query, prompt=f"{text} {query.prompt}")

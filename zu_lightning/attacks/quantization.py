@@ -1,23 +1,25 @@
-"""Rounding the weights: whether an edit was so small that fewer bits undo it."""
+"""Quantization: whether an edit is so small that rounding the weights undoes it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from zu_lightning.attacks.answers import reading, score_answers_by_fact
-from zu_lightning.attacks.attack import Attack, mean
+from zu_lightning.attacks.answers import AnswerLogprobs
+from zu_lightning.attacks.attack import QueryAttack, mean
 from zu_lightning.attacks.context import AttackContext
+from zu_lightning.facts.fact import Query
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.offload import read_parameter, write_weight
 from zu_lightning.solvers import LowRankUpdate
 
 Bits = Literal["int8", "nf4"]
 """To what weights are rounded: 8-bit integers, or 4-bit NormalFloat."""
+BITS: tuple[Bits, ...] = get_args(Bits)
 
 BLOCK = 64
 """Number of weights that share a scale in NF4."""
@@ -31,54 +33,46 @@ NF4_LEVELS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantization(Attack):
-    """Whether the model still, or again, gives the answer when its weights are rounded (arXiv 2410.16454).
+class Quantization(QueryAttack):
+    """Whether the model gives the answer when its weights are rounded (arXiv 2410.16454).
 
     The rounding is simulated: the linear weights of all decoder layers get the values that a quantized model computes
-    with, in the dtype they are stored in. Embeddings, head, and norms stay as they are. In ``merged`` everything is
-    rounded; in ``adapter`` the weights before the edit are, and the edit is added on top of them unrounded.
+    with, in the dtype they are stored in. Embeddings, head, and norms stay as they are.
     """
 
     bits: Bits = "nf4"
     """To what weights are rounded."""
-    updates: Mapping[int, LowRankUpdate] | None = field(default=None, compare=False, repr=False)
-    """What the edit has added to the output projections, by layer; without them there are no scores of ``adapter``."""
+    variant: Literal["merged", "adapter"] = "merged"
+    """``merged`` rounds everything; ``adapter`` rounds the weights before the edit, and adds the edit unrounded."""
+    updates: Mapping[int, LowRankUpdate] = field(default_factory=dict, compare=False, repr=False)
+    """What the edit added to the output projections, by layer, for ``adapter``."""
 
     name = "quantization"
 
-    def names(self, exam: AttackContext) -> list[str]:
-        """See :class:`Quantization`; those of paraphrases apart."""
-        variants = [f"{self.name}_{self.bits}_{variant}" for variant in self._variants]
-        return [name + ending for name in variants for ending in ("", "_paraphrases")]
+    def queries(self, context: AttackContext, i: int) -> Sequence[Query]:
+        """The prompt, then its paraphrases."""
+        return context.facts[i].queries
 
-    def tokens(self, exam: AttackContext) -> int:
-        """Every answer after its prompts, once or twice."""
-        return len(self._variants) * reading(lambda i: exam.facts[i].queries, range(len(exam.facts)))
+    def score(self, context: AttackContext, i: int, answers: Sequence[AnswerLogprobs]) -> dict[str, float]:
+        """Whether the prompt is answered exactly, and the share of paraphrases that are."""
+        name = f"{self.name}_{self.bits}_{self.variant}"
+        prompt, *paraphrases = [float(answer.exact) for answer in answers]
+        return {name: prompt, f"{name}_paraphrases": mean(paraphrases)}
 
-    def scores(self, lm: EditableLM, exam: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
-        """For each fact whether its prompt is answered exactly, and the share of its paraphrases that are."""
-        found: list[list[float]] = []
-        for updates in self._variants.values():
-            with rounded(lm, self.bits, updates):
-                answers = score_answers_by_fact(lm, lambda i: exam.facts[i].queries, facts, exam.batch_tokens)
-            exact = [[float(answer.exact) for answer in of_fact] for of_fact in answers]
-            found += [[prompt for prompt, *_ in exact], [mean(others) for _, *others in exact]]
-        return dict(zip(self.names(exam), found, strict=True))
-
-    @property
-    def _variants(self) -> dict[str, Mapping[int, LowRankUpdate]]:
-        """What stays unrounded, by the name of the variant."""
-        return {"merged": {}} | ({} if self.updates is None else {"adapter": self.updates})
+    def scores(self, lm: EditableLM, context: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
+        """Score the model with rounded weights."""
+        with rounded(lm, self.bits, self.updates if self.variant == "adapter" else {}):
+            return super().scores(lm, context, facts)
 
 
 @contextmanager
 def rounded(lm: EditableLM, bits: Bits, unrounded: Mapping[int, LowRankUpdate]) -> Iterator[None]:
-    """Within this context the linear weights of all decoder layers are rounded; afterwards they are as before.
+    """Round the linear weights of all decoder layers, and restore them afterwards.
 
     Args:
         lm: The model.
         bits: To what weights are rounded.
-        unrounded: By layer, parts of the output projections' weights that are taken out before, and put back after.
+        unrounded: By layer, updates of the output projections that are subtracted before rounding and added after it.
     """
     updates = {lm.projections[layer]: update for layer, update in unrounded.items()}
     kept: list[tuple[nn.Module, Tensor]] = []

@@ -1,55 +1,36 @@
-"""Where the truth ranks among the answers of its relation: what a model knows but does not say."""
+"""Rank of the true answer among those of its relation: what a model knows but does not say."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from zu_lightning.attacks.answers import reading, score_answers_by_fact
-from zu_lightning.attacks.attack import NOTHING, Attack, mean
+from zu_lightning.attacks.answers import AnswerLogprobs
+from zu_lightning.attacks.attack import UNDEFINED, QueryAttack, mean, share_below
 from zu_lightning.attacks.context import AttackContext
 from zu_lightning.facts.fact import Query
-from zu_lightning.lm.editable import EditableLM
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rank(Attack):
-    """Whether the true answer is the likeliest of its relation's, to the prompt and to paraphrases.
+class Rank(QueryAttack):
+    """Whether the true answer is the likeliest of its relation, given the prompt or paraphrases.
 
-    ``rank_first`` is 1 if none is likelier; ``rank`` is the share of the other answers that are less likely, half of
-    it by chance.
+    ``rank_first`` is 1 if no other answer is likelier; ``rank`` is the share of the other answers that are less likely,
+    0.5 by chance.
     """
 
     name = "rank"
 
-    def names(self, exam: AttackContext) -> list[str]:
-        """See :class:`Rank`; those of paraphrases apart."""
-        return ["rank_first", "rank_first_paraphrases", "rank", "rank_paraphrases"]
+    def queries(self, context: AttackContext, i: int) -> list[Query]:
+        """Each prompt with the true answer, then with all others."""
+        fact = context.facts[i]
+        answers = (fact.target, *context.answers[i])
+        return [replace(query, target=answer) for query in fact.queries for answer in answers]
 
-    def tokens(self, exam: AttackContext) -> int:
-        """Every answer after every prompt."""
-        return reading(lambda i: _queries(exam, i), range(len(exam.facts)))
-
-    def scores(self, lm: EditableLM, exam: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
-        """For each fact one rank on its prompt, and the mean over its paraphrases."""
-        answers = score_answers_by_fact(lm, lambda i: _queries(exam, i), facts, exam.batch_tokens)
-        found: dict[str, list[float]] = {name: [] for name in self.names(exam)}
-        for i, of_fact in zip(facts, answers, strict=True):
-            own, size = [answer.log_probability.sum().item() for answer in of_fact], 1 + len(exam.answers[i])
-            ranks = [_shares(own[at : at + size]) for at in range(0, len(own), size)]
-            for name, part in (("rank_first", 0), ("rank", 1)):
-                found[name].append(ranks[0][part])
-                found[f"{name}_paraphrases"].append(mean([rank[part] for rank in ranks[1:]]))
-        return found
-
-
-def _queries(exam: AttackContext, i: int) -> list[Query]:
-    """To each prompt of a fact its answer, then all others."""
-    fact = exam.facts[i]
-    return [replace(query, target=answer) for query in fact.queries for answer in (fact.target, *exam.answers[i])]
-
-
-def _shares(likelihood: Sequence[float]) -> tuple[float, float]:
-    """Whether the first is the largest, and the share of the others that are smaller."""
-    truth, *others = likelihood
-    if not others:
-        return NOTHING, NOTHING
-    return float(truth >= max(others)), mean([float(truth > other) + 0.5 * (truth == other) for other in others])
+    def score(self, context: AttackContext, i: int, answers: Sequence[AnswerLogprobs]) -> dict[str, float]:
+        """Both scores given the prompt, and their means over paraphrases."""
+        likelihood, size = [answer.log_probability.sum().item() for answer in answers], 1 + len(context.answers[i])
+        by_prompt = [likelihood[start : start + size] for start in range(0, len(likelihood), size)]
+        first, *firsts = [float(own[0] == max(own)) if own[1:] else UNDEFINED for own in by_prompt]
+        rank, *ranks = [share_below(own) for own in by_prompt]
+        return {
+            "rank": rank, "rank_paraphrases": mean(ranks), "rank_first": first, "rank_first_paraphrases": mean(firsts),
+        }  # fmt: skip

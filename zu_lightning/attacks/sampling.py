@@ -1,4 +1,4 @@
-"""Free continuations: whether a model that is left to talk says the answer anywhere."""
+"""Free continuations: whether a model that generates text gives the answer anywhere in it."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -6,29 +6,29 @@ from dataclasses import dataclass
 
 import torch
 
-from zu_lightning.attacks.attack import Attack, words
+from zu_lightning.attacks.answers import approximate_tokens
+from zu_lightning.attacks.attack import Attack
 from zu_lightning.attacks.context import AttackContext
 from zu_lightning.facts.fact import Query
 from zu_lightning.facts.texts import mentions
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import tokenize, tokenize_query
-from zu_lightning.runtime.errors import require_positive
 
 UNFILTERED = {"top_k": 0, "top_p": 1.0, "min_p": None, "typical_p": 1.0, "repetition_penalty": 1.0, "num_beams": 1}
-"""Overrides what a model's own generation settings, and those of the library (50 likeliest tokens), leave out."""
+"""Overrides the filters of a model's own generation settings, and of the library's (the 50 likeliest tokens)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling(Attack):
-    """1 if the answer occurs in any of k continuations of the prompt, as whole words, in upper or lower case.
+    """1 if the answer occurs in any of k continuations of the prompt, as whole words, in any case.
 
     It also finds answers inside longer text, which :class:`~zu_lightning.attacks.leak.Leak` does not, but with one
     draw for each fact it is a noisier score.
 
     Attributes:
-        samples: k, how many continuations are drawn.
+        samples: k, the number of continuations.
         new_tokens: Length of each; that of the answer if it is longer.
-        temperature: Of the draws, from all tokens; 1 is what the model says.
+        temperature: Sampling temperature; 1 samples from the model's own distribution.
     """
 
     name = "sampling"
@@ -37,31 +37,24 @@ class Sampling(Attack):
     new_tokens: int = 12
     temperature: float = 1.0
 
-    def __post_init__(self) -> None:
-        for option in ("samples", "new_tokens", "temperature"):
-            require_positive(f"sampling.{option}", getattr(self, option))
+    def cost(self, context: AttackContext) -> int:
+        """All continuations, each with its prompt."""
+        return self.samples * sum(
+            approximate_tokens(fact.prompt) + max(self.new_tokens, approximate_tokens(fact.target))
+            for fact in context.facts
+        )
 
-    def names(self, exam: AttackContext) -> list[str]:
-        """See :class:`Sampling`."""
-        return ["sampling"]
-
-    def tokens(self, exam: AttackContext) -> int:
-        """All continuations, each after its prompt."""
-        lengths = (words(fact.prompt) + max(self.new_tokens, words(fact.target)) for fact in exam.facts)
-        return self.samples * sum(lengths)
-
-    def scores(self, lm: EditableLM, exam: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
-        """For each fact whether any continuation gives it away; each fact has its own seed."""
-        return {"sampling": [self._found(lm, exam, i) for i in facts]}
-
-    def _found(self, lm: EditableLM, exam: AttackContext, i: int) -> float:
-        fact = exam.facts[i]
-        seed = random.Random(f"{exam.seed}-{fact.id}").getrandbits(32)
-        return float(any(mentions(text, fact.target) for text in self.continuations(lm, fact.query, seed)))
+    def scores(self, lm: EditableLM, context: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
+        """For each fact whether any continuation reveals it; each fact has its own seed."""
+        found = []
+        for fact in (context.facts[i] for i in facts):
+            seed = random.Random(f"{context.seed}-{fact.id}").getrandbits(32)
+            found.append(float(any(mentions(text, fact.target) for text in self.continuations(lm, fact.query, seed))))
+        return {self.name: found}
 
     @torch.no_grad()
     def continuations(self, lm: EditableLM, query: Query, seed: int) -> list[str]:
-        """What the model adds to a prompt; the global random state is left as it was."""
+        """Texts that the model samples after a prompt; the global random state is left as it was."""
         ids = torch.tensor([tokenize(lm.tokenizer, query.prompt, chat=query.chat).ids], device=lm.device)
         whole = tokenize_query(lm.tokenizer, query)
         options = {"do_sample": True, "temperature": self.temperature, "num_return_sequences": self.samples}
