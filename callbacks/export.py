@@ -1,4 +1,4 @@
-"""What a run leaves behind: models that can be loaded."""
+"""Export of the edited model."""
 
 import logging
 import math
@@ -35,7 +35,7 @@ class ExportEditedModel(Callback):
         self.tolerance, self.rounding, self.max_adapter_rank = tolerance, rounding, max_adapter_rank
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse modules that have nothing to export."""
+        """Check the module."""
         unlearn_module(pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -48,7 +48,7 @@ class ExportEditedModel(Callback):
         if folder is None:
             return
         if not module.is_done:
-            log.warning("the run was stopped early: nothing is exported. Continue it with --ckpt_path last.")
+            log.warning("The run was stopped early: nothing is exported. Resume it with --ckpt_path last.")
             return
         prompts = [fact.prompt for fact in module.request.forget[:16]]
         with module.monitor.timed("export"):
@@ -74,13 +74,13 @@ class ExportEditedModel(Callback):
     def _agrees(self, found: ExportCheck, *, is_cut: bool, exact: bool) -> bool:
         allowed = self.tolerance if exact else max(self.tolerance, self.rounding * found.edit + found.spacing)
         if is_cut:
-            allowed = math.inf  # what was cut is missing, which is said
+            allowed = math.inf  # the log says how much was cut
         # Written so that NaN does not agree.
         return found.model <= self.tolerance and (found.adapter is None or found.adapter <= allowed)
 
 
 def tell_how_to_serve(base: str, adapter: Path, rank: int) -> None:
-    """Log the command that serves a base with an adapter, or that its rank is too high for that."""
+    """Log the command that serves a base with an adapter, or warn that its rank is too high."""
     commands = serving_commands(base, str(adapter), rank)
     if "vLLM" in commands:
         log.info("serve the base with the adapter (others than vLLM: docs/how-to/serving.md):\n  %s", commands["vLLM"])
@@ -105,10 +105,10 @@ class ExportPretrained(Callback):
         self.folder = folder
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse modules that train something else.
+        """Check the module.
 
         Raises:
-            InputError: See above.
+            InputError: It is not a PretrainModule.
         """
         if not isinstance(pl_module, PretrainModule):
             raise InputError("model", type(pl_module).__name__, "ExportPretrained needs a zu_lightning.PretrainModule.")

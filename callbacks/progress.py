@@ -1,4 +1,4 @@
-"""Progress bars that are named after what is counted, and log lines that do not run into them."""
+"""Progress bars with units, and log lines above them."""
 
 import logging
 import sys
@@ -21,19 +21,19 @@ class Progress(TQDMProgressBar):
     predict_description = "Completions"
 
     def init_sanity_tqdm(self) -> Tqdm:
-        """Count batches, and leave no line behind."""
+        """Count batches."""
         return _counting(super().init_sanity_tqdm(), "batches")
 
     def init_validation_tqdm(self) -> Tqdm:
-        """The same."""
+        """Count batches."""
         return _counting(super().init_validation_tqdm(), "batches")
 
     def init_test_tqdm(self) -> Tqdm:
-        """The same."""
+        """Count batches."""
         return _counting(super().init_test_tqdm(), "batches")
 
     def init_predict_tqdm(self) -> Tqdm:
-        """The same."""
+        """Count batches."""
         return _counting(super().init_predict_tqdm(), "batches")
 
     def init_train_tqdm(self) -> Tqdm:
@@ -41,20 +41,20 @@ class Progress(TQDMProgressBar):
         return _counting(super().init_train_tqdm(), "steps")
 
     def on_train_epoch_start(self, trainer: Trainer, *rest: Any) -> None:
-        """An epoch of an editing run is a layer."""
+        """Show the layer, which is an epoch of an editing run."""
         super().on_train_epoch_start(trainer, *rest)
         module, epoch = trainer.lightning_module, trainer.current_epoch
         if isinstance(module, EditingModule) and epoch < len(module.layers):
             self.train_progress_bar.set_description(f"Layer {module.layers[epoch]}")
 
     def on_validation_batch_start(self, trainer: Trainer, *rest: Any) -> None:
-        """There is only one data loader: it needs no number."""
+        """Leave out the number of the only data loader."""
         super().on_validation_batch_start(trainer, *rest)
         before = trainer.sanity_checking
         self.val_progress_bar.set_description(self.sanity_check_description if before else self.validation_description)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Without the number of the run's folder."""
+        """Leave out the number of the run's folder."""
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
@@ -64,17 +64,17 @@ def _counting(bar: Tqdm, unit: str) -> Tqdm:
 
 
 def close_bars() -> None:
-    """End all progress bars, so that what is told next is the last line."""
+    """End all progress bars."""
     for bar in list(tqdm._instances):  # type: ignore[attr-defined]
         bar.close()
 
 
 class BesideBars(logging.Handler):
-    """Writes log lines above the progress bars that are shown."""
+    """Writes log lines above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line to standard error."""
         try:
             tqdm.write(self.format(record), file=sys.stderr)
-        except Exception:  # what a handler does with any failure
+        except Exception:  # as logging handlers do
             self.handleError(record)

@@ -1,4 +1,4 @@
-"""When a run is saved, so that the same command with ``--ckpt_path last`` continues it after it was killed."""
+"""Checkpoints of a run, from which the same command with ``--ckpt_path last`` resumes it."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,11 +9,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from zu_lightning import InputError, UnlearnModule, replacing
 
 CONTINUE = "The same command with --ckpt_path last continues it."
-"""What can be done about a run that came to an early end, once it has a checkpoint."""
+"""Advice after an early end, once there is a checkpoint."""
 
 
 def checkpoint_path(default_root_dir: str) -> Path:
-    """Where runs under a folder keep the checkpoint to continue from."""
+    """Path of the checkpoint of the runs under a folder."""
     return Path(default_root_dir) / "checkpoints" / "last.ckpt"
 
 
@@ -28,11 +28,11 @@ class Resume(Checkpoint):
         self.has_saved = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing of this run is saved yet."""
+        """Begin afresh."""
         self.has_saved = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The neutral targets, the most expensive part of an editing run, are known now."""
+        """Save once the neutral targets, the most expensive part of an editing run, are known."""
         # Lightning (2.6) does not count an epoch from whose beginning it continues, and could not continue once more.
         epochs = trainer.fit_loop.epoch_progress.current
         epochs.ready = epochs.completed + 1
@@ -40,17 +40,17 @@ class Resume(Checkpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """An epoch, which is a layer in an editing run, is done."""
+        """Save after each epoch, which is a layer in an editing run."""
         self._save(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing is left to continue with, unless Lightning was told to stop early (``max_time``)."""
+        """Delete the checkpoint, unless Lightning was told to stop early (``max_time``)."""
         is_done = pl_module.is_done if isinstance(pl_module, UnlearnModule) else True
         if trainer.is_global_zero and not trainer.fast_dev_run and is_done:  # type: ignore[attr-defined]
             checkpoint_path(trainer.default_root_dir).unlink(missing_ok=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Note how to continue, if there is a checkpoint of this run, or the one that it was continued from."""
+        """Note how to resume, if there is a checkpoint of this run, or the one that it was resumed from."""
         path = checkpoint_path(trainer.default_root_dir)
         is_own = self.has_saved or (trainer.ckpt_path is not None and Path(trainer.ckpt_path) == path)
         if trainer.state.fn == "fit" and is_own and path.exists() and not isinstance(exception, InputError):

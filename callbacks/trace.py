@@ -1,4 +1,4 @@
-"""Causal tracing in a run: which layers carry the facts, and which ones to edit."""
+"""Causal tracing in a run, and the layers that it recommends."""
 
 import logging
 import random
@@ -46,7 +46,7 @@ class TraceLayers(Callback):
         self.options = TraceOptions(corruption, samples, noise, window)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse modules that have no facts."""
+        """Check the module."""
         unlearn_module(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -54,14 +54,14 @@ class TraceLayers(Callback):
         self.options.window_for(len(unlearn_module(pl_module).lm.layers))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Trace the model as it is: in a validation, or in the sanity check before a fit."""
+        """Trace the current model in a validation, or the unedited one before a fit."""
         module = unlearn_module(pl_module)
         is_dry = trainer.fast_dev_run  # type: ignore[attr-defined]
         if is_dry or not (trainer.state.fn == "validate" or module.moment == "before"):
             return
         facts = facts_to_trace(module.request, self.facts)
         if not facts:
-            log.warning("no fact names its subject: there is nothing to trace.")
+            log.warning("No fact has a subject: there is nothing to trace.")
             return
         with module.monitor.timed("tracing"):
             effects = trace_effects(module.lm, facts, self.options, module.monitor)
@@ -82,7 +82,7 @@ class TraceLayers(Callback):
         description = described(effects, recommendation)
         for draw in (draw_heat_maps, draw_effect_lines):
             show_picture(trainer, folder, draw(effects, description))
-        log.info("what was traced, and pictures of it: %s", folder)
+        log.info("Tracing results and pictures are in %s", folder)
 
 
 def facts_to_trace(request: Request, count: int) -> list[Fact]:

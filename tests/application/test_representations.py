@@ -1,6 +1,5 @@
 """The picture of representations in a run: what is written, and what it says of methods that edit and that train."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import train
 from callbacks import ClosedForm, Resume
 from tests.application.test_processes import launch
 from tests.conftest import SHORT_RUN, command_line, latest_run, run, train_py
-from zu_lightning import InputError
-from zu_lightning.report.measurements import Representations
 from zu_lightning.report.pictures import pictures_in
 from zu_lightning.tracing.representations import RepresentationMap
 
@@ -73,13 +70,6 @@ def test_a_run_that_was_killed_still_knows_what_was_before(picture_run: Path, tm
     assert_alike(RepresentationMap.read(resumed), RepresentationMap.read(picture_run))
 
 
-def test_without_the_unedited_model_there_is_no_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        folder = run(tmp_path, *SHORT_RUN, "--trainer.num_sanity_val_steps=0", configs=CONFIGS)
-    assert "the unedited model was not read for these facts (at most 100 per group)" in caplog.text
-    assert not (folder / "representations.json").exists()
-
-
 @pytest.mark.parametrize("weights", ["all", "lora"])
 def test_a_gradient_method_has_a_picture_too(weights: str, tmp_path: Path) -> None:
     options = (
@@ -96,8 +86,3 @@ def test_a_gradient_method_has_a_picture_too(weights: str, tmp_path: Path) -> No
 def test_two_processes_find_the_same(picture_run: Path, tmp_path: Path) -> None:
     folder = launch("lightning", tmp_path, *TWO_LAYERS, configs=CONFIGS)
     assert_alike(RepresentationMap.read(folder), RepresentationMap.read(picture_run))
-
-
-def test_a_number_of_facts_that_is_not_positive_is_refused() -> None:
-    with pytest.raises(InputError, match=r"representations: facts is 0: give a positive number"):
-        Representations(facts=0)

@@ -160,9 +160,9 @@ def test_a_page_without_texts_names_facts_only(tmp_path: Path) -> None:
 def test_a_run_with_less_has_a_page_with_less(results: Results, tmp_path: Path) -> None:
     page = written(tmp_path, results)
     assert "No attacks were tried" in page.text
-    assert "What can still be drawn out of it" not in page.text
+    assert "What can still be recovered" not in page.text
     if not results.after:
-        assert "ended before the edited model was asked anything" in page.text
+        assert "ended before the edited model was evaluated" in page.text
     elif not results.before:
         assert "not measured" in page.text
 

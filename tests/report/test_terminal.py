@@ -39,7 +39,7 @@ def test_the_table_shows_attacks_in_percent_and_the_verdict() -> None:
     assert rows(found)["leak"] == ["90.0", "25.0", "5.0", "20.0", "10.0", "to", "30.0"]
     assert rows(found)["lens"] == ["-", "100.0", "-", "-"]
     assert "lens_layer_2" not in found  # the report has it
-    assert "gold: a model that never knew" in found
+    assert "gold: a model that was never trained" in found
     assert found.splitlines()[-1] == "Masked, not erased."
 
 

@@ -1,6 +1,6 @@
-"""General ability: tasks that have nothing to do with what is forgotten (figure 4 of arXiv 2605.18879).
+"""General ability: tasks unrelated to what is forgotten (figure 4 of arXiv 2605.18879).
 
-A task asks multiple-choice questions; a model's answer is the choice that it finds most probable. Questions come from
+A task has multiple-choice questions; a model's answer is the choice with the highest probability. Questions come from
 the user's own files, one JSON object per line with the fields of GLUE and MMLU. The prompts are those of lm_eval.
 """
 
@@ -17,10 +17,10 @@ from zu_lightning.facts.texts import read_texts
 from zu_lightning.runtime.errors import InputError, require_positive
 
 WIKITEXT = "wikitext"
-"""Name of the task that reads prose."""
+"""Name of the perplexity task."""
 
 TITLE = re.compile(r" ?= [^=].* = ?")
-"""The line with which an article of WikiText begins; headings within it have more signs."""
+"""First line of an article of WikiText; headings within it have more equal signs."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Question:
     """A multiple-choice question.
 
     Attributes:
-        prompt: What the model reads, without a space at its end.
-        choices: What may follow, each after a space.
-        answer: Which of them is right, from 0.
+        prompt: The prompt, without a trailing space.
+        choices: Answers to choose from, each after a space.
+        answer: Index of the correct one, from 0.
     """
 
     prompt: str
@@ -44,12 +44,12 @@ class Task:
 
     Attributes:
         name: Its file is ``<name>.jsonl``.
-        title: What papers call it.
+        title: Name in papers.
         template: The prompt, with the names of fields in braces.
-        choices: What may follow.
-        labels: For each choice, the value of the field ``label`` that makes it right.
+        choices: Answers to choose from.
+        labels: For each choice, the value of the field ``label`` for which it is correct.
         label: Name of this field.
-        listed: Name of a field with one text for each choice, which the prompt shows; ``None`` if there is none.
+        listed: Name of a field with one text per choice, which the prompt shows, if there is one.
     """
 
     name: str
@@ -62,12 +62,12 @@ class Task:
 
     @property
     def texts(self) -> list[str]:
-        """The fields that must be texts."""
+        """Names of the fields that must be texts."""
         names = (re.split(r"\W", field)[0] for _, field, _, _ in string.Formatter().parse(self.template) if field)
         return [name for name in dict.fromkeys(names) if name != self.listed]
 
     def question(self, record: Any, where: str) -> Question:
-        """The question that a record asks.
+        """The question of a record.
 
         Args:
             record: An object with the fields of this task; others are ignored.
@@ -127,11 +127,11 @@ TASKS = (
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """The questions of a task that a model is asked.
+    """The questions of a task.
 
     Attributes:
         name: Of the task.
-        title: What papers call it.
+        title: Name in papers.
         questions: In the order of the file.
     """
 
@@ -145,7 +145,7 @@ class QuestionSet:
 
     @property
     def majority(self) -> float:
-        """Percent of the questions that are answered correctly by the most frequent answer to all of them."""
+        """Accuracy, in percent, of always giving the most frequent answer."""
         counts = Counter(question.answer for question in self.questions)
         return 100 * max(counts.values()) / len(self)
 
@@ -168,7 +168,7 @@ class TextSet:
 
     @property
     def majority(self) -> None:
-        """There is nothing to guess."""
+        """Perplexity has no majority class."""
 
 
 AbilitySet = QuestionSet | TextSet
@@ -178,7 +178,7 @@ def read_questions(folder: str | Path, tasks: Sequence[str] | None = None, limit
     """Read the questions of tasks.
 
     Args:
-        folder: Directory with files such as ``sst2.jsonl``, one for each task.
+        folder: Directory with one file per task, such as ``sst2.jsonl``.
         tasks: Names of tasks; by default all those whose file is in the folder.
         limit: Maximum number of questions of each task: the first ones.
 
@@ -219,7 +219,7 @@ def read_prose(path: str, limit: int = 200) -> TextSet:
         InputError: It cannot be read, or holds no text.
     """
     require_positive("limit", limit)
-    # How many lines the first articles have is not known; WikiText-103 has two million.
+    # The number of lines of the first articles is unknown; WikiText-103 has two million.
     lines = read_texts(path, 10**7, WIKITEXT)
     starts = [i for i, line in enumerate(lines) if TITLE.fullmatch(line)]
     if starts:

@@ -1,4 +1,4 @@
-"""Runs downstream tasks through EleutherAI's lm-evaluation-harness (lm_eval), on a model in memory, offline."""
+"""Run downstream tasks through EleutherAI's lm-evaluation-harness (lm_eval), on a model in memory, offline."""
 
 import importlib.util
 import logging
@@ -20,12 +20,12 @@ from zu_lightning.runtime.timing import Monitor
 log = logging.getLogger(__name__)
 
 MAX_LENGTH = 2048
-"""Maximum number of tokens that are read at once: the logits of all of them are held in memory."""
+"""Maximum number of tokens per text: the logits of all of them are held in memory."""
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """How well a model did a task.
+    """Score of a model on a task.
 
     Attributes:
         value: Accuracy in percent, or the perplexity per word.
@@ -37,7 +37,7 @@ class TaskScore:
 
 
 def require_lm_eval() -> None:
-    """Refuse to go on without lm_eval, which is an optional extra.
+    """Check that lm_eval, an optional extra, is installed.
 
     Raises:
         InputError: It is not installed.
@@ -53,12 +53,12 @@ def require_lm_eval() -> None:
 def measure_tasks(
     lm: EditableLM, sets: Sequence[AbilitySet], batch_size: int = 8, monitor: Monitor | None = None
 ) -> dict[str, TaskScore]:
-    """What a model can do.
+    """Score a model on downstream tasks.
 
     Args:
         lm: The model, which is left as it is.
-        sets: Questions, and prose.
-        batch_size: Texts that the model reads at a time.
+        sets: Questions, and texts for the perplexity.
+        batch_size: Number of texts per forward pass.
         monitor: Shows progress; none by default.
 
     Returns:
@@ -86,18 +86,18 @@ def measure_tasks(
 
 
 def _wrapped(lm: EditableLM, batch_size: int) -> Any:
-    """The model as lm_eval knows it."""
+    """Wrap the model for lm_eval."""
     from lm_eval.models.huggingface import HFLM  # an optional extra
 
     length = min(lm.context_length, MAX_LENGTH)
     # It may give the tokenizer another padding token.
     model = HFLM(pretrained=lm.model, tokenizer=deepcopy(lm.tokenizer), batch_size=batch_size, max_length=length)
-    model._device = lm.device  # a model that is offloaded says that it is nowhere
+    model._device = lm.device  # that of an offloaded model is `meta`
     return model
 
 
 def _samples(model: Any, asked: AbilitySet) -> list[dict[str, Any]]:
-    """What lm_eval finds for each question or document, in order.
+    """Results of lm_eval for each question or document, in order.
 
     Its own entry points would also seed all random numbers of the run, and describe the machine.
     """
@@ -173,7 +173,7 @@ def _warn_of_long_prompts(lm: EditableLM, asked: AbilitySet, length: int) -> Non
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """lm_eval says what it does at each step, and draws a bar for each; some of them cannot be switched off."""
+    """Silence the log lines and progress bars of lm_eval, some of which have no option."""
     from lm_eval.api import model, task
     from lm_eval.models import huggingface
 

@@ -1,4 +1,4 @@
-"""Evaluation before and after: which queries are asked, in which batches, and which metric gets each."""
+"""Evaluation of a request: its queries, in batches, and the metric of each batch."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -61,8 +61,8 @@ def evaluation_batches(
         forget: Facts to forget.
         retain: Facts to keep that the method never saw.
         heldout: Text for the perplexity, one document each.
-        protect: Facts to keep that the method was told of.
-        same_subject: Other facts about the forgotten subjects, whether or not the method was told of them.
+        protect: Facts to keep that the method was given.
+        same_subject: Other facts about the forgotten subjects, whether or not the method was given them.
         reading: Length of documents and of batches; all tokens of prose need logits, and vocabularies are large.
 
     Returns:
@@ -111,7 +111,7 @@ def evaluation_batches(
 
 
 def batches_digest(evaluation: Iterable[EvaluationBatch | None]) -> str:
-    """A digest of all that an evaluation asks: of every token, and of which metric it belongs to."""
+    """Digest of an evaluation: of every token, and the metric that it belongs to."""
     parts: list[object] = []
     for batch in evaluation:
         if batch is not None:
@@ -142,7 +142,7 @@ def update_metric(
 
 
 def compute_metrics(metrics: MetricCollection) -> dict[str, float]:
-    """Every score by name, as in ``metrics.json``; those of metrics that saw nothing on any process are left out."""
+    """Every score by name, as in ``metrics.json``; metrics without any text are left out."""
     scores: dict[str, float] = {}
     with warnings.catch_warnings():
         # A process without a share of some metric still takes part in its sum.

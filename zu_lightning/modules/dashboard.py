@@ -24,7 +24,7 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
         "to keep": _before_after("keep"),
         "perplexity": ["Multiline", ["before_after/perplexity$"]],
     },
-    "Attacks: base (0), edited (1), gold (2)": {"knowledge found": ["Multiline", ["attacks/.*"]]},
+    "Attacks: base (0), edited (1), gold (2)": {"knowledge recovered": ["Multiline", ["attacks/.*"]]},
     "Layers": {
         "distance to the targets": ["Multiline", ["layer/residual_.*"]],
         "size of the update": ["Multiline", ["layer/relative_norm"]],

@@ -1,1 +1,1 @@
-"""What a run reports: its results and how they are shown."""
+"""Measurements of a run, and how their results are shown."""

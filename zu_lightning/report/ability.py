@@ -1,4 +1,4 @@
-"""General ability before and after: the schema of ``downstream.json``, in one place."""
+"""General ability before and after: the schema of ``downstream.json``."""
 
 import json
 import math
@@ -16,13 +16,13 @@ FILE_NAME = "downstream.json"
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a run measured of one task.
+    """Scores of a run on one task.
 
     Attributes:
-        title: What papers call the task.
+        title: Name of the task in papers.
         metric: ``accuracy`` (percent) or ``word_perplexity``.
         items: Number of questions, or of documents.
-        majority: Percent of the questions that the most frequent answer is right for; ``None`` for a perplexity.
+        majority: Accuracy of the most frequent answer, in percent; ``None`` for a perplexity.
         before: Score of the unedited model; ``None`` if it is not known.
         after: Score of the edited model; ``None`` if it is not known.
     """
@@ -46,7 +46,7 @@ def task_results(
 
 
 def write_downstream(results: Mapping[str, TaskResult], folder: Path) -> Path:
-    """Write ``downstream.json`` into a folder; its path. What is NaN or infinite becomes ``null``."""
+    """Write ``downstream.json`` into a folder, with ``null`` for NaN and infinity; returns its path."""
     content = {name: _finite(asdict(result)) for name, result in results.items()}
     with replacing(folder / FILE_NAME) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -54,7 +54,7 @@ def write_downstream(results: Mapping[str, TaskResult], folder: Path) -> Path:
 
 
 def read_downstream(folder: Path) -> dict[str, TaskResult]:
-    """What ``downstream.json`` in a run's folder says; nothing if there is no such file.
+    """Results in ``downstream.json`` of a run's folder; empty if there is no such file.
 
     Raises:
         InputError: It follows another schema.
@@ -84,7 +84,7 @@ def downstream_table(results: Mapping[str, TaskResult]) -> str:
 
 
 def shown(score: TaskScore | None) -> str:
-    """A score as people read it."""
+    """A score with its standard error, as text."""
     if score is None:
         return "-"
     return f"{score.value:.4g}" if math.isnan(score.stderr) else f"{score.value:.4g} ± {score.stderr:.2g}"

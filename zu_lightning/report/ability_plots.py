@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLORS = ("#8c8c8c", "#00796b", "#e69f00", "#0072b2", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")
-"""The unedited model is gray; the others can be told apart by the color-blind."""
+"""Gray for the unedited model, colorblind-safe for the others."""
 
 UNITS = {"accuracy": "accuracy (%)", "word_perplexity": "perplexity per word"}
 
@@ -33,8 +33,8 @@ def draw_abilities(tasks: Mapping[str, TaskResult], models: Mapping[str, Scores]
     """The scores of several models on the same tasks, as in figure 4 of arXiv 2605.18879.
 
     Args:
-        tasks: What the tasks are, by name; of their scores nothing is used.
-        models: For each model its scores by name of the task; the unedited one first.
+        tasks: The tasks, by name; their scores are not used.
+        models: For each model its scores, by name of the task; the unedited model first.
         name: Of the picture.
         title: Of the picture.
     """
@@ -65,7 +65,7 @@ def _draw(axis: "Axes", tasks: Mapping[str, TaskResult], models: Mapping[str, Sc
         axis.bar(places, [score.value for _, score in found], 0.92 * width, yerr=errors, label=model, **style)
     for place, result in enumerate(tasks.values()):
         if result.majority is not None:
-            label = "the most frequent answer to all" if place == 0 else ""  # once in the legend
+            label = "most frequent answer" if place == 0 else ""  # once in the legend
             axis.hlines(result.majority, place - 0.45, place + 0.45, color="black", linestyle=":", label=label)
     axis.set_xticks(range(len(tasks)), [f"{result.title}\nn = {result.items}" for result in tasks.values()])
     axis.set_ylim(bottom=0)
@@ -73,7 +73,7 @@ def _draw(axis: "Axes", tasks: Mapping[str, TaskResult], models: Mapping[str, Sc
 
 
 def _described(tasks: Mapping[str, TaskResult], models: Mapping[str, Scores]) -> str:
-    """All bars in words."""
+    """Alternative text: all bars."""
     parts: Sequence[str] = [
         f"{result.title} ({UNITS[result.metric]}, {result.items} items): "
         + ", ".join(f"{model} {shown(scores.get(name))}" for model, scores in models.items())

@@ -1,4 +1,4 @@
-"""The report: one page of HTML for people who did not see the run.
+"""The report: one HTML page about a run.
 
 Everything on it comes from ``metrics.json`` and from the pictures in the run's folder. It needs no network, and no
 script to be read; with scripts, tables can be sorted and filtered.
@@ -25,25 +25,25 @@ Table = Sequence[Sequence[str]]
 """A line of heads, then lines of as many cells."""
 
 ATTACK_MEANINGS = {
-    "rank": "share of other answers of its kind that it finds less likely than the true one",
-    "rank_first": "facts whose true answer it finds the likeliest of all of its kind",
+    "rank": "share of other answers of the same relation that are less likely than the true one",
+    "rank_first": "facts whose true answer is the most likely of its relation",
     "leak": "facts that 20 samples would contain",
     "sampling": "facts that 20 samples contain",
-    "prompting_few_shot": "facts that it tells after examples",
-    "prompting_prefix": "facts that it tells after another text",
-    "prompting_repeat": "facts that it tells after it was made to repeat",
-    "prompting_reversed": "share of made-up subjects that fit the answer worse than the true one",
+    "prompting_few_shot": "facts that it states after examples",
+    "prompting_prefix": "facts that it states after another text",
+    "prompting_repeat": "facts that it states after being made to repeat",
+    "prompting_reversed": "share of made-up subjects that are less likely than the true one, given the answer",
     "memorization": "tokens of the statement that it continues word by word",
     "extraction": "how much of the statement it completes by itself",
-    "truth_ratio": "how much likelier the truth is than other answers",
-    "membership_loss": "how familiar the statement looks beside made-up ones",
+    "truth_ratio": "how much more likely the truth is than other answers",
+    "membership_loss": "how likely the statement is, compared with made-up ones",
     "membership_min_k": "the same, by its least likely tokens",
-    "membership_min_k_plus_plus": "the same, compared with the other words that the model could say there",
-    "membership_reference": "the same, beside a model that never knew",
-    "lens": "facts that can be read off its layers by its own head",
-    "probe": "facts that can be read off its layers by a trained classifier",
+    "membership_min_k_plus_plus": "the same, relative to the other tokens at the same positions",
+    "membership_reference": "the same, relative to the gold model",
+    "lens": "facts that its own output head decodes from its layers",
+    "probe": "facts that a trained classifier decodes from its layers",
 }
-"""What attacks find, in plain words."""
+"""What the scores of attacks mean, in plain words."""
 
 
 def write_page(folder: Path) -> Path:
@@ -71,7 +71,7 @@ def page(results: Results, pictures: list[Picture], there: Set[str] = frozenset(
     Args:
         results: Of the run.
         pictures: To show, in this order.
-        there: Which of ``model``, ``adapter``, and ``config.yaml`` lie beside the page.
+        there: Which of ``model``, ``adapter``, and ``config.yaml`` are beside the page.
         rank: Rank of the adapter, if there is one that can be read.
     """
     content = asdict(results)
@@ -120,10 +120,10 @@ def _environment() -> Environment:
 
 
 def summary(results: Results) -> str:
-    """One sentence on what the model answers now."""
+    """One sentence on what the model answers after the edit."""
     before, after = results.before, results.after
     if "efficacy" not in after:
-        return "This run ended before the edited model was asked anything."
+        return "This run ended before the edited model was evaluated."
     facts = "the fact" if results.facts == 1 else f"the {results.facts} facts"
     said = f"Asked directly, the model still gives {after['efficacy']:.0f}% of {facts} it was to forget"
     others = {"retain": "of other facts", "same_subject": "of the other facts about the same people or things"}
@@ -137,7 +137,7 @@ def summary(results: Results) -> str:
 
 
 def _meaning(name: str) -> str:
-    """What a score of an attack means, in plain words; of some, it is said with the attack's first score."""
+    """Meaning of a score of an attack, in plain words; empty if the attack's first score explains it."""
     start, _, layer = name.partition("_layer_")
     if layer:
         return f"the same, after layer {layer} alone"

@@ -1,7 +1,6 @@
-"""Pictures of a run: PNG and SVG files that say themselves what they show.
+"""Pictures of a run: PNG and SVG files with title and alternative text in their metadata.
 
-The title and the description, by which a reader who cannot see a picture knows what is in it, are the files' own
-metadata: a report shows every picture that it finds in a folder, whoever drew it.
+A report shows every picture that it finds in a folder, whoever drew it.
 """
 
 from dataclasses import dataclass
@@ -15,25 +14,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOLDER = "pictures"
-"""Where in a run's folder pictures lie."""
+"""Folder of the pictures, in that of a run."""
 
 METADATA = ".//{http://creativecommons.org/ns#}Work/{http://purl.org/dc/elements/1.1/}"
-"""Where in an SVG matplotlib puts what is said about it."""
+"""Where matplotlib puts metadata in an SVG."""
 
 STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "zu-lightning"}
-"""Letters stay letters, and the same picture is the same file."""
+"""Keep text as text, and write identical pictures to identical files."""
 
 DOTS_PER_INCH = 150
 
 
 class Drawing(NamedTuple):
-    """A picture that is drawn.
+    """A figure with its name and texts.
 
     Attributes:
         figure: The drawing.
-        name: Of its files, without an ending.
+        name: Name of its files, without an ending.
         title: What it shows, in a few words.
-        description: What there is to see in it, for somebody who cannot see it.
+        description: Alternative text.
     """
 
     figure: "Figure"
@@ -49,7 +48,7 @@ class Picture:
     Attributes:
         name: The files' name without its ending.
         title: What it shows, in a few words.
-        description: What there is to see in it, for somebody who cannot see it.
+        description: Alternative text.
         svg: The drawing.
     """
 
@@ -60,7 +59,7 @@ class Picture:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches that needs no screen."""
+    """An empty figure, sizes in inches."""
     from matplotlib.figure import Figure  # slow to import, and not every run draws
 
     return Figure(figsize=(width, height), layout="constrained")

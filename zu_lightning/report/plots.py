@@ -1,4 +1,4 @@
-"""The pictures of every run: scores before and after, what attacks find, and the spectrum of the retain keys."""
+"""Pictures of every run: scores before and after, attacks, and the spectrum of the retain keys."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from zu_lightning.report.pictures import Drawing, new_figure
 from zu_lightning.report.results import Results
 
 BEFORE, AFTER, GOLD = "#9aa5b1", "#1f5fa8", "#c98a00"
-"""Colors that are told apart by people who see no red or no green, and in print."""
+"""Colorblind-safe, and distinct in print."""
 
 MARKS = {"base": ("before", BEFORE, "o"), "edited": ("after", AFTER, "D"), "gold": ("gold", GOLD, "|")}
 """Name, color, and shape of each model's marks."""
@@ -32,7 +32,7 @@ def draw_scores(results: Results) -> Drawing:
                 panel.barh(row + shift, scores[name], 0.38, xerr=reach, color=color, **style)
         panel.scatter([], [], color=color, marker="s", label=when)
     panel.set_yticks(range(len(names)), list(reversed(names)))
-    panel.set(xlim=(0, 101), xlabel="answers that the model gives (%); bars: 95% interval over facts")
+    panel.set(xlim=(0, 101), xlabel="answers that the model gives (%); error bars: 95% interval over facts")
     panel.grid(visible=True, axis="x", alpha=0.3)
     figure.legend(loc="outside upper right", ncols=2, frameon=False)
     values = (f"{name} {_percent(results.before.get(name))} and {_percent(results.after[name])}" for name in names)
@@ -41,7 +41,7 @@ def draw_scores(results: Results) -> Drawing:
 
 
 def draw_attacks(results: Results) -> Drawing:
-    """What each attack finds in the unedited, the edited, and the gold model."""
+    """Scores of attacks on the unedited, the edited, and the gold model."""
     names = list(results.attacks)[::-1]
     figure = new_figure(7, 1.2 + ROW * len(names))
     panel = figure.subplots()
@@ -51,11 +51,11 @@ def draw_attacks(results: Results) -> Drawing:
             found = [100 * results.attacks[names[row]][model] for row in rows]
             panel.scatter(found, rows, color=color, marker=marker, s=60, label=shown, zorder=3)
     panel.set_yticks(range(len(names)), names)
-    panel.set(xlim=(-2, 102), xlabel="knowledge found (%)")
+    panel.set(xlim=(-2, 102), xlabel="knowledge recovered (%)")
     panel.grid(visible=True, alpha=0.3)
     figure.legend(loc="outside upper right", ncols=3, frameon=False)
     told = "; ".join(f"{name} {_in_models(scores)}" for name, scores in results.attacks.items())
-    return Drawing(figure, "attacks", "What attacks find", f"One row an attack, one mark a model: {told}.")
+    return Drawing(figure, "attacks", "Knowledge recovered by attacks", f"One row an attack, one mark a model: {told}.")
 
 
 def _in_models(scores: dict[str, float]) -> str:
@@ -69,7 +69,7 @@ def draw_spectrum(layer: int, shares: Sequence[float], threshold: float | None =
     Args:
         layer: Index of the layer.
         shares: Eigenvalues as shares of their mean.
-        threshold: Below which share directions count as free; ``None`` for a rule without one.
+        threshold: Share below which directions count as free; ``None`` for a method without a threshold.
     """
     figure = new_figure(6, 3.5)
     panel = figure.subplots()

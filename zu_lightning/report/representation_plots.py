@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "representations"
-"""Of a run's picture."""
+"""Name of a run's picture."""
 
 LOOKS: dict[str, tuple[str, str]] = {
     "forget": ("#d55e00", "o"),
     "kept": ("#0072b2", "s"),
     "unseen": ("#009e73", "^"),
 }
-"""Color and marker of each group; the colors can be told apart by people who are color-blind (Okabe and Ito)."""
+"""Color and marker of each group; colorblind-safe (Okabe and Ito)."""
 
 COLUMNS = 3
-"""Maximum number of panels beside each other."""
+"""Maximum number of panels per row."""
 
 
 def draw_run(found: RepresentationMap) -> Drawing:
@@ -53,7 +53,7 @@ def draw_methods(found: Mapping[str, RepresentationMap], layer: int, draw: str) 
         panel.set_title(name)
         panel.set(ylabel=labels["ylabel"] if i % COLUMNS == 0 else "")
         panel.set(xlabel=labels["xlabel"] if i + COLUMNS >= len(planes) else "")
-    # A method that is told of facts to keep shows more groups than one that is not.
+    # Methods with protected facts show more groups than others.
     _legend(figure, max(panels, key=lambda panel: len(panel.collections)))
     title = f"Representations at layer {layer}: {draw}"
     figure.suptitle(title)
@@ -113,7 +113,7 @@ def _labels(plane: Plane) -> dict[str, str]:
 
 
 def _legend(figure: "Figure", panel: "Axes") -> None:
-    """In the order of the groups, not in that in which they were drawn."""
+    """Show the groups in their order, not in drawing order."""
     by_label = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
     labels = [label for group in GROUPS for label in by_label if label.startswith(f"{group},")]
     figure.legend([by_label[label] for label in labels], labels, loc="outside right center", frameon=False)

@@ -1,4 +1,4 @@
-"""The results of a run: the schema of ``metrics.json``, in one place."""
+"""Results of a run: the schema of ``metrics.json``."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -13,10 +13,10 @@ FILE_NAME = "metrics.json"
 
 @dataclass(frozen=True)
 class TargetScores:
-    """How well the neutral targets work, with z* inserted directly.
+    """Effect of the neutral targets, with z* patched in directly.
 
     Attributes:
-        reachable: Percent of the facts whose answer is gone: the ceiling of every rule.
+        reachable: Percent of the facts whose answer is gone: the upper bound for any edit.
         probability: Mean probability of the neutral answer, 0..1.
     """
 
@@ -26,12 +26,12 @@ class TargetScores:
 
 @dataclass(frozen=True)
 class FactResult:
-    """What a run did to one of the facts to forget.
+    """Scores of one of the facts to forget.
 
     Attributes:
         id: Its name.
-        prompt: Its prompt; ``None`` if the report is to hold no texts.
-        target: Its answer; ``None`` likewise.
+        prompt: Its prompt; ``None`` in a report without texts.
+        target: Its answer; ``None`` in a report without texts.
         before: Scores of the unedited model: ``efficacy``, ``generalization``, and others that there are queries for,
             in percent of the fact's own queries, and ``probability``, 0..1.
         after: The same of the edited model.
@@ -46,13 +46,13 @@ class FactResult:
 
 @dataclass(frozen=True)
 class Completion:
-    """How the model goes on after a prompt.
+    """Completions of a prompt.
 
     Attributes:
         prompt: The prompt.
-        before: What the unedited model adds; ``None`` if it was not asked.
-        after: What the edited model adds.
-        forget: Whether the prompt asks for something to forget.
+        before: That of the unedited model; ``None`` if it was not measured.
+        after: That of the edited model.
+        forget: Whether the prompt is that of a fact to forget.
     """
 
     prompt: str
@@ -63,7 +63,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Results:
-    """What a run measured.
+    """Results of a run.
 
     Attributes:
         before: Scores of the unedited model: percent for exact matches, 0..1 for probabilities, and the perplexity.
@@ -74,18 +74,17 @@ class Results:
         model: Where the model came from.
         method: Name and options of the method.
         targets: Scores of the neutral targets; ``None`` for a method without them.
-        layers: For each edited layer, what the edit did.
+        layers: Effect of the edit on each edited layer.
         forgotten: Ids of the facts to forget.
         attacks: For each score of an attack its mean in the models ``base``, ``edited``, and ``gold``, and the ``gap``
             to gold with the ``low`` and ``high`` end of its interval.
         comparisons: Numbers that compare with gold as a whole, by name.
-        verdict: One sentence on what the attacks found; ``None`` if there were none.
+        verdict: Conclusion from the attacks, in one sentence; ``None`` without attacks.
         intervals: The 95% intervals of scores ``before`` and ``after``, by name, by a bootstrap over facts.
-        per_fact: What happened to each of the facts to forget.
+        per_fact: Scores of each of the facts to forget.
         completions: Sample completions.
-        identity: What the run was made of: versions, and digests by which weights and data are recognized, by name.
-        earlier: Scores of the facts of earlier requests of the project, ``before`` and ``after`` this one, by number of
-            the request.
+        identity: Versions, and digests of weights and data, by name.
+        earlier: Scores of the facts of previous requests, ``before`` and ``after`` this one, by number of the request.
         started: When the run began, in ISO 8601 and UTC.
         finished: When its results were written.
     """

@@ -1,4 +1,4 @@
-"""The results of a run as a table for a terminal."""
+"""Results of a run as tables for a terminal."""
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -9,17 +9,17 @@ from zu_lightning.evaluation.score_table import SCORES
 from zu_lightning.report.results import Results
 
 WIDTH = 100
-"""Of a terminal that does not tell its own."""
+"""Columns of the tables."""
 OF_A_LAYER = "_layer_"
 """In the names of scores of single layers."""
 
 
 def results_table(results: Results, *, color: bool = False) -> str:
-    """The headline scores before and after with their intervals, what attacks found, and the verdict.
+    """Scores before and after with their intervals, attacks, and the verdict.
 
     Args:
         results: Of a run.
-        color: Whether to color it, for a terminal that can.
+        color: Whether to use colors.
     """
     parts: list[RenderableType] = ["", _scores(results)]
     if results.attacks:
@@ -48,7 +48,7 @@ def _attacks(results: Results) -> Table:
     """The scores of attacks, in percent; those of single layers are in the report and in metrics.json."""
     columns = ("base", "edited", "gold", "gap")
     shown = [name for name in columns if any(name in scores for scores in results.attacks.values())]
-    explained = "gold: a model that never knew these facts; gap: how much more the edited model gives away than gold"
+    explained = "gold: a model that was never trained on these facts; gap: edited minus gold"
     caption = explained if "gap" in shown else None
     table = Table("attack (percent)", box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     for name in shown:

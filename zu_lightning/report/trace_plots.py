@@ -1,4 +1,4 @@
-"""Pictures of causal tracing, and its numbers as a file (figures 2 and 5 to 7 of the paper)."""
+"""Pictures and JSON of causal tracing (figures 2 and 5 to 7 of the paper)."""
 
 import json
 from dataclasses import asdict
@@ -27,7 +27,7 @@ ROLE_NAMES: dict[Role, str] = {
 }
 
 LINES: tuple[Role, ...] = ("subject_last", "last")
-"""Roles that the answer usually goes through: of each, lines with bands are drawn."""
+"""Roles with a panel of lines and bands."""
 
 
 def draw_heat_maps(effects: IndirectEffects, description: str) -> Drawing:
@@ -45,7 +45,7 @@ def draw_heat_maps(effects: IndirectEffects, description: str) -> Drawing:
         axes.set_yticks(range(len(ROLES)), names)
         axes.xaxis.get_major_locator().set_params(integer=True)
         figure.colorbar(image, ax=axes, label="indirect effect (probability)" if i == len(KINDS) - 1 else "")
-    return Drawing(figure, "trace_heat_maps", "Where the answer is: effect by layer and token", description)
+    return Drawing(figure, "trace_heat_maps", "Indirect effect by layer and token", description)
 
 
 def draw_effect_lines(effects: IndirectEffects, description: str) -> Drawing:
@@ -64,11 +64,11 @@ def draw_effect_lines(effects: IndirectEffects, description: str) -> Drawing:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.axhline(0, color="gray", linewidth=0.5)
     axes.legend()
-    return Drawing(figure, "trace_by_layer", "Where the answer is: effect by layer, with 95% bands", description)
+    return Drawing(figure, "trace_by_layer", "Indirect effect by layer, with 95% bands", description)
 
 
 def described(effects: IndirectEffects, recommendation: Recommendation) -> str:
-    """What the pictures show, for somebody who cannot see them."""
+    """Alternative text of the pictures."""
     means = band(effects.probability).mean
     peaks = []
     for i, kind in enumerate(KINDS):
