@@ -22,8 +22,6 @@ import data
 from callbacks import ClosedForm, ExportEditedModel, Measure, RecordRequest, Resume, TraceLayers
 from callbacks.progress import BesideBars, Progress, close_bars
 from callbacks.resume import checkpoint_path
-from callbacks.stopping import ending, full_disk_told_once, stopped_by_sigterm
-from callbacks.usage import Parser
 from zu_lightning import (
     EditingModule,
     EvaluationModule,
@@ -35,6 +33,9 @@ from zu_lightning import (
 )
 from zu_lightning.attacks.measurement import Attacks
 from zu_lightning.cli.method_option import module_of, named_method
+from zu_lightning.cli.renamed import translate_arguments
+from zu_lightning.cli.stopping import ending, full_disk_told_once, stopped_by_sigterm
+from zu_lightning.cli.usage import Parser
 from zu_lightning.editing.method import Method, ReleaseProtocol
 from zu_lightning.modules.run_folder import check_writable, remove_refused, run_folder
 from zu_lightning.report.measurements import Completions, Downstream, PreviousRequests, Representations
@@ -212,7 +213,8 @@ def main(args: list[str] | None = None) -> None:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
-    Parser.chosen_method = named_method(sys.argv[1:] if args is None else args)
+    args = translate_arguments(sys.argv[1:] if args is None else args)
+    Parser.chosen_method = named_method(args)
     try:
         with stopped_by_sigterm(), full_disk_told_once():
             UnlearnCLI(
@@ -227,7 +229,7 @@ def main(args: list[str] | None = None) -> None:
                 args=args,
             )
     except BaseException as error:
-        end = ending(error, option_of, sys.argv[1:] if args is None else args)
+        end = ending(error, option_of, args)
         if end is None:
             raise
         close_bars()

@@ -44,8 +44,10 @@ class RecordRequest(Callback):
         if not isinstance(pl_module, EditingModule):
             remedy = f"{type(pl_module).__name__} has no thin updates for its ledger: edit layers, or set it to null."
             raise InputError("project", str(history.folder), remedy)
-        if pl_module.tiny:
-            raise InputError("tiny", True, "a project needs the model that it is about: leave out one of the two.")
+        if pl_module.random_tiny_model:
+            raise InputError(
+                "random_tiny_model", True, "a project needs the model that it is about: leave out one of the two."
+            )
         refusal = self._refusal(trainer, history, pl_module) if trainer.is_global_zero else None
         refusal, head = trainer.strategy.broadcast((refusal, history.head))
         # Processes may have read the ledger at different times. All of them stop, or those that are left would wait.

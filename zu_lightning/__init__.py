@@ -6,6 +6,8 @@ The public names stand in ``__init__.pyi``; each is imported from its module whe
 
 import lazy_loader
 
+from zu_lightning import renamed_modules as renamed_modules
+
 __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

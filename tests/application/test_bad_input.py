@@ -119,14 +119,16 @@ BAD_INPUT = {
     ),
     "both sets": Case(option("--data.forget_ids=[a]", "--data.retain_ids=[a]"), "--data.retain_ids is ['a']: "),
     "no such id in a file": Case(ids, "--data.ids is ['nobody']: these are not ids of the 1800 facts"),
-    "no layer of a tiny model": Case(option("--model.layers=[]", "--model.tiny=true"), "--model.layers is []: name at"),
+    "no layer of a tiny model": Case(
+        option("--model.layers=[]", "--model.random_tiny_model=true"), "--model.layers is []: name at"
+    ),
     "no such layer": Case(option("--model.layers=[0, 9]"), "--model.layers is [0, 9]: layers [9] do not exist"),
     "no such model": Case(option("--model.model_name_or_path={}/none"), "--model.model_name_or_path is '{}/none': "),
     "empty model": Case(empty_model, "--model.model_name_or_path is '{}/nothing': this is neither a model directory"),
     "broken model": Case(broken_model, "--model.model_name_or_path is '{}/broken': there is a configuration, but"),
     "no causal model": Case(masked_model, "this 'bert' model is not a causal language model"),
     "no architecture": Case(
-        option("--model.tiny=true", "--model.model_name_or_path=mine"),
+        option("--model.random_tiny_model=true", "--model.model_name_or_path=mine"),
         "--model.model_name_or_path is 'mine': it does not contain the name of an architecture",
     ),
     "no such checkpoint": Case(option("--ckpt_path={}/none.ckpt"), "--ckpt_path is '{}/none.ckpt': there is no such"),

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 import train
-from callbacks.usage import usage_line
 from tests.conftest import ROOT, command_line, train_py
 from zu_lightning import InputError
+from zu_lightning.cli.usage import usage_line
 from zu_lightning.serving.__main__ import check
 
 

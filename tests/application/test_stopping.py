@@ -8,8 +8,8 @@ import threading
 import pytest
 
 import train
-from callbacks.stopping import ending, full_disk_told_once, stopped_by_sigterm
 from zu_lightning import InputError
+from zu_lightning.cli.stopping import ending, full_disk_told_once, stopped_by_sigterm
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -110,5 +110,5 @@ def test_only_the_first_process_keeps_what_later_requests_need(project: Project,
 
 
 def test_a_stand_in_is_no_model_of_a_project(project: Project) -> None:
-    with pytest.raises(InputError, match="tiny is True: a project needs the model that it is about"):
-        set_up(project.ledger.history(), people(1), tiny=True)
+    with pytest.raises(InputError, match="random_tiny_model is True: a project needs the model that it is about"):
+        set_up(project.ledger.history(), people(1), random_tiny_model=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from zu_lightning.cli.renamed import translate_config
 from zu_lightning.editing.method import Method
 
 
@@ -22,7 +23,8 @@ def named_method(arguments: Sequence[str]) -> str | None:
         if option in ("--method", "--method.class_path"):
             chosen = value
         elif option in ("--config", "-c") and Path(value).is_file():
-            chosen = class_of(yaml.safe_load(Path(value).read_text(encoding="utf-8"))) or chosen
+            config = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            chosen = class_of(translate_config(config, quiet=True) if isinstance(config, dict) else None) or chosen
     return chosen
 
 

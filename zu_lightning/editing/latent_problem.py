@@ -148,7 +148,7 @@ class LatentProblem:
         return replace(rows, suffix=begun.later(lookup, *below, cached)), start, log_softmax(logits, -1)
 
     def _to_keep(self, fact: Fact) -> Iterator[tuple[Fact, bool, float]]:
-        """Prompts about a fact's subject whose continuation should stay: prompt, whether read at the lookup token, weight."""
+        """Prompts to preserve: prompt, whether it is read at the lookup token, and weight."""
         if fact.essence is not None and self.options.kl_weight:
             yield fact.essence, self.release.kl_position == "lookup", self.options.kl_weight
         same_subject_facts = self.same_subject_facts.get(fact.id, ()) if self.options.same_subject_weight else ()

@@ -30,8 +30,8 @@ class EvaluationModule(LightningModule):
         model_name_or_path: Hub id or directory of a causal language model.
         layers: Layers to edit, lowest first, from 0.
         dtype: How the weights are kept: ``auto``, ``float32``, ``bfloat16``, or ``float16``.
-        tiny: Whether to use a tiny random model of the same architecture instead, which needs no download: to try
-            the rest of a configuration.
+        random_tiny_model: Whether to use a tiny random model of the same architecture instead, which needs no download:
+            to try the rest of a configuration.
         load_options: More arguments of ``from_pretrained``, such as ``{device_map: auto}`` for a model that is larger
             than one device (in one process), or ``{revision: ...}``.
         neutral_target: Answer to give instead; ``<eos>`` is its tokenizer's end-of-text token.
@@ -44,7 +44,7 @@ class EvaluationModule(LightningModule):
         model_name_or_path: str = "data/demo/model",
         layers: list[int] = [0],  # noqa: B006 (read only, and what --print_config should show)
         dtype: str = "auto",
-        tiny: bool = False,
+        random_tiny_model: bool = False,
         load_options: dict[str, Any] | None = None,
         neutral_target: str = "unknown",
     ) -> None:
@@ -52,7 +52,8 @@ class EvaluationModule(LightningModule):
         if not neutral_target.strip():
             raise InputError("neutral_target", neutral_target, "say what the model should answer instead.")
         self.model_name_or_path, self.layers, self.dtype_name = model_name_or_path, layers, dtype
-        self.tiny, self.load_options, self.neutral_target = tiny, load_options or {}, neutral_target
+        self.random_tiny_model, self.load_options = random_tiny_model, load_options or {}
+        self.neutral_target = neutral_target
         self.metrics = evaluation_metrics()
         self.by_fact = FactScores(map(str, self.metrics))
         self.seconds: dict[str, float] = {}
@@ -69,14 +70,14 @@ class EvaluationModule(LightningModule):
             "model_name_or_path": self.model_name_or_path,
             "layers": self.layers,
             "dtype": self.dtype_name,
-            "tiny": self.tiny,
+            "random_tiny_model": self.random_tiny_model,
             "load_options": {name: self.load_options.get(name) for name in ("revision", "subfolder")},
         }
 
     def setup(self, stage: str) -> None:
         """Check what can be checked before weights are loaded."""
         depth = max(self.layers, default=0) + 1  # of a tiny model, which is made as deep as needed
-        if not self.tiny:
+        if not self.random_tiny_model:
             depth = check_model(self.model_name_or_path, **self.load_options)
         check_layers(self.layers, depth)
         if "device_map" in self.load_options and self.trainer.world_size > 1:
@@ -89,7 +90,7 @@ class EvaluationModule(LightningModule):
             return
         device = self.trainer.strategy.root_device
         with self.monitor.timed("load"):
-            source = _written_tiny_model(self) if self.tiny else self.model_name_or_path
+            source = _written_tiny_model(self) if self.random_tiny_model else self.model_name_or_path
             self.lm = EditableLM.from_pretrained(source, dtype=self.dtype_name, **self.load_options).to(device)
         if self.lm.device != device:
             remedy = f"this puts the model on {self.lm.device}, but the trainer chooses {device}: make them agree."

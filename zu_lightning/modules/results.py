@@ -61,7 +61,7 @@ def results_of(module: "UnlearnModule", *, texts: bool = True) -> Results:
         facts=len(forget),
         seconds=run.seconds,
         peak_memory_gib=_peak_memory_gib(module.lm.device),
-        model=module.model_name_or_path + (" (a tiny random stand-in)" if module.tiny else ""),
+        model=module.model_name_or_path + (" (a tiny random stand-in)" if module.random_tiny_model else ""),
         method=module.method.describe(),
         targets=None if run.targets is None else _target_scores(run.targets),
         layers={key.layer: edit.scores for key, edit in run.edits.items() if key.request == module.request.number},

@@ -8,6 +8,7 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from zu_lightning.cli.method_option import without_other_methods
+from zu_lightning.cli.renamed import translate_config
 
 TYPES = {
     "int": "an integer", "float": "a number", "bool": "true or false", "str": "a text", "list": "a list",
@@ -49,10 +50,11 @@ class Parser(LightningArgumentParser):
     """The method that the command line chooses; options of others in configuration files do not count."""
 
     def _load_config_parser_mode(self, content: str, *args: Any, **kwargs: Any) -> Any:
-        """Leave out the options of methods that are not chosen."""
+        """Take options by their old names, and leave out those of methods that are not chosen."""
         config = yaml.safe_load(content)
         if isinstance(config, dict):
-            content = yaml.safe_dump(without_other_methods(config, Parser.chosen_method), sort_keys=False)
+            config = without_other_methods(translate_config(config), Parser.chosen_method)
+            content = yaml.safe_dump(config, sort_keys=False)
         return super()._load_config_parser_mode(content, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

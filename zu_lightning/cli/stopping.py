@@ -9,8 +9,8 @@ from typing import NamedTuple, NoReturn
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from callbacks.usage import UsageError, usage_line
 from zu_lightning import InputError
+from zu_lightning.cli.usage import UsageError, usage_line
 from zu_lightning.runtime.files import NO_ROOM, DiskFullError, out_of_room
 
 
