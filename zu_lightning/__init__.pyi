@@ -154,8 +154,8 @@ from .runtime.files import digest as digest
 from .runtime.files import replacing as replacing
 from .runtime.timing import Monitor as Monitor
 from .solvers import LowRankUpdate as LowRankUpdate
-from .tracing.tracing import CausalTrace as CausalTrace
-from .tracing.tracing import LayerTrace as LayerTrace
-from .tracing.tracing import causal_trace as causal_trace
+from .tracing.layer_trace import CausalTrace as CausalTrace
+from .tracing.layer_trace import LayerTrace as LayerTrace
+from .tracing.layer_trace import causal_trace as causal_trace
 
 __version__: str

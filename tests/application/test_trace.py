@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.conftest import SHORT_RUN, run
 from zu_lightning import EditableLM, Fact, InputError, read_facts, split_facts
 from zu_lightning.report.pictures import pictures_in
-from zu_lightning.tracing.effects import TraceOptions, trace_effects
+from zu_lightning.tracing.indirect_effects import TraceOptions, trace_effects
 from zu_lightning.tracing.recommendation import recommend
 
 

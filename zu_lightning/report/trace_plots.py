@@ -10,10 +10,9 @@ from torch import Tensor
 from zu_lightning.report.pictures import Drawing, new_figure
 from zu_lightning.runtime.files import replacing
 from zu_lightning.tracing.bands import band
-from zu_lightning.tracing.effects import IndirectEffects
+from zu_lightning.tracing.indirect_effects import KINDS, IndirectEffects
 from zu_lightning.tracing.recommendation import Recommendation
-from zu_lightning.tracing.restoring import KINDS
-from zu_lightning.tracing.roles import ROLES, Role
+from zu_lightning.tracing.traced_prompts import ROLES, Role
 
 KIND_NAMES = {"hidden": "state after the layer", "mlp": "MLP", "attention": "attention"}
 

@@ -1,4 +1,4 @@
-"""Means over facts with confidence bands, and what else comes of drawing the facts again."""
+"""Means over facts with confidence bands, by a bootstrap."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,7 @@
-"""Which layers to edit, from causal tracing, and how sure that is.
+"""Layers to edit, recommended from causal tracing, and the certainty of that.
 
-An edit changes what MLPs write at the lookup token. It can start where restoring an MLP there brings the answer back,
-and it has to end while the token's state still carries the answer: MEMIT (arXiv 2210.07229, Section 4) spreads an edit
+An edit changes the outputs of MLPs at the lookup token. It can start where restoring an MLP there restores the answer,
+and has to end while the token's state still carries the answer: MEMIT (arXiv 2210.07229, Section 4) spreads an edit
 over such a range.
 """
 
@@ -13,20 +13,20 @@ from torch import Tensor
 
 from zu_lightning.runtime.files import replacing
 from zu_lightning.tracing.bands import band, resampled_means
-from zu_lightning.tracing.effects import IndirectEffects
-from zu_lightning.tracing.roles import ROLES, Role
+from zu_lightning.tracing.indirect_effects import IndirectEffects
+from zu_lightning.tracing.traced_prompts import ROLES, Role
 
 HIGH = 0.5
 """An effect is high if it is at least this share of the largest one."""
 
 SURE = 0.7
-"""Overlap over resampled facts from which a recommendation is sure."""
+"""A recommendation is sure if its overlap with those from resampled facts is at least this."""
 
 LEAST_SHARE = 0.05
-"""Share of what corruption takes away that the best layer must bring back, to the lower end of its band."""
+"""Share of the probability lost to corruption that the best layer must restore, at the lower end of its band."""
 
 LEAST_FACTS = 10
-"""With fewer facts nothing is sure."""
+"""With fewer facts no recommendation is sure."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Recommendation:
 
     Attributes:
         layers: The layers, lowest first; empty if no fact was traced.
-        sureness: Mean Jaccard overlap of ``layers`` with what resampled facts recommend, 0 to 1.
-        role: Of the lookup token.
+        sureness: Mean Jaccard overlap of ``layers`` with the recommendations from resampled facts, 0 to 1.
+        role: Role of the lookup token.
         doubts: Why the recommendation is not sure; empty if it is.
     """
 
@@ -60,24 +60,24 @@ class Recommendation:
         return f"edit layers {list(self.layers)} ({how}; {overlap}){''.join(f'; {doubt}' for doubt in self.doubts)}"
 
     def write(self, path: Path) -> None:
-        """Write the layers as a configuration that can be given to ``train.py`` after others."""
+        """Write the layers as a configuration file for ``train.py``."""
         with replacing(path) as temporary:
             temporary.write_text(f"# Causal tracing: {self.sentence}.\nmodel:\n  layers: {list(self.layers)}\n")
 
 
 def recommend(effects: IndirectEffects, role: Role = "subject_last", seed: int = 0) -> Recommendation:
-    """Recommend layers to edit, as a range.
+    """Recommend a range of layers to edit.
 
-    It starts at the first of the layers about the best one whose MLPs have a high effect at the lookup token (see
-    ``HIGH``), and ends at the last of the layers whose hidden state there has.
+    It starts at the first of the layers around the best one whose MLPs have a high effect at the lookup token (see
+    ``HIGH``), and ends at the last of the layers around the best one whose hidden states there have.
 
     Args:
-        effects: What was traced.
+        effects: Result of the tracing.
         role: Role of the lookup token, where an edit works.
-        seed: Seed of the resampled facts.
+        seed: Seed of the bootstrap over facts.
 
     Returns:
-        The layers with all reasons to doubt them.
+        The layers, with all reasons to doubt them.
     """
     both = torch.stack([effects.of("mlp", role), effects.of("hidden", role)], 1)
     both = both[~both[:, 0, 0].isnan()]
@@ -89,15 +89,15 @@ def recommend(effects: IndirectEffects, role: Role = "subject_last", seed: int =
     doubts = [f"other facts would recommend other layers, with an overlap of {sureness:.2f}"] if sureness < SURE else []
     if len(both) < LEAST_FACTS:
         doubts.append(f"only {len(both)} facts could be traced")
-    taken = band(effects.clean - effects.corrupted, seed)
-    if taken.low <= 0:
+    lost = band(effects.clean - effects.corrupted, seed)
+    if lost.low <= 0:
         doubts.append("corrupting the subjects does not make the answers less probable")
     else:
         carried = band(both[:, 1], seed)
         best = int(carried.mean.argmax())
-        if carried.low[best] < LEAST_SHARE * taken.mean:
-            share = float(carried.mean[best] / taken.mean)
-            doubts.append(f"no state at the lookup token brings back more than {100 * share:.0f}% of the answer")
+        if carried.low[best] < LEAST_SHARE * lost.mean:
+            share = float(carried.mean[best] / lost.mean)
+            doubts.append(f"no state at the lookup token restores more than {100 * share:.0f}% of the answer")
     other = _stronger_role(effects, role, seed)
     if other is not None:
         doubts.append(f"MLPs at tokens of the role {other} carry more of the answer than at the lookup token ({role})")
@@ -111,7 +111,7 @@ def _range(means: Tensor) -> range:
 
 
 def _high(effect: Tensor) -> range:
-    """The layers about the best one whose effect is high."""
+    """The layers around the best one whose effect is high."""
     peak = int(effect.argmax())
     high = (effect >= HIGH * effect[peak]).tolist()
     start = stop = peak
@@ -127,13 +127,13 @@ def _jaccard(one: range, other: range) -> float:
 
 
 def _stronger_role(effects: IndirectEffects, role: Role, seed: int) -> Role | None:
-    """Another role whose MLPs bring back more, beyond chance, in the layer where those of the lookup token are best."""
+    """Another role whose MLPs restore more, beyond chance, in the layer where those of the lookup token are best."""
     own = effects.of("mlp", role)
     layer = int(own.nanmean(0).argmax())
-    found: dict[Role, float] = {}
+    stronger: dict[Role, float] = {}
     for other in ROLES:
         more = effects.of("mlp", other)[:, layer] - own[:, layer]
         more = more[~more.isnan()]
         if other != role and len(more) and band(more, seed).low > 0:
-            found[other] = float(more.mean())
-    return max(found, key=lambda one: found[one], default=None)
+            stronger[other] = float(more.mean())
+    return max(stronger, key=lambda other: stronger[other], default=None)

@@ -1,4 +1,4 @@
-"""Causal tracing: at which layers does the lookup token carry the answer? That is where an edit can work."""
+"""Causal tracing at the lookup token: the layers whose states carry the answer, where an edit can work."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,8 +20,9 @@ class LayerTrace:
 
     Attributes:
         layer: Index of the layer.
-        corrupted: With another fact's state in its place. Low: the answer goes through it.
-        restored: With another fact's lookup token in the input, but this state as it was. High: it is enough.
+        corrupted: With another fact's state in its place. If it is low, the state is necessary.
+        restored: With another fact's lookup token in the input, but this state restored. If it is high, the state is
+            sufficient.
     """
 
     layer: int
@@ -48,7 +49,7 @@ class CausalTrace:
 def causal_trace(lm: EditableLM, facts: Sequence[Fact]) -> CausalTrace:
     """Trace facts through the layers by interchange (after ROME, arXiv 2202.05262, Section 2, which uses noise).
 
-    Every fact gets the embedding or state of the one before it.
+    The embedding or state of each fact is replaced by that of the fact before it.
 
     Args:
         lm: The model.

@@ -13,10 +13,16 @@ from torch import Tensor, nn
 from tests.conftest import random_lm
 from zu_lightning import EditableLM, Fact, InputError
 from zu_lightning.lm import architecture, hooks
-from zu_lightning.tracing.effects import IndirectEffects, TraceOptions, trace_effects, traceable
+from zu_lightning.tracing.indirect_effects import (
+    KINDS,
+    IndirectEffects,
+    TraceOptions,
+    trace_effects,
+    traceable,
+    window_at,
+)
 from zu_lightning.tracing.recommendation import recommend
-from zu_lightning.tracing.restoring import KINDS, window_at
-from zu_lightning.tracing.roles import ROLES, TracedText, traced_text
+from zu_lightning.tracing.traced_prompts import ROLES, TracedText, traced_text
 
 INTERCHANGED = TraceOptions(corruption="interchange", samples=1, only_known=False)
 
