@@ -33,7 +33,7 @@ from zu_lightning import (
 )
 from zu_lightning.attacks.measurement import Attacks
 from zu_lightning.cli.method_option import module_of, named_method
-from zu_lightning.cli.renamed import translate_arguments
+from zu_lightning.renamed_options import translate_arguments
 from zu_lightning.cli.stopping import ending, full_disk_told_once, stopped_by_sigterm
 from zu_lightning.cli.usage import Parser
 from zu_lightning.editing.method import Method, ReleaseProtocol
@@ -213,8 +213,12 @@ def main(args: list[str] | None = None) -> None:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
-    args = translate_arguments(sys.argv[1:] if args is None else args)
-    Parser.chosen_method = named_method(args)
+    words = translate_arguments(sys.argv[1:] if args is None else args)
+    if args is None:
+        sys.argv[1:] = words
+    else:
+        args = words
+    Parser.chosen_method = named_method(words)
     try:
         with stopped_by_sigterm(), full_disk_told_once():
             UnlearnCLI(
@@ -229,7 +233,7 @@ def main(args: list[str] | None = None) -> None:
                 args=args,
             )
     except BaseException as error:
-        end = ending(error, option_of, args)
+        end = ending(error, option_of, words)
         if end is None:
             raise
         close_bars()

@@ -3,7 +3,7 @@ r"""Five requests of 10 facts, one after the other, beside one of 50 and beside 
 Naive repetition gives each request to the model that the one before has exported, and tells it nothing else.
 
 python -m benchmarks.requests --seed 1 --folder outputs/requests \
-    --ledger-options "--closed_form.rule.retain_weight=0.03 --closed_form.rule.reweighting_iterations=3"
+    --ledger-options "--method.retain_weight=0.03 --method.reweighting_iterations=3"
 """
 
 import argparse

@@ -26,6 +26,7 @@ from zu_lightning import (
     read_facts,
     read_texts,
 )
+from zu_lightning.editing.method import Method
 from zu_lightning.facts.splits import without
 from zu_lightning.ledger import Ledger
 from zu_lightning.ledger.entries import number_of
@@ -87,6 +88,8 @@ class UnlearnDataModule(LightningDataModule):
     request: Request
     module: UnlearnModule | None = None
     """The module that the data is read for; see :meth:`connect`."""
+    method: Method = Method()
+    """Its method, which says what is protected, and how the release draws."""
     continues_from: str | None = None
     """Checkpoint from which a run is continued."""
     forgotten: Sequence[str] | None = None
@@ -136,7 +139,7 @@ class UnlearnDataModule(LightningDataModule):
         """
         if not isinstance(module, UnlearnModule):
             raise InputError("model", type(module).__name__, "UnlearnDataModule reads data for an UnlearnModule.")
-        self.module = module
+        self.module, self.method = module, module.method
         module.connect(self)
 
     @property
@@ -152,7 +155,7 @@ class UnlearnDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read and draw the facts, and read the text: everything that can be wrong with the input shows here."""
-        method, facts = self.connected.method, self._read(self.path)
+        method, facts = self.method, self._read(self.path)
         given = None if self.forget_path is None else self._read(self.forget_path, "forget_path")
         ledger, known = self._left_by_ledger(facts, given, stage)
         heldout: list[str] | None = None
@@ -219,7 +222,7 @@ class UnlearnDataModule(LightningDataModule):
         return batch
 
     def _read(self, path: str, parameter: str = "path") -> list[Fact]:
-        nq_prefix = self.connected.method.release.nq_prefix
+        nq_prefix = self.method.release.nq_prefix
         facts = read_facts(path, detect_subjects=self.detect_subjects, nq_prefix=nq_prefix, parameter=parameter)
         if self.ids_file is not None and path == self.path:
             facts = facts_by_id(facts, read_texts(self.ids_file, sys.maxsize, "ids_file"))

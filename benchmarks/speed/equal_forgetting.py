@@ -2,7 +2,7 @@ r"""How much sooner the same is forgotten: scores and seconds of the published p
 
 python -m benchmarks.speed.equal_forgetting --forget 200 --sample 20
 python -m benchmarks.speed.equal_forgetting --forget 50 --options model.model_name_or_path=MODEL model.layers=[1,2] \
-    data.path=FACTS data.ids=IDS data.corpus=CORPUS data.heldout=HELDOUT
+    data.path=FACTS data.ids_file=IDS data.corpus=CORPUS data.heldout=HELDOUT
 
 The published procedure is timed on ``--sample`` facts and scaled up. Its scores are those of "equal steps", which has
 the same targets up to rounding (``benchmarks.speed.published`` says how far apart).
@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +24,31 @@ from tqdm.auto import tqdm
 
 from benchmarks.console import new_parser, table_head, table_row
 from benchmarks.speed.sides import measured
-from callbacks import ClosedForm
 from zu_lightning import (
     EditableLM,
     EditingModule,
-    Request,
-    edit_layers,
+    Method,
     evaluate,
     evaluation_batches,
     export_adapter,
     export_model,
-    prepare,
+    unlearn,
 )
 from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.rank import Rank
-from zu_lightning.lm.tokens import resolved_answer
 from zu_lightning.runtime.timing import Monitor
 
 PUBLISHED = "published procedure"
 EQUAL = "ours, equal steps"
 FAST = ["--config=configs/methods/erase.yaml", "--config=configs/presets/fast.yaml"]
 WAYS = {
-    EQUAL: ["--config=configs/methods/zero_unlearn.yaml", "--model.latents.kl_position=lookup"],
+    EQUAL: ["--config=configs/methods/zero_unlearn.yaml", "--release.kl_position=lookup"],
     "the default": ["--config=configs/methods/erase.yaml"],
     "fast": FAST,
-    "fast, milder": [*FAST, "--closed_form.rule.retain_weight=0.8"],
+    "fast, milder": [*FAST, "--method.retain_weight=0.8"],
     "fast, mildest, less text": [
         *FAST,
-        "--closed_form.rule.retain_weight=3.2",
+        "--method.retain_weight=3.2",
         "--data.reading.corpus_tokens=30000",
     ],
 }
@@ -68,11 +65,9 @@ Scores = dict[str, float]
 
 @dataclass(frozen=True)
 class Job:
-    """What the command line describes: a module, its data, and a rule."""
+    """What the command line describes: a module with its method, and its data."""
 
     module: EditingModule
-    request: Request
-    closed_form: ClosedForm
     data: Any
 
     @classmethod
@@ -82,27 +77,26 @@ class Job:
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         config = get_loader("yaml")(text)
         parser = ArgumentParser()
+        parser.add_subclass_arguments(Method, "method")
         parser.add_subclass_arguments(LightningModule, "model")
         parser.add_subclass_arguments(LightningDataModule, "data")
-        parser.add_class_arguments(ClosedForm, "closed_form")
-        read = parser.parse_object({name: config[name] for name in ("model", "data", "closed_form")})
-        made = parser.instantiate(read)
+        parser.link_arguments("method", "model.init_args.method", apply_on="instantiate")
+        if config["release"]:
+            config["method"]["init_args"]["release"] = config["release"]
+        made = parser.instantiate(parser.parse_object({name: config[name] for name in ("method", "model", "data")}))
+        made.data.connect(made.model)
         made.data.setup("fit")
-        return cls(made.model, made.data.request, made.closed_form, made.data)
+        return cls(made.model, made.data)
 
 
 def forget(lm: EditableLM, job: Job) -> tuple[Scores, float]:
     """Scores, and seconds from facts to the exported model, with nothing computed before."""
-    assert job.closed_form.rule is not None
-    layers, request, monitor = job.module.layers, job.request, Monitor()
-    neutral = resolved_answer(lm.tokenizer, job.module.neutral_target)
-    options = replace(job.module.target_options, neutral_target=neutral)
+    request, monitor = job.data.request, Monitor()
     with monitor.timed("all"), tempfile.TemporaryDirectory() as folder:
-        preparation = prepare(lm, request, layers, options)
-        edits = edit_layers(lm, request, layers, job.closed_form.rule, preparation, options)
+        edited = unlearn(lm, request, job.module.method, job.module.layers, job.module.neutral_target)
         scores = evaluate(lm, evaluation_batches(lm, request.forget, request.retain, request.heldout))
         export_model(lm, Path(folder, "model"))
-        export_adapter(lm, {layer: edit.update for layer, edit in edits.items()}, Path(folder, "adapter"))
+        export_adapter(lm, edited.updates, Path(folder, "adapter"))
     return scores, monitor.seconds["all"]
 
 
@@ -111,7 +105,7 @@ def ours(words: list[str]) -> tuple[Scores, float]:
     job = Job.described(words)
     lm = EditableLM.from_pretrained(job.module.model_name_or_path, dtype=job.module.dtype_name)
     scores, seconds = forget(lm, job)
-    exam = AttackContext.of(job.request, ATTACKED)
+    exam = AttackContext.of(job.data.request, ATTACKED)
     ranks = Rank().scores(lm, exam, range(len(exam.facts)))
     # A fact without other answers has no rank.
     known = {name: 100 * statistics.fmean(rank for rank in ranks[name] if not math.isnan(rank)) for name in KNOWN}
@@ -123,9 +117,9 @@ def published(words: list[str], sample: int) -> float:
     job = Job.described(words)
     described = argparse.Namespace(
         shape=None, model=job.module.model_name_or_path, layers=job.module.layers, device="cpu", dtype="float32",
-        neutral_target=job.module.neutral_target, facts=job.data.path, ids=job.data.ids, corpus=job.data.corpus,
+        neutral_target=job.module.neutral_target, facts=job.data.path, ids=job.data.ids_file, corpus=job.data.corpus,
         heldout=job.data.heldout, retain=job.data.retain_num, seed=job.data.seed, sample=sample,
-        documents=job.data.reading.corpus_documents, facts_per_batch=job.module.target_options.latents.facts_per_batch,
+        documents=job.data.reading.corpus_documents, facts_per_batch=job.module.method.latents.facts_per_batch,
     )  # fmt: skip
     return sum(measured("published", described, job.data.forget_num).seconds.values())
 
@@ -142,16 +136,16 @@ def compare(arguments: argparse.Namespace, n: int) -> None:
             scores, taken = ours([*draw, *WAYS[way]])
             found[way].append(scores)
             seconds[way].append(taken)
-        if number < arguments.reweighting_iterations:
+        if number < arguments.rounds:
             seconds[PUBLISHED].append(published([*draw, *WAYS[EQUAL]], arguments.sample))
     names = [*BETTER, "perplexity", *KNOWN]
-    print(f"\n{n} facts, {len(draws)} draws; seconds are medians of {arguments.reweighting_iterations} rounds.\n")
+    print(f"\n{n} facts, {len(draws)} draws; seconds are medians of {arguments.rounds} rounds.\n")
     print(table_head(("way", *names, "s", "ratio", "equal or better")))
     reference = statistics.median(seconds[PUBLISHED])
     for way in (PUBLISHED, *ways):
         of_way = found[EQUAL if way == PUBLISHED else way]
         cells = [_mean_and_deviation([scores[name] for scores in of_way]) for name in names]
-        taken = statistics.median(seconds[way][: arguments.reweighting_iterations])
+        taken = statistics.median(seconds[way][: arguments.rounds])
         print(table_row((way, *cells, f"{taken:.1f}", f"{reference / taken:.1f}", _verdict(of_way, found[EQUAL]))))
 
 

@@ -19,7 +19,7 @@ from zu_lightning import (
     EditableLM,
     LatentOptions,
     RetainText,
-    TargetOptions,
+    ZeroUnlearn,
     evaluate,
     evaluation_batches,
     lookup_keys,
@@ -29,6 +29,8 @@ from zu_lightning import (
     sample_contexts,
     second_moments,
 )
+from zu_lightning.editing.latents import Aim
+from zu_lightning.editing.prompts import PromptVariants
 from zu_lightning.runtime.timing import Monitor
 
 
@@ -41,10 +43,11 @@ def measure(rank: int, processes: int, folder: str, arguments: argparse.Namespac
     corpus, heldout = RetainText(corpus_documents(arguments), WHOLE), heldout_documents(arguments)
     contexts = sample_contexts(lm)
     # With a tolerance of zero all steps are taken, whatever converges first.
-    options = TargetOptions(arguments.neutral_target, latents=LatentOptions(tolerance=0.0))
+    method, aim = ZeroUnlearn(latents=LatentOptions(tolerance=0.0)), Aim(arguments.neutral_target)
+    variants = PromptVariants(contexts)
     steps: dict[str, Callable[[], object]] = {
-        "targets": lambda: neutral_targets(lm, forget, layers[-1], contexts, options),
-        "values": lambda: original_values(lm, forget, layers[-1], contexts, options.latents),
+        "targets": lambda: neutral_targets(lm, forget, layers[-1], variants, aim, method),
+        "values": lambda: original_values(lm, forget, layers[-1], contexts, method),
         "keys": lambda: lookup_keys(lm, forget, layers[-1], contexts),
         "moments": lambda: second_moments(lm, corpus, layers),
         "evaluation": lambda: evaluate(lm, rank_shard(evaluation_batches(lm, forget, retain, heldout))),
@@ -76,13 +79,10 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="number of processes (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds to take medians of (default: %(default)s)")
     arguments = parser.parse_args()
-    reweighting_iterations = [
-        (seconds_of(1, arguments), seconds_of(arguments.processes, arguments))
-        for _ in range(arguments.reweighting_iterations)
-    ]
+    rounds = [(seconds_of(1, arguments), seconds_of(arguments.processes, arguments)) for _ in range(arguments.rounds)]
     print(table_head(("step", "1 process, s", f"{arguments.processes} processes, s", "ratio")))
-    for name in reweighting_iterations[0][0]:
-        one, many = (statistics.median(pair[i][name] for pair in reweighting_iterations) for i in (0, 1))
+    for name in rounds[0][0]:
+        one, many = (statistics.median(pair[i][name] for pair in rounds) for i in (0, 1))
         print(table_row((name, f"{one:.2f}", f"{many:.2f}", f"{one / many:.2f}")))
 
 

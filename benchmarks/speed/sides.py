@@ -23,8 +23,8 @@ from zu_lightning import (
     LatentOptions,
     LayerProblem,
     LowRankUpdate,
+    ReleaseProtocol,
     RetainText,
-    TargetOptions,
     ZeroUnlearn,
     apply_update,
     evaluate,
@@ -40,6 +40,8 @@ from zu_lightning import (
     split_facts,
 )
 from zu_lightning.editing.keys import layer_outputs
+from zu_lightning.editing.latents import Aim
+from zu_lightning.editing.prompts import PromptVariants
 from zu_lightning.lm.tokens import resolved_answer
 from zu_lightning.runtime.timing import Monitor
 
@@ -64,8 +66,8 @@ class Setting:
         corpus: Retain text.
         prose: Text for the perplexity.
         contexts: Texts to put before prompts, the first one empty.
-        options: What edits aim at.
-        rule: The closed form.
+        neutral_target: The neutral answer.
+        method: The closed form.
     """
 
     lm: EditableLM
@@ -76,8 +78,8 @@ class Setting:
     corpus: list[str]
     prose: list[str]
     contexts: tuple[str, ...]
-    options: TargetOptions
-    rule: ZeroUnlearn
+    neutral_target: str
+    method: ZeroUnlearn
 
     @classmethod
     def of(cls, arguments: argparse.Namespace, n: int) -> "Setting":
@@ -85,10 +87,11 @@ class Setting:
         lm = _model(arguments)
         forget, retain, _ = split_facts(named_facts(arguments), n, arguments.retain, seed=arguments.seed)
         corpus, prose = (read_texts(path, arguments.documents) for path in (arguments.corpus, arguments.heldout))
-        latents = LatentOptions(kl_position="lookup", facts_per_batch=arguments.facts_per_batch)
+        latents = LatentOptions(facts_per_batch=arguments.facts_per_batch)
+        method = ZeroUnlearn(latents=latents, release=ReleaseProtocol(kl_position="lookup"))
         setting = cls(
             lm, arguments.layers, forget, forget[: arguments.sample or n], retain, corpus, prose, sample_contexts(lm),
-            TargetOptions(resolved_answer(lm.tokenizer, arguments.neutral_target), latents=latents), ZeroUnlearn(),
+            resolved_answer(lm.tokenizer, arguments.neutral_target), method,
         )  # fmt: skip
         lookup_keys(lm, forget[:2], arguments.layers[-1], setting.contexts)  # warm up
         return setting
@@ -157,12 +160,12 @@ def _ours(setting: Setting, folder: Path) -> tuple[Tensor, dict[str, float]]:
             keys = lookup_keys(lm, forget, layer, contexts)
             residuals = targets - layer_outputs(lm, forget, setting.layers[-1])
         with monitor.timed("values"):
-            values = original_values(lm, forget, layer, contexts, setting.options.latents)
+            values = original_values(lm, forget, layer, contexts, setting.method)
         problem = LayerProblem(layer, keys, residuals, values, moments[layer])
         with monitor.timed("null space"):
             torch.linalg.eigh(problem.second_moment)
         with monitor.timed("solve"):
-            updates[layer] = setting.rule(lm.weight(layer), problem)
+            updates[layer] = setting.method(lm.weight(layer), problem)
             apply_update(lm, layer, updates[layer])
     with monitor.timed("evaluation"):
         evaluate(lm, evaluation_batches(lm, forget, setting.retain, setting.prose))
@@ -173,7 +176,8 @@ def _ours(setting: Setting, folder: Path) -> tuple[Tensor, dict[str, float]]:
 
 
 def _targets(setting: Setting, facts: Sequence[Fact]) -> Tensor:
-    return neutral_targets(setting.lm, facts, setting.layers[-1], setting.contexts, setting.options).optimum
+    variants, aim = PromptVariants(setting.contexts), Aim(setting.neutral_target)
+    return neutral_targets(setting.lm, facts, setting.layers[-1], variants, aim, setting.method).optimum
 
 
 def _published(setting: Setting, folder: Path) -> tuple[Tensor, dict[str, float]]:
@@ -183,7 +187,7 @@ def _published(setting: Setting, folder: Path) -> tuple[Tensor, dict[str, float]
     with of_sample.timed("targets"):
         targets = _published_targets(setting, sample)
     for layer in setting.layers:
-        site, latents = lm.projections[layer], setting.options.latents
+        site, latents = lm.projections[layer], setting.method.latents
         with of_sample.timed("values"):
             values = [transcription.latent(lm, site, fact, fact.target, contexts, latents) for fact in sample]
         with of_sample.timed("keys"):
@@ -196,7 +200,7 @@ def _published(setting: Setting, folder: Path) -> tuple[Tensor, dict[str, float]
         with monitor.timed("null space"):
             torch.linalg.eigh(C)
         with monitor.timed("solve"):
-            lm.set_weight(layer, transcription.solve(lm.weight(layer), problem, WC, setting.rule))
+            lm.set_weight(layer, transcription.solve(lm.weight(layer), problem, WC, setting.method))
     with of_sample.timed("evaluation"):
         share = len(setting.retain) * len(sample) // len(setting.forget)
         transcription.evaluation(lm, sample, setting.retain[:share], [])
@@ -213,8 +217,8 @@ def _published(setting: Setting, folder: Path) -> tuple[Tensor, dict[str, float]
 
 
 def _published_targets(setting: Setting, facts: Sequence[Fact]) -> Tensor:
-    lm, site, options = setting.lm, setting.lm.layers[setting.layers[-1]], setting.options
-    given = (options.neutral_target, setting.contexts, options.latents)
+    lm, site = setting.lm, setting.lm.layers[setting.layers[-1]]
+    given = (setting.neutral_target, setting.contexts, setting.method.latents)
     return torch.stack([transcription.latent(lm, site, fact, *given) for fact in facts], 1)
 
 

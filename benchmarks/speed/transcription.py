@@ -66,7 +66,7 @@ def latent(
     subject = fact.subject or fact.prompt
     essence = tokenize(lm.tokenizer, f"{subject} is a", lookup_end=len(subject))
     batch = collate([*prompts, essence], lm.tokenizer).to(lm.device)
-    shift = Shift(batch.lookup, scale_free=options.scale_free)
+    shift = Shift(batch.lookup, scale_free=True)
     original: Tensor | None = None
     optimizer: torch.optim.Adam | None = None
     for step in range(options.steps):

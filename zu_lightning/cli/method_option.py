@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from zu_lightning.cli.renamed import translate_config
+from zu_lightning.renamed_options import translate_config
 from zu_lightning.editing.method import Method
 
 

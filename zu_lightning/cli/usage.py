@@ -8,7 +8,7 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from zu_lightning.cli.method_option import without_other_methods
-from zu_lightning.cli.renamed import translate_config
+from zu_lightning.renamed_options import translate_config
 
 TYPES = {
     "int": "an integer", "float": "a number", "bool": "true or false", "str": "a text", "list": "a list",

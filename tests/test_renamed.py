@@ -23,7 +23,7 @@ from zu_lightning import (
     ZeroUnlearn,
     ZeroUnlearnGD,
 )
-from zu_lightning.cli.renamed import RENAMED, new_option, translate_arguments, translate_config
+from zu_lightning.renamed_options import RENAMED, new_option, translate_arguments, translate_config
 from zu_lightning.renamed_modules import MODULES, PACKAGES
 
 PAPER = """

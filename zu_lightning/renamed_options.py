@@ -99,8 +99,11 @@ def translate_config(config: Mapping[str, Any], *, quiet: bool = False) -> dict[
         if is_dropped or name in ("model.class_path", "closed_form.rule") or name.endswith("loss.class_path"):
             continue
         found[new_option(name) or name] = value
-    for name in () if quiet else sorted(old):
-        _warn(name, new_option(name) or "")
+    if not quiet:
+        log.warning(
+            "a configuration uses old names, which go with the next release: %s",
+            ", ".join(f"{name} is now {new_option(name)}" for name in sorted(old)),
+        )
     result = _nested(found)
     options = result.pop("method", {})
     options.pop("class_path", None)
