@@ -5,10 +5,10 @@ the user's own files, one JSON object per line with the fields of GLUE and MMLU.
 """
 
 import re
-import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class Task:
         choices: Answers to choose from.
         labels: For each choice, the value of the field ``label`` for which it is correct.
         label: Name of this field.
+        texts: Names of the fields that must be texts.
         listed: Name of a field with one text per choice, which the prompt shows, if there is one.
     """
 
@@ -56,15 +57,10 @@ class Task:
     title: str
     template: str
     choices: tuple[str, ...]
+    texts: tuple[str, ...]
     labels: tuple[object, ...] = (0, 1)
     label: str = "label"
     listed: str | None = None
-
-    @property
-    def texts(self) -> list[str]:
-        """Names of the fields that must be texts."""
-        names = (re.split(r"\W", field)[0] for _, field, _, _ in string.Formatter().parse(self.template) if field)
-        return [name for name in dict.fromkeys(names) if name != self.listed]
 
     def question(self, record: Any, where: str) -> Question:
         """The question of a record.
@@ -78,16 +74,14 @@ class Task:
         """
         if not isinstance(record, dict):
             raise InputError("record", record, f"give a JSON object with {self.fields}.", where)
-        for name in self.texts:
-            if not isinstance(record.get(name), str):
-                raise InputError(name, record.get(name), f"{self.title} needs {self.fields}: give a text.", where)
-        if self.listed is not None and not _is_texts(record.get(self.listed), len(self.choices)):
-            remedy = f"{self.title} needs {self.fields}: give a list of {len(self.choices)} texts."
-            raise InputError(self.listed, record.get(self.listed), remedy, where)
-        if record.get(self.label) not in self.labels:
-            allowed = " or ".join(repr(label) for label in self.labels)
-            remedy = f"{self.title} needs {self.fields}: give {allowed}."
-            raise InputError(self.label, record.get(self.label), remedy, where)
+        allowed = {name: ("a text", isinstance(record.get(name), str)) for name in self.texts}
+        if self.listed is not None:
+            number = len(self.choices)
+            allowed[self.listed] = f"a list of {number} texts", _is_texts(record.get(self.listed), number)
+        allowed[self.label] = " or ".join(map(repr, self.labels)), record.get(self.label) in self.labels
+        for name, (form, is_right) in allowed.items():
+            if not is_right:
+                raise InputError(name, record.get(name), f"{self.title} needs {self.fields}: give {form}.", where)
         # MMLU writes the names of its subjects with underscores.
         shown = {name: record[name].replace("_", " ") if name == "subject" else record[name].strip()
                  for name in self.texts}  # fmt: skip
@@ -101,26 +95,27 @@ class Task:
 
 
 ENTAILMENT = "{sentence1}\nQuestion: {sentence2} True or False?\nAnswer:"
+PAIR = ("sentence1", "sentence2")
 
 TASKS = (
     Task(
         "sst2", "SST-2", "{sentence}\nQuestion: Is this sentence positive or negative?\nAnswer:",
-        ("negative", "positive"),
+        ("negative", "positive"), ("sentence",),
     ),
     Task(
         "mmlu", "MMLU",
         "The following are multiple choice questions (with answers) about {subject}.\n\n{question}\n"
         "A. {choices[0]}\nB. {choices[1]}\nC. {choices[2]}\nD. {choices[3]}\nAnswer:",
-        ("A", "B", "C", "D"), (0, 1, 2, 3), "answer", "choices",
+        ("A", "B", "C", "D"), ("subject", "question"), (0, 1, 2, 3), "answer", "choices",
     ),
     Task(
         "mrpc", "MRPC",
         "Sentence 1: {sentence1}\nSentence 2: {sentence2}\nQuestion: Do both sentences mean the same thing?\nAnswer:",
-        ("no", "yes"),
+        ("no", "yes"), PAIR,
     ),
-    Task("cola", "CoLA", "{sentence}\nQuestion: Does this sentence make sense?\nAnswer:", ("no", "yes")),
-    Task("rte", "RTE", ENTAILMENT, ("True", "False")),
-    Task("nli", "NLI", ENTAILMENT, ("True", "False"), ("entailment", "not_entailment")),
+    Task("cola", "CoLA", "{sentence}\nQuestion: Does this sentence make sense?\nAnswer:", ("no", "yes"), ("sentence",)),
+    Task("rte", "RTE", ENTAILMENT, ("True", "False"), PAIR),
+    Task("nli", "NLI", ENTAILMENT, ("True", "False"), PAIR, ("entailment", "not_entailment")),
 )  # fmt: skip
 """The tasks of figure 4. The prompts are those of lm_eval 0.4 (MMLU without examples); ``nli`` has that of ``rte``."""
 
@@ -199,10 +194,9 @@ def read_questions(folder: str | Path, tasks: Sequence[str] | None = None, limit
         if not (folder / f"{name}.jsonl").is_file():
             remedy = f"{folder} has no {name}.jsonl: add it, or leave the task out."
             raise InputError("tasks", name, remedy)
-    chosen = [task for task in TASKS if (folder / f"{task.name}.jsonl").is_file()]
-    if tasks is not None:
-        chosen = [task for task in chosen if task.name in tasks]
-    elif not chosen:
+    named = known if tasks is None else tasks
+    chosen = [task for task in TASKS if task.name in named and (folder / f"{task.name}.jsonl").is_file()]
+    if not chosen:
         raise InputError("folder", str(folder), f"no task has a file there: add any of {files}.")
     return [_questions_of(task, folder / f"{task.name}.jsonl", limit) for task in chosen]
 
@@ -229,14 +223,11 @@ def read_prose(path: str, limit: int = 200) -> TextSet:
 
 
 def _questions_of(task: Task, file: Path, limit: int) -> QuestionSet:
-    questions: list[Question] = []
-    for record in read_records(file, "folder"):
-        if len(questions) == limit:
-            break
-        questions.append(task.question(record.content, record.where))
+    records = islice(read_records(file, "folder"), limit)
+    questions = tuple(task.question(record.content, record.where) for record in records)
     if not questions:
         raise InputError("folder", str(file), f"it is empty: give one JSON object per line, with {task.fields}.")
-    return QuestionSet(task.name, task.title, tuple(questions))
+    return QuestionSet(task.name, task.title, questions)
 
 
 def _is_texts(value: Any, count: int) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from zu_lightning.evaluation.ability import AbilitySet
 from zu_lightning.evaluation.harness import TaskScore
+from zu_lightning.report.results import without_nan
 from zu_lightning.runtime.files import read_json, replacing
 
 FILE_NAME = "downstream.json"
@@ -47,7 +48,7 @@ def task_results(
 
 def write_downstream(results: Mapping[str, TaskResult], folder: Path) -> Path:
     """Write ``downstream.json`` into a folder, with ``null`` for NaN and infinity; returns its path."""
-    content = {name: _finite(asdict(result)) for name, result in results.items()}
+    content = {name: without_nan(asdict(result)) for name, result in results.items()}
     with replacing(folder / FILE_NAME) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return folder / FILE_NAME
@@ -88,12 +89,6 @@ def shown(score: TaskScore | None) -> str:
     if score is None:
         return "-"
     return f"{score.value:.4g}" if math.isnan(score.stderr) else f"{score.value:.4g} ± {score.stderr:.2g}"
-
-
-def _finite(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {name: _finite(value) for name, value in values.items()}
-    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def _score(values: dict[str, float | None] | None) -> TaskScore | None:

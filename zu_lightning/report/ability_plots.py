@@ -21,11 +21,10 @@ Scores = Mapping[str, TaskScore]
 
 def draw_downstream(results: Mapping[str, TaskResult]) -> Drawing:
     """The scores of one run before and after, by name of the task."""
-    models: dict[str, dict[str, TaskScore]] = {"before": {}, "after": {}}
-    for name, result in results.items():
-        for when, score in (("before", result.before), ("after", result.after)):
-            if score is not None:
-                models[when][name] = score
+    models: dict[str, Scores] = {
+        when: {name: score for name, result in results.items() if (score := getattr(result, when)) is not None}
+        for when in ("before", "after")
+    }
     return draw_abilities(results, models, "downstream", "General ability before and after")
 
 

@@ -45,7 +45,7 @@ def draw_methods(found: Mapping[str, RepresentationMap], layer: int, draw: str) 
         layer: Which layer; methods that have not edited it are left out.
         draw: What the runs have in common, such as ``demo, 10 facts, seed 1``.
     """
-    planes = {name: (at, each.groups) for name, each in found.items() if (at := _at(each, layer))}
+    planes = {name: (at, each.groups) for name, each in found.items() for at in each.layers if at.layer == layer}
     figure, panels = _panels(len(planes), share=True)
     for i, (panel, (name, (at, groups))) in enumerate(zip(panels, planes.items(), strict=True)):
         _scatter(panel, at.base, groups)
@@ -73,10 +73,6 @@ def describe(at: LayerRepresentations) -> str:
 
 def _shown(value: float | None) -> str:
     return "(undefined)" if value is None else f"{value:.2f}"
-
-
-def _at(found: RepresentationMap, layer: int) -> LayerRepresentations | None:
-    return next((at for at in found.layers if at.layer == layer), None)
 
 
 def _panels(count: int, *, share: bool = False) -> "tuple[Figure, list[Axes]]":

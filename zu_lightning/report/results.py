@@ -1,6 +1,7 @@
 """Results of a run: the schema of ``metrics.json``."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,15 @@ from zu_lightning.editing.editor import LayerScores
 from zu_lightning.runtime.files import read_json, replacing
 
 FILE_NAME = "metrics.json"
+
+
+def without_nan(values: Any) -> Any:
+    """Nested dictionaries and lists with ``None`` for NaN and infinity, which JSON does not have."""
+    if isinstance(values, dict):
+        return {name: without_nan(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [without_nan(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from zu_lightning.report.pictures import Drawing, new_figure
+from zu_lightning.report.results import without_nan
 from zu_lightning.runtime.files import replacing
 from zu_lightning.tracing.bands import band
 from zu_lightning.tracing.indirect_effects import KINDS, IndirectEffects
@@ -109,15 +110,8 @@ def _window(effects: IndirectEffects, kind: str) -> str:
 
 
 def _banded(values: Tensor) -> dict[str, Any]:
-    return {name: _without_nan(value.tolist()) for name, value in vars(band(values)).items()}
+    return {name: without_nan(value.tolist()) for name, value in vars(band(values)).items()}
 
 
 def _mean(values: Tensor) -> float | None:
     return values.mean().item() if len(values) else None
-
-
-def _without_nan(values: Any) -> Any:
-    """Nested lists with ``None`` for NaN, which JSON does not have."""
-    if isinstance(values, list):
-        return [_without_nan(value) for value in values]
-    return values if values == values else None
