@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import zu_lightning.ledger.__main__ as commands
-from callbacks import Attacks, Resume
+from callbacks import Measure, Resume
 from callbacks.resume import checkpoint_path
 from data import UnlearnDataModule
 from tests.conftest import DEMO, ROOT, SHORT_RUN, command_line, latest_run, run, train_py
@@ -245,7 +245,7 @@ def test_a_run_that_was_killed_after_its_last_layer_asks_earlier_facts_and_attac
 
     attacked = (*options(project_root), "--attacks.preset=quick", "--attacks.facts=2", "--attacks.gold=null")
     with monkeypatch.context() as patch:
-        patch.setattr(Attacks, "on_train_end", die)
+        patch.setattr(Measure, "on_train_end", die)
         with pytest.raises(RuntimeError, match="killed"):
             run(project_root, *attacked)
     results = Results.read(run(project_root, *attacked, "--ckpt_path=last"))
