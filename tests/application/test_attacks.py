@@ -66,7 +66,7 @@ def test_without_gold_there_is_no_verdict_but_a_hint(tmp_path: Path) -> None:
     assert "on 1 fact:" in str(results.verdict)
 
 
-def test_without_a_suite_nothing_is_attacked(two_layers_run: Path) -> None:
+def test_without_a_preset_nothing_is_attacked(two_layers_run: Path) -> None:
     results = Results.read(two_layers_run)
     assert not results.attacks
     assert results.verdict is None
@@ -104,7 +104,7 @@ def test_a_gold_that_is_not_there_is_refused_before_anything_is_computed(tmp_pat
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_target_of_strangers_leaves_less_of_the_truth_than_a_word(tmp_path: Path) -> None:
+def test_a_target_of_unknown_subjects_leaves_less_of_the_truth_than_a_word(tmp_path: Path) -> None:
     few = ("--data.forget_num=3", "--data.retain_num=3", "--data.reading.corpus_documents=600")
     options = (*few, "--data.reading.heldout_documents=3", "--attacks.preset=quick", "--attacks.gold=null")
     word, reference = (

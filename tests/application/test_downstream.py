@@ -142,17 +142,6 @@ def test_a_run_that_was_killed_remembers_the_scores_before(
     assert (result.before, result.after) == (TaskScore(1, 2), TaskScore(1, 2))
 
 
-@pytest.mark.usefixtures("measured")
-def test_scores_before_of_other_questions_are_left_out(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    given = options(folder, "--ckpt_path=last")
-    kill("on_train_batch_start", command_line(tmp_path, *given, configs=CONFIGS))
-    results = read_downstream(run(tmp_path, *given, "--downstream.limit=1", configs=CONFIGS))
-    assert (results["cola"].before, results["nli"].before) == (None, TaskScore(1, 1))
-    assert "Not every task was measured before" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -197,14 +186,6 @@ def test_a_rule_without_strength_changes_no_score(folder: Path, tmp_path: Path) 
     assert list(results) == ["cola", "nli", "wikitext"]
     for result in results.values():
         assert repr(result.before) == repr(result.after)
-
-
-@needs_lm_eval
-def test_real_subsets_before_and_after(shared: Path, tmp_path: Path) -> None:
-    folder = shared / "data" / "glue_mmlu"
-    results = read_downstream(run(tmp_path, *options(folder, "--downstream.limit=2"), configs=CONFIGS))
-    assert list(results) == ["sst2", "mmlu", "mrpc", "cola", "rte", "nli"]
-    assert all(result.before and result.after and result.items == 2 for result in results.values())
 
 
 @needs_lm_eval

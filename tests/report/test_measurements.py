@@ -9,6 +9,9 @@ import callbacks
 from tests.conftest import DEMO
 from zu_lightning import EditableLM, Fact, InputError, ReadingOptions, Request, RetainText
 from zu_lightning.attacks.measurement import Attacks
+from zu_lightning.evaluation.ability import Question, QuestionSet
+from zu_lightning.evaluation.harness import TaskScore
+from zu_lightning.report.ability import read_downstream
 from zu_lightning.report.measurements import Completions, Downstream, PreviousRequests, Representations
 
 
@@ -46,6 +49,22 @@ def test_representations_are_reported_only_with_those_before(
     assert "unedited model was not read for these facts (at most 2 per group)" in caplog.text
     with pytest.raises(InputError, match="representations: facts is 0: give a positive number"):
         Representations(facts=0)
+
+
+def test_a_task_that_was_not_measured_before_has_no_score_before(
+    request_: Request, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    downstream = Downstream("tasks")
+    downstream.sets = {name: QuestionSet(name, name, (Question("?", ("a", "b"), 0),)) for name in ("cola", "rte")}
+    score = {"value": 50.0, "stderr": 1.0}
+    report = downstream.report({"cola": score, "another": score}, {"cola": score, "rte": score}, request_, tmp_path)
+    assert "Not every task was measured before" in caplog.text
+    assert [set(metrics) for metrics in report.metrics] == [
+        {"downstream/cola", "downstream/cola_stderr"},
+        {"downstream/cola", "downstream/cola_stderr", "downstream/rte", "downstream/rte_stderr"},
+    ]
+    results = read_downstream(tmp_path)
+    assert (results["cola"].before, results["rte"].before) == (TaskScore(50, 1), None)
 
 
 def test_measurements_apply_only_where_there_is_something_to_measure(request_: Request) -> None:

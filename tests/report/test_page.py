@@ -104,17 +104,16 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     assert page.addresses
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
     assert not {"link", "iframe", "object"} & set(page.tags)
-
-
-def test_pictures_are_shown_with_what_there_is_to_see(tmp_path: Path) -> None:
-    draw(tmp_path)
-    (image,) = written(tmp_path).images
+    (image,) = page.images
     assert image["alt"] == "Two bars, <before> and after: the second is lower."
-    assert "Scores & more" in written(tmp_path).text
+    assert "Scores & more" in page.text
 
 
-def test_what_people_ask_is_answered_first(tmp_path: Path) -> None:
-    text = written(tmp_path).text
+def test_the_page_begins_with_a_summary_and_shows_texts_as_they_are(tmp_path: Path) -> None:
+    page = written(tmp_path)
+    text = page.text
+    assert "<b>nurse</b>" in text
+    assert "b" not in page.tags
     assert "the model still gives 0% of the 3 facts it was to forget (before 100%). It gives 98% of other facts" in text
     assert str(FULL.verdict) in text
     assert "Rome" in text
@@ -136,12 +135,6 @@ def test_it_says_how_to_serve_the_adapter(tmp_path: Path) -> None:
     text = written(tmp_path).text
     assert "--enable-lora" not in text
     assert "vLLM takes no adapter of such a high rank" in text
-
-
-def test_texts_are_shown_as_they_are(tmp_path: Path) -> None:
-    page = written(tmp_path)
-    assert "<b>nurse</b>" in page.text
-    assert "b" not in page.tags
 
 
 def test_a_page_without_texts_names_facts_only(tmp_path: Path) -> None:
