@@ -58,12 +58,12 @@ class ExportEditedModel(Callback):
         if not self._agrees(found, is_cut=whole_rank is not None, exact=module.lm.model.dtype == torch.float32):
             raise RuntimeError(f"what was exported is not the edited model: {found}. Do not use {folder}.")
         log.info(
-            "exported %s and checked it: reloaded, its logits differ by at most %.1e%s (the edit changed them by %.1e)",
+            "Exported %s: the logits of the reloaded model differ by at most %.1e%s (the edit changed them by %.1e)",
             folder / "model", found.model,
-            "" if found.adapter is None else f", and with the adapter by {found.adapter:.1e}", found.edit,
+            "" if found.adapter is None else f", those with the adapter by {found.adapter:.1e}", found.edit,
         )  # fmt: skip
         if adapter is not None and rank is not None:
-            log.info("rounding the adapter to bfloat16, as servers do, changes logits by at most %.1e", found.rounded)
+            log.info("Rounding the adapter to bfloat16, as servers do, changes logits by at most %.1e", found.rounded)
             if whole_rank is not None:
                 log.warning(
                     "the adapter was cut from rank %d to %d: with it, logits differ by at most %.1e from the edited "
@@ -83,7 +83,7 @@ def tell_how_to_serve(base: str, adapter: Path, rank: int) -> None:
     """Log the command that serves a base with an adapter, or warn that its rank is too high."""
     commands = serving_commands(base, str(adapter), rank)
     if "vLLM" in commands:
-        log.info("serve the base with the adapter (others than vLLM: docs/how-to/serving.md):\n  %s", commands["vLLM"])
+        log.info("Serve the base with the adapter (other servers: docs/how-to/serving.md):\n  %s", commands["vLLM"])
         return
     log.warning(
         "the adapter has rank %d, and vLLM takes none above %d: serve model/, or let max_adapter_rank of "

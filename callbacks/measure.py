@@ -81,7 +81,8 @@ class Measure(Callback):
 
 
 def _deprecated(name: str, section: str) -> None:
-    warnings.warn(f"callbacks.{name} is deprecated: set its options in the section `{section}`.", FutureWarning, 3)
+    message = f"callbacks.{name} is now the section `{section}`; the old name goes with the next release."
+    warnings.warn(message, FutureWarning, 3)
 
 
 class Attacks(Measure):
