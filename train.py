@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,11 @@ from zu_lightning import (
 )
 from zu_lightning.attacks.measurement import Attacks
 from zu_lightning.cli.method_option import module_of, named_method
-from zu_lightning.renamed_options import translate_arguments
 from zu_lightning.cli.stopping import ending, full_disk_told_once, stopped_by_sigterm
-from zu_lightning.cli.usage import Parser
+from zu_lightning.cli.usage import HelpFormatter, Parser
 from zu_lightning.editing.method import Method, ReleaseProtocol
 from zu_lightning.modules.run_folder import check_writable, remove_refused, run_folder
+from zu_lightning.renamed_options import translate_arguments
 from zu_lightning.report.measurements import Completions, Downstream, PreviousRequests, Representations
 
 log = logging.getLogger(__name__)
@@ -200,8 +201,37 @@ def option_of(parameter: str) -> str:
     return parameter
 
 
+COMMANDS = {
+    "compare": "compare methods over models, data sets, and seeds: tables, figures, a report",
+    "ledger": "list, verify, revert, merge, or compose the requests of a project folder",
+    "serving": "check whether a server answers like the edited model",
+}
+"""Commands besides Lightning's, and what they do."""
+DESCRIPTION = f"""Make a language model forget, exactly and measurably.
+
+commands, each with a --help of its own:
+  fit                 make a model forget, measure it before and after, and export it
+  validate            evaluate a model as it is, or trace its layers
+  test                the same as validate
+  predict             complete the prompts of the facts
+  compare             {COMMANDS["compare"]}
+  ledger              {COMMANDS["ledger"]}
+  serving             {COMMANDS["serving"]}
+
+options of fit: --method CLASS (Erase, Memit, ZeroUnlearnGD, NPO, ...), --method.help CLASS, --model.*, --data.*"""
+
+
+def run_command(name: str, arguments: list[str]) -> None:
+    """Run a command that is not one of Lightning's."""
+    if name == "compare":
+        # By its name, for the processes that runs are given.
+        import_module("zu_lightning.comparison.command").main(arguments, import_module("train").main)
+    else:
+        import_module(f"zu_lightning.{name}").main(arguments)
+
+
 def main(args: list[str] | None = None) -> None:
-    """Run a subcommand: fit, validate, test or predict."""
+    """Run a command: fit, validate, test, predict, compare, ledger, or serving."""
     # The help of options that are fields of a dataclass stands below the fields; looking for it takes seconds.
     asks_for_help = any("help" in word for word in args or sys.argv)
     set_parsing_settings(docstring_parse_attribute_docstrings=asks_for_help)
@@ -221,6 +251,9 @@ def main(args: list[str] | None = None) -> None:
     Parser.chosen_method = named_method(words)
     try:
         with stopped_by_sigterm(), full_disk_told_once():
+            if words and words[0] in COMMANDS:
+                run_command(words[0], words[1:])
+                return
             UnlearnCLI(
                 LightningModule,
                 LightningDataModule,
@@ -230,6 +263,7 @@ def main(args: list[str] | None = None) -> None:
                 seed_everything_default=0,
                 save_config_callback=SaveConfig,
                 parser_class=Parser,
+                parser_kwargs={"description": DESCRIPTION, "formatter_class": HelpFormatter},
                 args=args,
             )
     except BaseException as error:

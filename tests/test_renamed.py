@@ -23,8 +23,8 @@ from zu_lightning import (
     ZeroUnlearn,
     ZeroUnlearnGD,
 )
-from zu_lightning.renamed_options import RENAMED, new_option, translate_arguments, translate_config
 from zu_lightning.renamed_modules import MODULES, PACKAGES
+from zu_lightning.renamed_options import RENAMED, new_option, translate_arguments, translate_config
 
 PAPER = """
   target: word

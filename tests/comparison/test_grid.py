@@ -12,13 +12,13 @@ import pyarrow.parquet
 import pytest
 import yaml
 
+import train
 from tests.conftest import ROOT, SHORT_RUN
 from zu_lightning import InputError, Results
-from zu_lightning.comparison import __main__ as command
-from zu_lightning.comparison import execution
-from zu_lightning.comparison.execution import Slot, error_in, execute, run_here, run_on_cluster, slots
+from zu_lightning.comparison import command, execution
+from zu_lightning.comparison.execution import Slot, error_in, run_here, run_on_cluster, slots
 from zu_lightning.comparison.figures import abilities, draw_downstream, draw_frontier, draw_representations, frontier
-from zu_lightning.comparison.plan import Grid, Part, Run
+from zu_lightning.comparison.plan import Grid, Run
 from zu_lightning.comparison.tables import (
     Cell,
     attack_table,
@@ -42,7 +42,7 @@ SMALL: dict[str, Any] = {
     "methods": {
         "MEMIT": {
             "configs": "configs/methods/memit.yaml",
-            "strength": "closed_form.rule.retain_weight",
+            "strength": "method.retain_weight",
             "strengths": [0.1, 0.3],
         },
         "ROME": "configs/methods/rome.yaml",
@@ -82,7 +82,7 @@ def test_every_method_runs_on_every_draw_with_the_strength_that_was_chosen(tmp_p
     tuning, runs = grid.tuning_runs(), grid.runs({("demo", "2 facts", "MEMIT"): 0.3})
     assert [(run.method, run.seed, run.strength) for run in tuning] == [("MEMIT", 101, 0.1), ("MEMIT", 101, 0.3)]
     assert [(run.seed, run.method) for run in runs] == [(1, "MEMIT"), (1, "ROME"), (2, "MEMIT"), (2, "ROME")]
-    assert "--closed_form.rule.retain_weight=0.3" in runs[0].arguments
+    assert "--method.retain_weight=0.3" in runs[0].arguments
     assert not any("retain_weight" in argument for argument in runs[1].arguments)
     assert {"--data.forget_num=2", "--data.seed=2", "--config=configs/demo.yaml"} <= set(runs[3].arguments)
     assert len({run.folder for run in (*tuning, *runs)}) == 6
@@ -347,11 +347,12 @@ def test_the_frontier_goes_through_every_strength(tmp_path: Path) -> None:
 
 
 def test_what_is_finished_is_not_run_again_and_what_failed_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     executed: list[str] = []
 
-    def pretend(run: Run, slot: Slot = Slot()) -> str:  # noqa: B008 (frozen)
+    def pretend(run: Run, entry: object, slot: object) -> str:
         executed.append(run.name)
         if run.method == "ROME" and len(executed) < 7:
             run.folder.mkdir(parents=True, exist_ok=True)
@@ -364,16 +365,16 @@ def test_what_is_finished_is_not_run_again_and_what_failed_is(
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(SMALL))
     arguments = ["--config", str(tmp_path / "grid.yaml"), "--folder", str(tmp_path / "out")]
     with pytest.raises(SystemExit, match="The same command tries them again"):
-        command.main(arguments)
+        command.main(arguments, train.main)
     assert len(executed) == 6
-    command.main(arguments)
+    command.main(arguments, train.main)
     assert len(executed) == 8
     assert all("ROME" in name for name in executed[6:])
     assert "| ROME |" in (tmp_path / "out" / "tables.md").read_text()
     assert "**0.1: " in (tmp_path / "out" / "strengths.md").read_text()
-    command.main([*arguments, "--dry-run"])
+    command.main([*arguments, "--dry-run"], train.main)
     assert len(executed) == 8
-    assert "4 of 4 runs are finished" in capsys.readouterr().out
+    assert "4 of 4 runs are finished" in caplog.text
 
 
 def test_a_cell_is_an_ordinary_fit_in_a_process_of_its_own(tmp_path: Path) -> None:
@@ -382,7 +383,7 @@ def test_a_cell_is_an_ordinary_fit_in_a_process_of_its_own(tmp_path: Path) -> No
     good, bad = grid.runs({})
     bad = Run(**vars(bad) | {"arguments": (*bad.arguments, "--data.forget_num=-1")})
     ended: dict[str, str] = {}
-    run_here([good, bad], slots(1), lambda run, error: ended.update({run.method: error}))
+    run_here([good, bad], train.main, slots(1), lambda run, error: ended.update({run.method: error}))
     assert ended["MEMIT"] == ""
     assert good.results is not None
     assert good.results.method["name"] == "Memit"
@@ -395,7 +396,7 @@ def test_a_grid_that_was_killed_redoes_no_finished_run(tmp_path: Path) -> None:
     options = dict(option.removeprefix("--").split("=", 1) for option in SHORT_RUN)
     methods = {name: f"configs/methods/{name.lower()}.yaml" for name in ("MEMIT", "ROME")}
     runs = read(tmp_path, options=options, methods=methods, tuning_seeds=[]).runs({})
-    words = [sys.executable, "-m", "zu_lightning.comparison", "--config", str(tmp_path / "grid.yaml")]
+    words = [sys.executable, "train.py", "compare", "--config", str(tmp_path / "grid.yaml")]
     words += ["--folder", str(tmp_path / "out")]
     grid = subprocess.Popen(words, cwd=ROOT)
     while runs[1].results is None:
@@ -415,7 +416,7 @@ def test_a_grid_that_was_killed_redoes_no_finished_run(tmp_path: Path) -> None:
 def test_cells_are_submitted_to_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("submitit")
 
-    def instead(run: Run) -> str:
+    def instead(run: Run, entry: object) -> str:
         (run.folder / "was_here").touch()
         return "" if run.method == "MEMIT" else str(1 / 0)
 
@@ -425,7 +426,7 @@ def test_cells_are_submitted_to_a_cluster(tmp_path: Path, monkeypatch: pytest.Mo
         run.folder.mkdir(parents=True)
     ended: dict[str, str] = {}
     options = {"cluster": "local", "timeout_min": 5}
-    run_on_cluster(runs, tmp_path / "jobs", options, lambda run, error: ended.update({run.method: error}))
+    run_on_cluster(runs, train.main, tmp_path / "jobs", options, lambda run, error: ended.update({run.method: error}))
     assert all((run.folder / "was_here").exists() for run in runs)
     assert ended["MEMIT"] == ""
     assert "ZeroDivisionError" in ended["ROME"]
@@ -435,7 +436,7 @@ def test_cells_are_submitted_to_a_cluster(tmp_path: Path, monkeypatch: pytest.Mo
 def test_options_that_the_cluster_does_not_take_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     with pytest.raises(InputError, match=r"cluster-options is .*: submitit does not take them"):
-        run_on_cluster([], tmp_path, {"cluster": "local", "timeout_min": "soon"}, lambda run, error: None)
+        run_on_cluster([], train.main, tmp_path, {"cluster": "local", "timeout_min": "soon"}, lambda run, error: None)
 
 
 def test_values_of_options_are_what_yaml_says() -> None:
@@ -463,40 +464,6 @@ def test_a_protocol_that_ships_is_a_grid() -> None:
     assert len(grids) >= 7
     for path in grids:
         assert Grid.read(path, Path("out")).runs({})
-
-
-def test_a_baseline_is_one_file_and_one_overlay(tmp_path: Path) -> None:
-    """A loss that the package does not know is a method of a grid like any other."""
-    (tmp_path / "my_loss.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from zu_lightning.gradient.losses import Loss, Mean, cross_entropy\n\n\n"
-        "@dataclass(frozen=True, kw_only=True)\n"
-        "class Halved(Loss):\n"
-        "    def forget(self, views):\n"
-        "        return cross_entropy(views.answers('forget'), weight=-0.5)\n"
-    )
-    (tmp_path / "halved.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "closed_form": {"rule": None},
-                "model": {
-                    "class_path": "zu_lightning.GradientModule",
-                    "init_args": {"loss": {"class_path": "my_loss.Halved"}, "training": {"epochs": 1}},
-                },
-            }
-        )
-    )
-    options = dict(option.removeprefix("--").split("=", 1) for option in SHORT_RUN if "latents" not in option)
-    grid = read(tmp_path, methods={"Halved": str(tmp_path / "halved.yaml")}, seeds=[1], options=options)
-    (run,) = grid.runs({})
-    sys.path.insert(0, str(tmp_path))
-    try:
-        assert execute(run) == "", run.output.read_text()[-2000:]
-    finally:
-        sys.path.remove(str(tmp_path))
-    assert run.results is not None
-    assert run.results.method["name"] == "Halved"
-    assert Part.of(str(tmp_path / "halved.yaml"), "method").configs == (str(tmp_path / "halved.yaml"),)
 
 
 def test_methods_that_wrote_representations_are_drawn_side_by_side(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from zu_lightning.renamed_options import translate_config
 from zu_lightning.editing.method import Method
+from zu_lightning.renamed_options import translate_config
 
 
 def named_method(arguments: Sequence[str]) -> str | None:

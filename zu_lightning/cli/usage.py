@@ -1,10 +1,12 @@
 """What is wrong with the command line or a configuration, in one line; jsonargparse takes a page."""
 
 import re
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import yaml
+from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
 from zu_lightning.cli.method_option import without_other_methods
@@ -41,6 +43,10 @@ NO_SUCH_OPTION = "there is no such option: `python train.py fit --help` says how
 
 class UsageError(SystemExit):
     """The command line or a configuration is wrong. jsonargparse lets exits through, and hides errors in others."""
+
+
+class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Leaves the lines of a description as they are."""
 
 
 class Parser(LightningArgumentParser):

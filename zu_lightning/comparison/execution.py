@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import connection
 from pathlib import Path
 from queue import Queue
@@ -20,6 +21,9 @@ from zu_lightning import InputError
 from zu_lightning.comparison.plan import Run
 
 log = logging.getLogger(__name__)
+
+Entry = Callable[[list[str]], None]
+"""What carries out a command line, such as ``train.main``; importable by its name in another process."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,14 @@ def slots(jobs: int | None) -> list[Slot]:
     return [Slot(threads=max(1, (os.cpu_count() or 1) // count))] * count
 
 
-def execute(run: Run, slot: Slot = Slot()) -> str:
+def execute(run: Run, entry: Entry, slot: Slot = Slot()) -> str:
     """Run one cell in a process of its own, and keep what it prints in its folder.
 
     The process is forked from a server that has imported everything already, which takes longer than a small run.
 
     Args:
         run: What to run.
+        entry: Carries out its command line.
         slot: Where.
 
     Returns:
@@ -60,8 +65,8 @@ def execute(run: Run, slot: Slot = Slot()) -> str:
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train"])
-    process = context.Process(target=_fit, args=(run, slot))
+    context.set_forkserver_preload([entry.__module__])
+    process = context.Process(target=_fit, args=(run, entry, slot))
     process.start()
     process.join()
     code, error = process.exitcode or 0, ""
@@ -73,11 +78,12 @@ def execute(run: Run, slot: Slot = Slot()) -> str:
     return error
 
 
-def run_here(runs: Sequence[Run], places: Sequence[Slot], report: Callable[[Run, str], None]) -> None:
+def run_here(runs: Sequence[Run], entry: Entry, places: Sequence[Slot], report: Callable[[Run, str], None]) -> None:
     """Run cells on this machine, as many at a time as there are places.
 
     Args:
         runs: What to run.
+        entry: Carries out their command lines.
         places: Where.
         report: Called with each run when it has ended, and with how it failed, or with an empty text.
     """
@@ -88,7 +94,7 @@ def run_here(runs: Sequence[Run], places: Sequence[Slot], report: Callable[[Run,
     def one(run: Run) -> None:
         place = free.get()
         try:
-            report(run, execute(run, place))
+            report(run, execute(run, entry, place))
         finally:
             free.put(place)
 
@@ -97,12 +103,13 @@ def run_here(runs: Sequence[Run], places: Sequence[Slot], report: Callable[[Run,
 
 
 def run_on_cluster(
-    runs: Sequence[Run], folder: Path, options: dict[str, Any], report: Callable[[Run, str], None]
+    runs: Sequence[Run], entry: Entry, folder: Path, options: dict[str, Any], report: Callable[[Run, str], None]
 ) -> None:
     """Submit cells as an array of jobs, one GPU each, and wait for them.
 
     Args:
         runs: What to run.
+        entry: Carries out their command lines.
         folder: Where submitit keeps its files; all machines must see it.
         options: ``cluster`` (``slurm``, or ``local`` to try it), and parameters of
             ``submitit.AutoExecutor``, such as ``slurm_partition``.
@@ -116,7 +123,7 @@ def run_on_cluster(
         executor.update_parameters(**parameters)
     except (AssertionError, NameError, RuntimeError, ValueError) as error:
         raise InputError("cluster-options", options, f"submitit does not take them ({error}): correct them.") from error
-    jobs = executor.map_array(execute, runs)
+    jobs = executor.map_array(partial(execute, entry=entry), runs)
     log.info("submitted %d jobs; what they print is in %s", len(jobs), folder)
     for run, job in zip(runs, jobs, strict=True):
         try:
@@ -133,7 +140,7 @@ def error_in(output: str) -> str:
     return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "no output")
 
 
-def _fit(run: Run, slot: Slot) -> None:
+def _fit(run: Run, entry: Entry, slot: Slot) -> None:
     """In a process of its own: what ``python train.py`` would do, printing into a file."""
     threading.Thread(target=_end_with_the_grid, daemon=True).start()
     output = os.open(run.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -143,11 +150,9 @@ def _fit(run: Run, slot: Slot) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = slot.device
     if slot.threads is not None:
         torch.set_num_threads(slot.threads)
-    import train  # what the fork server has imported
-
     sys.argv = ["train.py", *run.command]
     try:
-        train.main()
+        entry(run.command)
     except Exception:
         traceback.print_exc()
         sys.exit(1)

@@ -1,8 +1,8 @@
 r"""Every method on every model, data set, and seed of a YAML file; what is finished is not run again.
 
-python -m zu_lightning.comparison --config configs/protocols/few_shot_demo.yaml --dry-run
-python -m zu_lightning.comparison --config configs/protocols/few_shot_demo.yaml
-python -m zu_lightning.comparison --config configs/protocols/table1.yaml --cluster slurm \
+python train.py compare --config configs/protocols/few_shot_demo.yaml --dry-run
+python train.py compare --config configs/protocols/few_shot_demo.yaml
+python train.py compare --config configs/protocols/table1.yaml --cluster slurm \
     --cluster-options slurm_partition=gpu
 """
 
@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from zu_lightning import InputError, replacing
-from zu_lightning.comparison.execution import run_here, run_on_cluster, slots
+from zu_lightning.comparison.execution import Entry, run_here, run_on_cluster, slots
 from zu_lightning.comparison.figures import draw_downstream, draw_frontier, draw_representations
 from zu_lightning.comparison.plan import Grid, Run
 from zu_lightning.comparison.tables import attack_table, latex, markdown, table, write_tidy
@@ -30,22 +30,17 @@ from zu_lightning.report.page import write_grid_page
 log = logging.getLogger(__name__)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Choose strengths, run what is not finished, and write the tables."""
-    given = _parser().parse_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    try:
-        compare(given)
-    except InputError as error:
-        sys.exit(f"zu_lightning.comparison: error: {error}")
+def main(arguments: list[str], entry: Entry) -> None:
+    """Choose strengths, run what is not finished, and write the tables.
 
-
-def compare(given: argparse.Namespace) -> None:
-    """What the options ask for.
+    Args:
+        arguments: The words after ``python train.py compare``.
+        entry: Carries out the command line of a run.
 
     Raises:
         InputError: The grid is malformed, or an option is.
     """
+    given = _parser().parse_args(arguments)
     if given.jobs is not None and given.jobs < 1:
         raise InputError("jobs", given.jobs, "give a positive number.")
     if given.cluster and not importlib.util.find_spec("submitit"):
@@ -56,14 +51,14 @@ def compare(given: argparse.Namespace) -> None:
     if given.dry_run:
         if tuning:
             show(tuning)
-            print("strengths are chosen from the runs above, and the runs below are given them")
+            log.info("strengths are chosen from the runs above, and the runs below are given them")
         show(grid.runs(chosen_strengths(grid, tuning)))
         return
-    run_all(grid, tuning, "Tuning", given)
+    run_all(grid, tuning, "Tuning", entry, given)
     chosen = chosen_strengths(grid, tuning)
     # A method of which all strengths failed has none to run with.
     runs = [run for run in grid.runs(chosen) if run.strength is not None or not grid.methods[run.method].strengths]
-    run_all(grid, runs, "Runs", given)
+    run_all(grid, runs, "Runs", entry, given)
     write_all(grid, tuning, runs, chosen)
     missing = [run for run in (*tuning, *runs) if run.results is None]
     if missing:
@@ -75,11 +70,11 @@ def show(runs: Sequence[Run]) -> None:
     """List runs with the command that runs each alone."""
     for run in runs:
         state = "finished" if run.results else "failed" if run.error else "waiting"
-        print(f"{state:8}  python train.py {shlex.join(run.command)}")
-    print(f"{sum(run.results is not None for run in runs)} of {len(runs)} runs are finished")
+        log.info("%-8s  python train.py %s", state, shlex.join(run.command))
+    log.info("%d of %d runs are finished", sum(run.results is not None for run in runs), len(runs))
 
 
-def run_all(grid: Grid, runs: Sequence[Run], name: str, given: argparse.Namespace) -> None:
+def run_all(grid: Grid, runs: Sequence[Run], name: str, entry: Entry, given: argparse.Namespace) -> None:
     """Run what is not finished."""
     waiting = [run for run in runs if run.results is None]
     if not waiting:
@@ -95,9 +90,9 @@ def run_all(grid: Grid, runs: Sequence[Run], name: str, given: argparse.Namespac
         for wave in grid.waves(waiting):
             if given.cluster:
                 options = {name: yaml.safe_load(value) for name, value in named_values(given.cluster_options).items()}
-                run_on_cluster(wave, grid.folder / "jobs", {"cluster": given.cluster} | options, report)
+                run_on_cluster(wave, entry, grid.folder / "jobs", {"cluster": given.cluster} | options, report)
             else:
-                run_here(wave, slots(given.jobs), report)
+                run_here(wave, entry, slots(given.jobs), report)
             if not any(run.results for run in wave):
                 break  # what all runs of a wave fail at, the others would fail at, too
 
@@ -148,8 +143,10 @@ def _write(path: Path, text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, help="the grid")
+    parser = argparse.ArgumentParser(
+        prog="train.py compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, required=True, help="file that names methods, models, data, and seeds")
     parser.add_argument("--folder", type=Path, help="where runs and tables are written (default: outputs/grid/NAME)")
     many: dict[str, Any] = {"nargs": "+", "default": [], "metavar": "NAME=VALUE", "type": _named_value}
     parser.add_argument("--options", help="options of all runs, as for train.py", **many)
@@ -164,7 +161,3 @@ def _named_value(text: str) -> str:
     if "=" not in text:
         raise argparse.ArgumentTypeError(f"{text!r} has no value: write NAME=VALUE")
     return text
-
-
-if __name__ == "__main__":
-    main()
