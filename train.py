@@ -37,7 +37,7 @@ from zu_lightning.cli.method_option import module_of, named_method
 from zu_lightning.cli.stopping import ending, full_disk_told_once, stopped_by_sigterm
 from zu_lightning.cli.usage import HelpFormatter, Parser
 from zu_lightning.editing.method import Method, ReleaseProtocol
-from zu_lightning.modules.run_folder import check_writable, remove_refused, run_folder
+from zu_lightning.modules.outputs import check_writable, remove_refused, run_folder
 from zu_lightning.renamed_options import translate_arguments
 from zu_lightning.report.measurements import Completions, Downstream, PreviousRequests, Representations
 

@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from zu_lightning import ExportCheck, InputError, PretrainModule, check_export
 from zu_lightning.lm.adapter import VLLM_RANKS, adapter_rank, cut_from, serving_commands
-from zu_lightning.modules.run_folder import run_folder, unlearn_module
+from zu_lightning.modules.outputs import run_folder, unlearn_module
 from zu_lightning.runtime.errors import require_positive
 
 log = logging.getLogger(__name__)

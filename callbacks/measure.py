@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from zu_lightning import UnlearnModule
 from zu_lightning.attacks.measurement import Attacks as AttackMeasurement
 from zu_lightning.attacks.presets import Preset
-from zu_lightning.modules.run_folder import run_folder, show_picture, unlearn_module
+from zu_lightning.modules.outputs import run_folder, show_picture, unlearn_module
 from zu_lightning.report.measurements import Downstream as DownstreamMeasurement
 from zu_lightning.report.measurements import Measurement, ReportedMeasurement
 from zu_lightning.report.measurements import Representations as RepresentationMeasurement

@@ -16,7 +16,7 @@ from zu_lightning.ledger import locked
 from zu_lightning.ledger.recording import CHANGED, Outcome, record, unchanged
 from zu_lightning.lm.fingerprint import digests_of, layers_in
 from zu_lightning.lm.loading import DECIDING_OPTIONS
-from zu_lightning.modules.run_folder import run_folder, unlearn_module
+from zu_lightning.modules.outputs import run_folder, unlearn_module
 from zu_lightning.runtime.distributed import gather_to_rank_zero
 
 

@@ -10,9 +10,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from zu_lightning import LayerProblem, UnlearnModule
-from zu_lightning.modules.dashboard import show_results
+from zu_lightning.modules.outputs import boards, run_folder, show_picture, show_results, unlearn_module
 from zu_lightning.modules.results import results_of
-from zu_lightning.modules.run_folder import boards, run_folder, show_picture, unlearn_module
 from zu_lightning.report.page import write_page
 from zu_lightning.report.plots import draw_attacks, draw_scores, draw_spectrum
 from zu_lightning.report.results import FILE_NAME

@@ -6,7 +6,7 @@ import random
 from lightning import Callback, LightningModule, Trainer
 
 from zu_lightning import Fact, InputError, Request
-from zu_lightning.modules.run_folder import run_folder, show_picture, unlearn_module
+from zu_lightning.modules.outputs import run_folder, show_picture, unlearn_module
 from zu_lightning.report.trace_plots import described, draw_effect_lines, draw_heat_maps, write_trace
 from zu_lightning.tracing.indirect_effects import IndirectEffects, TraceOptions, trace_effects, traceable
 from zu_lightning.tracing.recommendation import Recommendation, recommend

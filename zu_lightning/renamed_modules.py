@@ -40,7 +40,9 @@ MODULES = {
     "ledger.remains": "ledger.artifacts",
     "ledger.undoing": "ledger.reverting",
     "report.downstream": "report.ability",
-    "report.downstream_plots": "report.ability_plots",
+    "report.downstream_plots": "report.ability",
+    "metrics.answers": "evaluation.metrics",
+    "metrics.perplexity": "evaluation.metrics",
 }
 """Old and new names, within ``zu_lightning``."""
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from tests.conftest import DEMO, ROOT, SHORT_RUN, changed_weights, command_line, latest_run, run, train_py
 from tests.serving.server import served
 from zu_lightning import EditableLM, ExportCheck, Results
-from zu_lightning.modules.dashboard import LAYOUT
+from zu_lightning.modules.outputs import LAYOUT
 from zu_lightning.report.pictures import pictures_in
 from zu_lightning.serving.__main__ import main as verify
 

@@ -12,11 +12,12 @@ from zu_lightning.report.ability import (
     FILE_NAME,
     TaskResult,
     downstream_table,
+    draw_abilities,
+    draw_downstream,
     read_downstream,
     task_results,
     write_downstream,
 )
-from zu_lightning.report.ability_plots import draw_abilities, draw_downstream
 from zu_lightning.report.pictures import pictures_in, save_picture
 
 RESULTS = {

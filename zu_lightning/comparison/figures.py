@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from zu_lightning.comparison.plan import Grid, Run
 from zu_lightning.comparison.tuning import score_name
 from zu_lightning.evaluation.harness import TaskScore
-from zu_lightning.report.ability import TaskResult, read_downstream
-from zu_lightning.report.ability_plots import Scores, draw_abilities
+from zu_lightning.report.ability import Scores, TaskResult, draw_abilities, read_downstream
 from zu_lightning.report.pictures import Drawing, new_figure, save_picture
 from zu_lightning.report.representation_plots import draw_methods
 from zu_lightning.tracing.representations import FILE_NAME, RepresentationMap

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from zu_lightning.evaluation.answers import AnswerMetric
 from zu_lightning.evaluation.functional import answer_scores, token_nll
 from zu_lightning.evaluation.intervals import FactScores
-from zu_lightning.evaluation.perplexity import Perplexity
+from zu_lightning.evaluation.metrics import AnswerMetric, Perplexity
 from zu_lightning.evaluation.score_table import SCORES
 from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.texts import ReadingOptions

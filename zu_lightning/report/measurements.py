@@ -20,8 +20,7 @@ from zu_lightning.evaluation.scores import evaluate, evaluation_batches
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.fingerprint import open_cache
-from zu_lightning.report.ability import downstream_table, task_results, write_downstream
-from zu_lightning.report.ability_plots import draw_downstream
+from zu_lightning.report.ability import downstream_table, draw_downstream, task_results, write_downstream
 from zu_lightning.report.pictures import Drawing
 from zu_lightning.report.representation_plots import draw_run
 from zu_lightning.runtime.distributed import all_reduce, process, rank_shard

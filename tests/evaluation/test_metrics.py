@@ -1,10 +1,11 @@
-"""Metrics of answers: means over everything that was seen, however it was cut into batches and processes."""
+"""Metrics: means over everything that was seen, in any batches and processes."""
 
 import pytest
 import torch
+from torchmetrics.text import Perplexity as ReferencePerplexity
 
-from zu_lightning.evaluation.answers import AnswerMetric
-from zu_lightning.evaluation.functional import AnswerScores, answer_scores
+from zu_lightning.evaluation.functional import AnswerScores, answer_scores, token_nll
+from zu_lightning.evaluation.metrics import AnswerMetric, Perplexity
 
 
 def batch(*answers: tuple[list[int], list[int]]) -> AnswerScores:
@@ -43,3 +44,24 @@ def test_nothing_is_reported_of_nothing() -> None:
     metric.reset()
     with pytest.warns(UserWarning, match="before the ``update`` method"):  # torchmetrics, to whoever calls by hand
         assert metric.compute() == {}
+
+
+def test_perplexity_is_that_of_torchmetrics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, tokens = torch.randn(50, 11, generator=generator), torch.randint(0, 11, (50,), generator=generator)
+    ours, reference = Perplexity(), ReferencePerplexity()
+    for share in (slice(0, 7), slice(7, 50)):
+        ours.update(token_nll(logits[share], tokens[share]))
+    reference.update(logits[None], tokens[None])
+    assert ours.compute()["perplexity"].item() == pytest.approx(reference.compute().item(), rel=1e-5)
+
+
+def test_perplexity_stays_finite_where_probabilities_underflow() -> None:
+    metric = Perplexity()
+    metric.update(token_nll(torch.tensor([[0.0, 200.0]]), torch.tensor([0])))
+    assert torch.isfinite(metric.compute()["perplexity"])
+
+
+def test_no_text_has_no_perplexity() -> None:
+    with pytest.warns(UserWarning, match="before the ``update`` method"):  # torchmetrics, to whoever calls by hand
+        assert Perplexity().compute() == {}
