@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from zu_lightning.facts.fact import Query
-from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.tokens import collate, tokenize_queries
+from zu_lightning.lm.passes import batched
+from zu_lightning.lm.tokens import tokenize_queries
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ def score_answers(lm: EditableLM, queries: Sequence[Query], batch_tokens: int) -
     different = list(dict.fromkeys(queries))
     texts = tokenize_queries(lm.tokenizer, different)
     scores: dict[Query, AnswerLogprobs] = {}
-    for indices in batches(texts, batch_tokens):
-        batch = collate([texts[i] for i in indices], lm.tokenizer).to(lm.device)
+    for indices, batch in batched(lm, texts, batch_tokens):
         rows, positions, tokens = batch.answer_positions()
         by_token = _score_tokens(log_softmax(lm.logits(batch, rows, positions), -1), tokens)
         for row, i in enumerate(indices):

@@ -11,9 +11,9 @@ from zu_lightning.attacks.answers import approximate_tokens
 from zu_lightning.attacks.attack import UNDEFINED, LayerAttack
 from zu_lightning.attacks.context import AttackContext
 from zu_lightning.facts.fact import Fact, FactToken
-from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.tokens import collate, tokenize_fact
+from zu_lightning.lm.passes import batched
+from zu_lightning.lm.tokens import tokenize_fact
 
 ENOUGH = 10
 """Smallest number of facts to train a probe on."""
@@ -63,8 +63,7 @@ class Probe(LayerAttack):
         """For each fact the layers' states at the token, layers x width."""
         texts = [tokenize_fact(lm.tokenizer, replace(fact, fact_token=self.token)) for fact in facts]
         states: dict[int, Tensor] = {}
-        for indices in batches(texts, batch_tokens):
-            batch = collate([texts[i] for i in indices], lm.tokenizer).to(lm.device)
+        for indices, batch in batched(lm, texts, batch_tokens):
             rows = torch.arange(len(indices), device=lm.device)
             records = lm.record(batch, list(lm.layers[: self.layers]))
             by_fact = torch.stack([record.output[rows, batch.lookup] for record in records], 1)

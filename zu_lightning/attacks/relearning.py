@@ -11,9 +11,9 @@ from torch.nn.functional import cross_entropy
 from zu_lightning.attacks.answers import approximate_tokens, score_answers
 from zu_lightning.attacks.attack import UNDEFINED, Attack
 from zu_lightning.attacks.context import AttackContext
-from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.tokens import TokenizedText, collate, tokenize, tokenize_queries
+from zu_lightning.lm.passes import batched
+from zu_lightning.lm.tokens import TokenizedText, tokenize, tokenize_queries
 from zu_lightning.runtime.errors import InputError
 
 
@@ -165,8 +165,7 @@ def _train(
     for texts in steps:
         optimizer.zero_grad()
         count = sum(len(text.ids) - text.answer for text in texts)
-        for indices in batches(texts, batch_tokens):
-            batch = collate([texts[i] for i in indices], lm.tokenizer).to(lm.device)
+        for _, batch in batched(lm, texts, batch_tokens):
             rows, positions, tokens = batch.answer_positions()
             loss = cross_entropy(lm.logits(batch, rows, positions), tokens, reduction="sum") / count
             loss.backward()  # type: ignore[no-untyped-call]

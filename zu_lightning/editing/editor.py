@@ -133,7 +133,14 @@ class LayerEditor:
             # Before the last layer no edit is whole, so that nothing can be said about what is left of a fact.
             if not self.method.reweighting_iterations or problem.layer != self.layers[-1]:
                 return self.method(self.lm.weight(problem.layer), problem)
-            return solve_with_reweighting(self.lm, self.method, problem, self.request.forget, self.preparation.variants)
+            return solve_with_reweighting(
+                self.lm,
+                self.method,
+                problem,
+                self.request.forget,
+                self.preparation.variants,
+                self.request.text.reading.batch_tokens,
+            )
 
     def write(self, problem: LayerProblem, update: LowRankUpdate) -> LayerEdit:
         """Add the update to the layer's weight; the layer is then done."""

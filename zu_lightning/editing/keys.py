@@ -14,12 +14,10 @@ from zu_lightning.editing.prompts import PromptVariants
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.passes import BATCH_TOKENS, batched
 from zu_lightning.lm.suffix import after_shared_prefix
 from zu_lightning.lm.tokens import Prompt, collate, tokenize_all, tokenize_facts
 from zu_lightning.runtime.distributed import all_to_all, rank_shard
-
-BATCH_TOKENS = 2048
-"""Maximum number of tokens per batch, padding included, contexts that all facts share not."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +65,17 @@ def lookup_keys(
     return mean_keys(lm, facts, layer, PromptVariants(contexts, rephrased or {}))
 
 
-def mean_keys(lm: EditableLM, facts: Sequence[Fact], layer: int, variants: PromptVariants) -> Tensor:
+def mean_keys(
+    lm: EditableLM,
+    facts: Sequence[Fact],
+    layer: int,
+    variants: PromptVariants,
+    batch_tokens: int = BATCH_TOKENS,
+) -> Tensor:
     """The same for any phrasings: K, d_in x n, float64."""
 
     def found() -> Iterator[tuple[Sequence[int], Tensor]]:
-        for put in _keys_as_put(lm, facts, layer, variants):
+        for put in _keys_as_put(lm, facts, layer, variants, batch_tokens):
             rest = put.fact.bincount()[put.fact] - 1
             share = torch.where(put.number == 0, torch.where(rest == 0, 1.0, 0.5), 0.5 / rest).double()
             yield put.facts, put.summed(share)
@@ -79,14 +83,21 @@ def mean_keys(lm: EditableLM, facts: Sequence[Fact], layer: int, variants: Promp
     return all_to_all(found(), _no_rows(lm, lm.weight(layer).shape[1]), len(facts)).mT
 
 
-def varied_keys(lm: EditableLM, facts: Sequence[Fact], layer: int, variants: PromptVariants) -> VariedKeys:
+def varied_keys(
+    lm: EditableLM,
+    facts: Sequence[Fact],
+    layer: int,
+    variants: PromptVariants,
+    batch_tokens: int = BATCH_TOKENS,
+) -> VariedKeys:
     """Keys of the facts at one layer in all ways to put them, each of which weighs as much as the others.
 
     Args:
         lm: The model, with the edits below ``layer`` already applied.
         facts: n facts.
         layer: Index of the layer.
-        variants: How the facts are put.
+        variants: Their prompt variants.
+        batch_tokens: Maximum number of tokens per batch.
 
     Returns:
         Means and deviations, float64.
@@ -94,7 +105,7 @@ def varied_keys(lm: EditableLM, facts: Sequence[Fact], layer: int, variants: Pro
     ways, width = max((len(variants.of(fact)) for fact in facts), default=1), lm.weight(layer).shape[1]
 
     def found() -> Iterator[tuple[Sequence[int], Tensor]]:
-        for put in _keys_as_put(lm, facts, layer, variants):
+        for put in _keys_as_put(lm, facts, layer, variants, batch_tokens):
             share = 1.0 / put.fact.bincount()[put.fact].double()
             mean = put.summed(share)
             rows = mean.new_zeros(len(mean), 1 + ways, width)
@@ -124,11 +135,13 @@ class _KeysAsPut:
         return total.index_add(0, self.fact, share[:, None] * self.keys)
 
 
-def _keys_as_put(lm: EditableLM, facts: Sequence[Fact], layer: int, variants: PromptVariants) -> Iterator[_KeysAsPut]:
+def _keys_as_put(
+    lm: EditableLM, facts: Sequence[Fact], layer: int, variants: PromptVariants, batch_tokens: int
+) -> Iterator[_KeysAsPut]:
     """This process's batches of facts."""
     ways = max((len(variants.of(fact)) for fact in facts), default=1)
     longest = tokenize_all(lm.tokenizer, [_longest(fact, variants) for fact in facts])
-    for indices in rank_shard(batches(longest, max(1, BATCH_TOKENS // ways))):
+    for indices in rank_shard(batches(longest, max(1, batch_tokens // ways))):
         put = variants.rows([facts[i] for i in indices])
         texts = tokenize_all(lm.tokenizer, [Prompt.about(one.fact, context=one.context) for one in put])
         batch = collate(texts, lm.tokenizer).to(lm.device)
@@ -146,13 +159,12 @@ def _longest(fact: Fact, variants: PromptVariants) -> Prompt:
     return Prompt.about(put, context=context)
 
 
-def layer_outputs(lm: EditableLM, facts: Sequence[Fact], layer: int) -> Tensor:
+def layer_outputs(lm: EditableLM, facts: Sequence[Fact], layer: int, batch_tokens: int = BATCH_TOKENS) -> Tensor:
     """Hidden states after a layer at the lookup tokens of the bare prompts, d_out x n, float64."""
     texts = tokenize_facts(lm.tokenizer, facts)
 
     def found() -> Iterator[tuple[Sequence[int], Tensor]]:
-        for indices in rank_shard(batches(texts, BATCH_TOKENS)):
-            batch = collate([texts[i] for i in indices], lm.tokenizer).to(lm.device)
+        for indices, batch in batched(lm, texts, batch_tokens, sharded=True):
             (record,) = lm.record(batch, [lm.layers[layer]])
             yield indices, record.output[range(len(indices)), batch.lookup].double()
 

@@ -18,6 +18,7 @@ from zu_lightning.editing.references import References, first_tokens
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.batching import even_batches, retry_with_smaller_batch
 from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.passes import BATCH_TOKENS
 from zu_lightning.lm.tokens import Prompt, tokenize_all
 from zu_lightning.runtime.distributed import all_gather, all_to_all, gather_to_rank_zero, rank_shard, rank_slice
 from zu_lightning.runtime.timing import Monitor
@@ -102,6 +103,7 @@ def neutral_targets(
     aim: Aim,
     method: EditingMethod,
     monitor: Monitor | None = None,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> NeutralTargets:
     """z*: hidden states after ``layer`` at the lookup tokens with which the model predicts what it should.
 
@@ -113,13 +115,14 @@ def neutral_targets(
         aim: What the model should predict.
         method: Says how to optimize.
         monitor: Shows progress.
+        batch_tokens: Maximum number of tokens per batch of references.
 
     Returns:
         The targets, float64.
     """
     problem = LatentProblem(lm, lm.layers[layer], layer, variants, method, aim.same_subject_facts)
     n, by_reference = len(facts), bool(aim.unknown_subjects)
-    references = References(lm, variants)
+    references = References(lm, variants, batch_tokens)
 
     def predictions(batch: list[int]) -> Tensor:
         return references.of([facts[i] for i in batch], [aim.unknown_subjects[i] for i in batch])

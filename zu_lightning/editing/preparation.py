@@ -88,8 +88,8 @@ def prepare(
     if targets is None:
         with monitor.timed("targets"):
             of_targets = replace(variants, examples={})
-            aim = _aim(request, method, neutral_target)
-            optimized = partial(neutral_targets, lm, request.forget, layers[-1], of_targets, aim, method, monitor)
+            aim, size = _aim(request, method, neutral_target), request.text.reading.batch_tokens
+            optimized = partial(neutral_targets, lm, request.forget, layers[-1], of_targets, aim, method, monitor, size)
             decisive = (list(request.forget), layers[-1], of_targets, aim, *method.latent_settings)
             rows = cache.rows("targets", lambda: optimized().rows(), len(request.forget), *decisive)
             targets = NeutralTargets.of(tuple(variants.contexts), rows)
@@ -118,6 +118,7 @@ def layer_problem(
     """
     monitor = monitor or Monitor()
     layers, method, variants, facts = preparation.layers, preparation.method, preparation.variants, request.forget
+    batch_tokens = request.text.reading.batch_tokens
     with monitor.timed("keys_and_values"):
         # The keys depend on edits below this layer, the outputs on all edits.
         cache = open_cache(request.cache, lm, layers)
@@ -126,10 +127,10 @@ def layer_problem(
             return cache.rows(kind, lambda: compute().mT, len(some), list(some), *parts).mT
 
         def keys_of(some: Sequence[Fact]) -> Tensor:
-            return columns("keys", partial(mean_keys, lm, some, layer, variants), some, layer, variants)
+            return columns("keys", partial(mean_keys, lm, some, layer, variants, batch_tokens), some, layer, variants)
 
         if method.latents.average_over_prompts:
-            varied = partial(varied_keys, lm, facts, layer, variants)
+            varied = partial(varied_keys, lm, facts, layer, variants, batch_tokens)
             rows = cache.rows("varied_keys", lambda: varied().rows(), len(facts), list(facts), layer, variants)
             keys, deviations = vars(VariedKeys.of(rows)).values()
         else:
@@ -143,7 +144,7 @@ def layer_problem(
         else:
             values = lm.weight(layer).double() @ keys
         top, layers_left = layers[-1], len(layers) - list(layers).index(layer)
-        outputs = columns("outputs", partial(layer_outputs, lm, facts, top), facts, top)
+        outputs = columns("outputs", partial(layer_outputs, lm, facts, top, batch_tokens), facts, top)
         residuals = (preparation.targets.optimum - outputs) / layers_left
         protected = keys_of(request.protect) if request.protect else None
     moment = preparation.second_moments[layer]

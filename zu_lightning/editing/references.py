@@ -7,11 +7,9 @@ from torch import Tensor
 
 from zu_lightning.editing.prompts import PromptVariants
 from zu_lightning.facts.fact import Fact
-from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.tokens import Prompt, collate, tokenize_all
-
-BATCH_TOKENS = 2048
+from zu_lightning.lm.passes import BATCH_TOKENS, next_token_probabilities
+from zu_lightning.lm.tokens import Prompt, tokenize_all
 
 Way = tuple[str, Fact, tuple[str, ...]]
 """A context, a fact with its prompt, and the unknown subjects to put in its subject's place."""
@@ -27,8 +25,8 @@ class References:
         variants: How the facts are put.
     """
 
-    def __init__(self, lm: EditableLM, variants: PromptVariants) -> None:
-        self.lm, self.variants = lm, variants
+    def __init__(self, lm: EditableLM, variants: PromptVariants, batch_tokens: int = BATCH_TOKENS) -> None:
+        self.lm, self.variants, self.batch_tokens = lm, variants, batch_tokens
         self.known: dict[Key, Tensor] = {}
 
     @torch.no_grad()
@@ -62,10 +60,7 @@ class References:
         texts = tokenize_all(self.lm.tokenizer, [Prompt.about(fact, context=context) for _, context, fact in put])
         owner = torch.tensor([i for i, _, _ in put], device=self.lm.device)
         total: Tensor | None = None
-        for indices in batches(texts, BATCH_TOKENS):
-            batch = collate([texts[i] for i in indices], self.lm.tokenizer).to(self.lm.device)
-            rows = torch.arange(len(indices), device=self.lm.device)
-            probability = self.lm.logits(batch, rows, batch.lengths - 1).softmax(-1)
+        for indices, probability in next_token_probabilities(self.lm, texts, self.batch_tokens):
             if total is None:
                 total = probability.new_zeros(len(new), probability.shape[1])
             total.index_add_(0, owner[indices], probability)

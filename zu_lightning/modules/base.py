@@ -11,10 +11,10 @@ from torch import Tensor
 from zu_lightning.editing.method import Method
 from zu_lightning.editing.request import Request, check_neutral_target
 from zu_lightning.evaluation.scores import EvaluationBatch, batches_digest
-from zu_lightning.lm.batching import batches
 from zu_lightning.lm.export import export_adapter, export_model
 from zu_lightning.lm.fingerprint import open_cache, weights_digest
-from zu_lightning.lm.tokens import collate, tokenize_queries
+from zu_lightning.lm.passes import batched
+from zu_lightning.lm.tokens import tokenize_queries
 from zu_lightning.lm.weights import check_projections
 from zu_lightning.modules.evaluation import EvaluationModule
 from zu_lightning.modules.previous import apply_previous, previous_edits
@@ -140,8 +140,8 @@ class UnlearnModule(EvaluationModule):
         By default the prompts to forget with their answers, as TokenBatches, the same ones in every process.
         """
         texts = tokenize_queries(self.lm.tokenizer, [fact.query for fact in self.request.forget])
-        for indices in batches(texts, self.request.text.reading.batch_tokens):
-            yield collate([texts[i] for i in indices], self.lm.tokenizer).to(self.lm.device)
+        for _, batch in batched(self.lm, texts, self.request.text.reading.batch_tokens):
+            yield batch
 
     def on_fit_start(self) -> None:
         """Note when a run began and with what; a run that continues has done so."""

@@ -166,7 +166,10 @@ class Representations:
     ) -> dict[int, Tensor]:
         """For each layer facts x d_out, float32, on the CPU."""
         facts = [fact for group in self._groups(request).values() for fact in group]
-        return {layer: states.float().cpu() for layer, states in projection_outputs(lm, facts, layers).items()}
+        return {
+            layer: states.float().cpu()
+            for layer, states in projection_outputs(lm, facts, layers, request.text.reading.batch_tokens).items()
+        }
 
     def report(self, before: Any, after: dict[int, Tensor], request: Request, folder: Path) -> Report | None:
         """Write ``representations.json``, and draw how facts have moved."""

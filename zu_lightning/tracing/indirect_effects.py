@@ -22,6 +22,7 @@ from zu_lightning.facts.fact import Fact
 from zu_lightning.lm import architecture
 from zu_lightning.lm.batching import batches, retry_with_smaller_batch
 from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.passes import batched
 from zu_lightning.lm.suffix import KeysAndValues, Suffix, after_shared_prefix
 from zu_lightning.lm.tokens import TokenBatch, check_lengths, collate
 from zu_lightning.runtime.distributed import all_reduce, rank_shard
@@ -171,8 +172,7 @@ def trace_effects(
 def _clean_scores(lm: EditableLM, texts: Sequence[TracedText], batch_tokens: int) -> tuple[Tensor, Tensor]:
     """Whether greedy decoding gives each answer, and its probability."""
     scores_of = torch.zeros(2, len(texts), dtype=torch.float64, device=lm.device)
-    for indices in rank_shard(batches([text.text for text in texts], batch_tokens)):
-        batch = collate([texts[i].text for i in indices], lm.tokenizer).to(lm.device)
+    for indices, batch in batched(lm, [text.text for text in texts], batch_tokens, sharded=True):
         answer, positions, tokens = batch.answer_positions()
         scores = answer_scores(lm.logits(batch, answer, positions), tokens, answer, len(indices))
         scores_of[:, indices] = torch.stack([scores.exact.double(), scores.probability])

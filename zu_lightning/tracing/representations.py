@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zu_lightning.editing.keys import BATCH_TOKENS
 from zu_lightning.editing.request import Request, about_subjects_of
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.architecture import adapter_around
-from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.tokens import collate, tokenize_facts
-from zu_lightning.runtime.distributed import all_reduce, rank_shard
+from zu_lightning.lm.passes import BATCH_TOKENS, batched
+from zu_lightning.lm.tokens import tokenize_facts
+from zu_lightning.runtime.distributed import all_reduce
 from zu_lightning.runtime.files import read_json, replacing
 from zu_lightning.tracing.geometry import movement, principal_components, separability
 
@@ -160,7 +159,9 @@ def groups_of(request: Request, most: int) -> dict[str, list[Fact]]:
     return {group: list(facts[:most]) for group, facts in of_group.items() if facts}
 
 
-def projection_outputs(lm: EditableLM, facts: Sequence[Fact], layers: Sequence[int]) -> dict[int, Tensor]:
+def projection_outputs(
+    lm: EditableLM, facts: Sequence[Fact], layers: Sequence[int], batch_tokens: int = BATCH_TOKENS
+) -> dict[int, Tensor]:
     """What output projections return at the lookup tokens of the bare prompts, an adapter's part included.
 
     To be called in all processes, which share the facts.
@@ -169,6 +170,7 @@ def projection_outputs(lm: EditableLM, facts: Sequence[Fact], layers: Sequence[i
         lm: The model; dropout is off while it is read.
         facts: N facts.
         layers: Indices of layers.
+        batch_tokens: Maximum number of tokens per batch.
 
     Returns:
         For each layer N x D, float64, the same in all processes.
@@ -179,8 +181,7 @@ def projection_outputs(lm: EditableLM, facts: Sequence[Fact], layers: Sequence[i
         torch.zeros(len(facts), lm.weight(layer).shape[0], dtype=torch.float64, device=lm.device) for layer in layers
     ]
     with _without_dropout(lm):
-        for indices in rank_shard(batches(texts, BATCH_TOKENS)):
-            batch = collate([texts[i] for i in indices], lm.tokenizer).to(lm.device)
+        for indices, batch in batched(lm, texts, batch_tokens, sharded=True):
             for outputs, record in zip(found, lm.record(batch, modules), strict=True):
                 outputs[indices] = record.output[range(len(indices)), batch.lookup].double()
     return dict(zip(layers, all_reduce(*found), strict=True))

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from zu_lightning.facts.fact import Fact, FactToken
-from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.tokens import TokenizedText, collate, tokenize_fact
+from zu_lightning.lm.passes import batched
+from zu_lightning.lm.tokens import TokenizedText, tokenize_fact
 from zu_lightning.runtime.errors import InputError
 from zu_lightning.runtime.files import digest
 
@@ -145,8 +145,7 @@ def corruptor(
     """
     by_fact: dict[int, Tensor] = {}
     module = lm.model.get_input_embeddings()
-    for indices in batches([text.text for text in texts], EMBEDDED_TOKENS):
-        batch = collate([texts[i].text for i in indices], lm.tokenizer).to(lm.device)
+    for indices, batch in batched(lm, [text.text for text in texts], EMBEDDED_TOKENS):
         (record,) = lm.record(batch, [module])
         for i, row in zip(indices, record.output.float(), strict=True):
             by_fact[i] = row[list(texts[i].subject)]
