@@ -20,7 +20,6 @@ from zu_lightning import (
     Request,
     UnlearnModule,
     digest,
-    evaluation_batches,
     facts_by_id,
     rank_shard,
     read_facts,
@@ -32,6 +31,7 @@ from zu_lightning.ledger import Ledger
 from zu_lightning.ledger.entries import number_of
 from zu_lightning.ledger.ledger import known_already
 from zu_lightning.modules.state import saved_settings
+from zu_lightning.report.measurements import request_batches
 
 log = logging.getLogger(__name__)
 
@@ -201,10 +201,7 @@ class UnlearnDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[EvaluationBatch | None]:
         """Queries for each metric, and held-out text for the perplexity."""
-        request = self.request
-        facts = (request.forget, request.retain, request.heldout)
-        more = (request.protected_others, request.same_subject)
-        batches = evaluation_batches(self.connected.lm, *facts, self.reading, *more)
+        batches = request_batches(self.connected.lm, self.request)
         # A process without a share still has to take part in the sums that follow.
         return _loader([*rank_shard(batches)] or [None])
 

@@ -12,7 +12,7 @@ from zu_lightning.attacks.measurement import Attacks
 from zu_lightning.evaluation.ability import Question, QuestionSet
 from zu_lightning.evaluation.harness import TaskScore
 from zu_lightning.report.ability import read_downstream
-from zu_lightning.report.measurements import Completions, Downstream, PreviousRequests, Representations
+from zu_lightning.report.measurements import Completions, Downstream, PreviousRequests, Representations, Scores
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,12 @@ def test_attacks_compare_with_the_gold_model_once(request_: Request, demo_lm: Ed
     found = attacks.measure(demo_lm, replace(request_, forget=request_.forget[1:]))
     assert found["model"].keys() >= {"rank", "leak", "probe"}
     assert all(len(scores) == 1 for scores in found["model"].values())
+
+
+def test_scores_are_those_of_the_facts_and_the_text_of_the_request(request_: Request, demo_lm: EditableLM) -> None:
+    scores = Scores().measure(demo_lm, request_)
+    assert scores["efficacy"] == scores["retain"] == 100
+    assert "perplexity" in scores
 
 
 def test_completions_are_of_facts_to_forget_and_to_keep(request_: Request, demo_lm: EditableLM) -> None:

@@ -1,7 +1,6 @@
 """Measurements: what a run, or a notebook, measures of a model before and after an edit.
 
-Attacks are in :mod:`zu_lightning.attacks.measurement`; the scores of the request are
-:func:`zu_lightning.evaluate` of :func:`zu_lightning.evaluation_batches`.
+Attacks are in :mod:`zu_lightning.attacks.measurement`.
 """
 
 import logging
@@ -16,7 +15,7 @@ from torch import Tensor
 from zu_lightning.editing.request import Request
 from zu_lightning.evaluation.ability import AbilitySet, read_prose, read_questions
 from zu_lightning.evaluation.harness import TaskScore, measure_tasks, require_lm_eval
-from zu_lightning.evaluation.scores import evaluate, evaluation_batches
+from zu_lightning.evaluation.scores import EvaluationBatch, evaluate, evaluation_batches
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.fingerprint import open_cache
@@ -49,9 +48,11 @@ class Measurement(Protocol):
 
     def applies(self, request: Request) -> bool:
         """Whether there is anything to measure."""
+        return True
 
     def check(self) -> None:
         """Refuse bad options before anything is computed."""
+        return
 
     def measure(
         self,
@@ -89,17 +90,26 @@ class ReportedMeasurement(Protocol):
         """Write results into a run's folder; ``before`` is ``None`` if the unedited model was not measured."""
 
 
-class Completions:
+class Scores(Measurement):
+    """Scores of the request; in a run, they are those of Lightning's validation, on the same batches."""
+
+    name = "scores"
+
+    def measure(self, lm: EditableLM, request: Request, **_: object) -> dict[str, float]:
+        """Scores by name, as in ``metrics.json``."""
+        return evaluate(lm, rank_shard(request_batches(lm, request)))
+
+
+def request_batches(lm: EditableLM, request: Request) -> list[EvaluationBatch]:
+    """Queries of a request for each metric, and held-out text for the perplexity."""
+    facts = (request.forget, request.retain, request.heldout)
+    return evaluation_batches(lm, *facts, request.text.reading, request.protected_others, request.same_subject)
+
+
+class Completions(Measurement):
     """Greedy completions of some prompts, made by the first process."""
 
     name = "completions"
-
-    def applies(self, request: Request) -> bool:
-        """Always."""
-        return True
-
-    def check(self) -> None:
-        """There are no options."""
 
     def measure(self, lm: EditableLM, request: Request, **_: object) -> list[str]:
         """A completion for each of :func:`samples`."""
@@ -116,7 +126,7 @@ def complete(lm: EditableLM, fact: Fact) -> str:
     return lm.generate(fact.prompt, COMPLETION_TOKENS, chat=fact.chat)
 
 
-class PreviousRequests:
+class PreviousRequests(Measurement):
     """Scores of the facts of a project's previous requests whose texts were kept."""
 
     name = "previous"
@@ -124,9 +134,6 @@ class PreviousRequests:
     def applies(self, request: Request) -> bool:
         """Only in a project."""
         return request.history is not None
-
-    def check(self) -> None:
-        """There are no options."""
 
     def measure(self, lm: EditableLM, request: Request, **_: object) -> dict[int, dict[str, float]]:
         """Scores by number of the request."""
@@ -137,7 +144,7 @@ class PreviousRequests:
         }
 
 
-class Representations:
+class Representations(Measurement):
     """Outputs of the edited projections for facts; reported as ``representations.json`` and a picture.
 
     Args:
@@ -154,9 +161,6 @@ class Representations:
     def applies(self, request: Request) -> bool:
         """Whether there is anything to measure."""
         return self.facts is not None
-
-    def check(self) -> None:
-        """Options are checked when they are given."""
 
     def _groups(self, request: Request) -> dict[str, list[Fact]]:
         return groups_of(request, self.facts or 0)
@@ -188,7 +192,7 @@ class Representations:
         return Report(draw_run(found), [{f"representations/{k}": v for k, v in found.numbers.items()}], line)
 
 
-class Downstream:
+class Downstream(Measurement):
     """General ability: accuracy on downstream tasks and perplexity of prose, by lm_eval; ``downstream.json``.
 
     Args:
