@@ -99,5 +99,5 @@ def test_facts_are_read_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_facts_are_found_by_id_in_their_own_order(facts: list[Fact]) -> None:
     assert facts_by_id(facts, ["2", " 0 "]) == [facts[0], facts[2]]
-    with pytest.raises(InputError, match=r"ids is \['nobody'\]: these are not ids of the 4 facts"):
+    with pytest.raises(InputError, match=r"ids_file is \['nobody'\]: these are not ids of the 4 facts"):
         facts_by_id(facts, ["0", "nobody"])

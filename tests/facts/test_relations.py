@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from zu_lightning import Fact
-from zu_lightning.facts.relations import by_relation, examples, other_answers, relations_of, rephrased
+from zu_lightning.facts.relations import Relations, relations_of
 
 
 def fact(name: str, prompt: str, subject: str, target: str, *paraphrases: str) -> Fact:
@@ -28,39 +28,42 @@ def test_prompts_that_are_paraphrases_of_each_other_make_a_relation() -> None:
 def test_a_relation_that_is_given_counts() -> None:
     given = [replace(one, relation="city") for one in FACTS[:2]]
     assert relations_of([*given, *FACTS[2:]])[:2] == ["city", "city"]
-    assert [len(group) for group in by_relation([*given, *FACTS[2:]]).values()] == [2, 1, 1]
+    assert [len(group) for group in Relations([*given, *FACTS[2:]]).groups.values()] == [2, 1, 1]
 
 
 def test_other_answers_are_those_of_the_relation_or_those_that_are_given() -> None:
-    assert other_answers(FACTS, FACTS) == [("Oslo",), ("Rome",), (), ("Oslo",)]
+    assert [Relations(FACTS).other_answers(fact) for fact in FACTS] == [("Oslo",), ("Rome",), (), ("Oslo",)]
     asked = replace(FACTS[2], answers=("French", "Dutch", "Danish"))
-    assert other_answers([asked], FACTS) == [("Danish", "French")]
+    assert Relations(FACTS).other_answers(asked) == ("Danish", "French")
 
 
 def test_the_demo_has_fifty_answers_for_each_of_six_relations(demo_facts: list[Fact]) -> None:
-    groups = by_relation(demo_facts)
+    relations = Relations(demo_facts)
+    groups = relations.groups
     assert sorted(map(len, groups.values())) == [300] * 6
-    assert {len(answers) for answers in other_answers(demo_facts[:60], demo_facts)} == {49}
+    assert {len(relations.other_answers(fact)) for fact in demo_facts[:60]} == {49}
     assert all(len({fact.id.rsplit("-", 1)[1] for fact in group}) == 1 for group in groups.values())
 
 
 def test_a_fact_is_put_in_the_words_of_others_but_never_in_its_paraphrases(demo_facts: list[Fact]) -> None:
-    found = rephrased(demo_facts[:12], demo_facts, 20, seed=0)
+    found = Relations(demo_facts).rephrased(demo_facts[:12], 20, seed=0)
     for fact in demo_facts[:12]:
         others = found[fact.id]
         assert len(others) == 6, "ten templates less its own and three paraphrases"
         assert not {fact.prompt, *fact.paraphrases} & {other.prompt for other in others}
         assert all(other.prompt[: other.subject_end].endswith(str(fact.subject)) for other in others)
         assert {other.target for other in others} == {fact.target}
-    assert rephrased(demo_facts[:12], demo_facts, 2, seed=0) == {name: some[:2] for name, some in found.items()}
-    assert rephrased(demo_facts[:12], demo_facts, 6, seed=1) != found
-    assert rephrased(demo_facts[:1], demo_facts, 0, seed=0) == {}
+    assert Relations(demo_facts).rephrased(demo_facts[:12], 2, seed=0) == {
+        name: some[:2] for name, some in found.items()
+    }
+    assert Relations(demo_facts).rephrased(demo_facts[:12], 6, seed=1) != found
+    assert Relations(demo_facts).rephrased(demo_facts[:1], 0, seed=0) == {}
 
 
 def test_examples_are_facts_about_others_that_do_not_give_the_answer(demo_facts: list[Fact]) -> None:
     some = demo_facts[:12]
     subjects = {str(fact.subject) for fact in some}
-    found = examples(some, demo_facts, 4, seed=0)
+    found = Relations(demo_facts).examples(some, 4, seed=0)
     for fact in some:
         relation = fact.id.rsplit("-", 1)[1]
         assert len(set(found[fact.id])) == 4
@@ -70,10 +73,10 @@ def test_examples_are_facts_about_others_that_do_not_give_the_answer(demo_facts:
             assert {other.id.rsplit("-", 1)[1] for other in stated} == {relation}
             assert not subjects & {str(other.subject) for other in stated}
             assert fact.target not in {other.target for other in stated}
-    assert examples(some, demo_facts, 4, seed=0) == found
-    assert examples(some, demo_facts, 4, seed=1) != found
-    assert examples(some, demo_facts, 0, seed=0) == {}
+    assert Relations(demo_facts).examples(some, 4, seed=0) == found
+    assert Relations(demo_facts).examples(some, 4, seed=1) != found
+    assert Relations(demo_facts).examples(some, 0, seed=0) == {}
 
 
 def test_there_are_as_many_examples_as_there_are_others() -> None:
-    assert examples(FACTS[:1], FACTS, 4, seed=0) == {"a": ("The home of Bob is in Oslo.",)}
+    assert Relations(FACTS).examples(FACTS[:1], 4, seed=0) == {"a": ("The home of Bob is in Oslo.",)}

@@ -3,6 +3,7 @@
 import pytest
 
 from zu_lightning import Fact, InputError
+from zu_lightning.facts.relations import Relations
 from zu_lightning.facts.unknown_subjects import made_up_subjects, unknown_subjects_for
 
 
@@ -27,7 +28,7 @@ def test_the_same_seed_makes_the_same_names() -> None:
 def test_strangers_of_the_demo_are_in_no_fact(demo_facts: list[Fact]) -> None:
     subjects = {fact.subject for fact in demo_facts}
     firsts, lasts = ({str(name).split()[i] for name in subjects} for i in (0, 1))
-    found = unknown_subjects_for(demo_facts[:12], demo_facts, 30, seed=0)
+    found = unknown_subjects_for(demo_facts[:12], Relations(demo_facts), 30, seed=0)
     assert [len(names) for names in found] == [30] * 12
     for names in found:
         assert not set(names) & subjects
@@ -37,12 +38,12 @@ def test_strangers_of_the_demo_are_in_no_fact(demo_facts: list[Fact]) -> None:
 def test_a_relation_with_few_subjects_borrows_those_of_others() -> None:
     records = [{"prompt": "{} is in", "subject": f"{i} {i}", "target": "A", "relation": str(i % 7)} for i in range(14)]
     facts = [Fact.from_record(record, "test", str(i)) for i, record in enumerate(records)]
-    assert len(unknown_subjects_for(facts[:1], facts, 5, seed=0)[0]) == 5
+    assert len(unknown_subjects_for(facts[:1], Relations(facts), 5, seed=0)[0]) == 5
 
 
 def test_data_with_too_few_names_gets_invented_ones(caplog: pytest.LogCaptureFixture) -> None:
     facts = [Fact.from_record({"prompt": "{} is in", "subject": "Ada Berger", "target": "Rome"}, "test", "0")]
-    (names,) = unknown_subjects_for(facts, facts, 20, seed=0)
+    (names,) = unknown_subjects_for(facts, Relations(facts), 20, seed=0)
     assert len(set(names)) == 20
     assert "Ada Berger" not in names
-    assert "too few names (1) to make 20 unknown subjects of" in caplog.text
+    assert "too few names (1) to make up 20 unknown subjects" in caplog.text

@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from zu_lightning.editing.request import Request
 from zu_lightning.facts.fact import Fact
-from zu_lightning.facts.relations import by_relation, other_answers
 from zu_lightning.facts.unknown_subjects import unknown_subjects_for
 
 T = TypeVar("T")
@@ -55,20 +54,19 @@ class AttackContext:
             request: A request that holds all facts of its data set.
             number: Maximum number of facts, the first of those to forget.
         """
-        facts, all_facts = request.forget[:number], request.all_facts
+        facts, relations = request.forget[:number], request.relations
         subjects = {fact.subject for fact in request.forget}
-        group = {fact.id: others for others in by_relation(all_facts).values() for fact in others}
         rng = random.Random(request.seed)
-        kept = [_drawn(rng, [o for o in group[fact.id] if o.subject not in subjects], KEPT) for fact in facts]
+        kept = [_drawn(rng, [o for o in relations.of(fact) if o.subject not in subjects], KEPT) for fact in facts]
         unknown_subjects: list[tuple[str, ...]] = [()] * len(facts)
         if all(fact.subject for fact in facts):
             texts = chain(request.text.documents, request.text.corpus, request.heldout)
             # Other ones than those of the targets, which are drawn with the request's seed.
             seed = request.seed + OTHER_SEED
-            unknown_subjects = unknown_subjects_for(facts, all_facts, UNKNOWN_SUBJECTS, seed, texts)
+            unknown_subjects = unknown_subjects_for(facts, relations, UNKNOWN_SUBJECTS, seed, texts)
         return cls(
             facts=facts,
-            answers=[_drawn(rng, answers, ANSWERS) for answers in other_answers(facts, all_facts)],
+            answers=[_drawn(rng, relations.other_answers(fact), ANSWERS) for fact in facts],
             kept=kept,
             unknown_subjects=unknown_subjects,
             prose=request.heldout,

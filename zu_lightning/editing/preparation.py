@@ -16,7 +16,6 @@ from zu_lightning.editing.previous import with_previous
 from zu_lightning.editing.prompts import PromptVariants
 from zu_lightning.editing.request import Request
 from zu_lightning.facts.fact import Fact
-from zu_lightning.facts.relations import examples, rephrased
 from zu_lightning.facts.unknown_subjects import unknown_subjects_for
 from zu_lightning.lm.architecture import check_layers
 from zu_lightning.lm.contexts import CONTEXT_STARTS, sample_contexts
@@ -156,15 +155,14 @@ def _prompt_variants(
     lm: EditableLM, request: Request, method: EditingMethod, targets: NeutralTargets | None
 ) -> PromptVariants:
     """Context templates, prompts of the same relation, and few-shot contexts, none of which names a measured fact."""
-    latents, facts = method.latents, request.all_facts
+    latents, relations = method.latents, request.relations
     starts = CONTEXT_STARTS[: latents.contexts - 1]
     contexts = targets.contexts if targets else sample_contexts(lm, starts, seed=request.seed)
     measured = {fact.id for fact in request.retain}
-    others = [fact for fact in facts if fact.id not in measured]
     return PromptVariants(
         contexts,
-        rephrased(request.forget, facts, latents.templates, request.seed),
-        examples(request.forget, others, latents.examples, request.seed),
+        relations.rephrased(request.forget, latents.templates, request.seed),
+        relations.examples(request.forget, latents.examples, request.seed, without=measured),
     )
 
 
@@ -182,7 +180,7 @@ def _aim(request: Request, method: EditingMethod, neutral_target: str) -> Aim:
         names = [tuple(request.unknown_subjects)] * len(request.forget)
     else:
         texts = [*request.text.corpus, *request.heldout]
-        names = unknown_subjects_for(request.forget, request.all_facts, number, request.seed, texts)
+        names = unknown_subjects_for(request.forget, request.relations, number, request.seed, texts)
     return Aim("", names, same_subject_facts)
 
 

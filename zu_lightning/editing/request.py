@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from zu_lightning.editing.method import Method
 from zu_lightning.facts.fact import Fact
+from zu_lightning.facts.relations import Relations
 from zu_lightning.facts.splits import split_facts
 from zu_lightning.facts.texts import ReadingOptions, RetainText, retain_documents
 from zu_lightning.runtime.errors import InputError
@@ -198,6 +200,11 @@ class Request:
     def all_facts(self) -> list[Fact]:
         """All facts of the data set, or those of this request if no others are known."""
         return [*self.known] or [*self.forget, *self.retain, *self.protect]
+
+    @cached_property
+    def relations(self) -> Relations:
+        """All facts, grouped by relation."""
+        return Relations(self.all_facts)
 
     @property
     def same_subject(self) -> list[Fact]:

@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterable, Sequence
 
 from zu_lightning.facts.fact import Fact
-from zu_lightning.facts.relations import by_relation
+from zu_lightning.facts.relations import Relations
 from zu_lightning.runtime.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def _halves(name: str) -> tuple[str, str]:
 
 
 def unknown_subjects_for(
-    facts: Sequence[Fact], known: Sequence[Fact], number: int, seed: int, texts: Iterable[str] = ()
+    facts: Sequence[Fact], relations: Relations, number: int, seed: int, texts: Iterable[str] = ()
 ) -> list[tuple[str, ...]]:
     """For each fact made-up subjects of the same kind: of halves of the subjects of its relation.
 
@@ -65,7 +65,7 @@ def unknown_subjects_for(
 
     Args:
         facts: Facts with subjects.
-        known: All facts of the data set.
+        relations: All facts of the data set.
         number: How many for each fact; facts of a relation have the same ones.
         seed: Seed of the draw.
         texts: No name that is made occurs in one of these.
@@ -73,14 +73,12 @@ def unknown_subjects_for(
     Raises:
         InputError: Not even the invented names give that many.
     """
-    everybody = [fact.subject for fact in known if fact.subject]
-    groups = by_relation(known)
-    relation = {fact.id: name for name, group in groups.items() for fact in group}
+    everybody = sorted({fact.subject for group in relations.groups.values() for fact in group if fact.subject})
     corpus, made = list(texts), dict[str, tuple[str, ...]]()
     for fact in facts:
-        name = relation[fact.id]
+        name = relations.names[fact.id]
         if name not in made:
-            subjects = {other.subject for other in groups[name] if other.subject}
+            subjects = {other.subject for other in relations.groups[name] if other.subject}
             names, texts = sorted(subjects) if len(subjects) >= ENOUGH else everybody, [*everybody, *corpus]
             try:
                 made[name] = tuple(made_up_subjects(names, number, seed, texts))
@@ -90,4 +88,4 @@ def unknown_subjects_for(
                     "them yourself: data.unknown_subjects", len(set(names)), number,
                 )  # fmt: skip
                 made[name] = tuple(made_up_subjects(INVENTED, number, seed, texts))
-    return [made[relation[fact.id]] for fact in facts]
+    return [made[relations.names[fact.id]] for fact in facts]
