@@ -24,7 +24,9 @@ from callbacks import ClosedForm, ExportEditedModel, Measure, RecordRequest, Res
 from callbacks.progress import BesideBars, Progress, close_bars
 from callbacks.resume import checkpoint_path
 from zu_lightning import (
+    NPO,
     EditingModule,
+    Erase,
     EvaluationModule,
     GradientModule,
     InputError,
@@ -33,7 +35,7 @@ from zu_lightning import (
     replacing,
 )
 from zu_lightning.attacks.measurement import Attacks
-from zu_lightning.cli.method_option import module_of, named_method
+from zu_lightning.cli.method_option import MethodChoice, methods
 from zu_lightning.cli.stopping import ending, full_disk_told_once, stopped_by_sigterm
 from zu_lightning.cli.usage import HelpFormatter, Parser
 from zu_lightning.editing.method import Method, ReleaseProtocol
@@ -82,6 +84,7 @@ OPTION_OWNERS: tuple[tuple[str, type], ...] = (
     ("data", data.UnlearnDataModule),
     ("trainer", Trainer),
     ("method", ZeroUnlearnGD),
+    ("method", NPO),
     *MEASURED.items(),
     ("trainer.callbacks", TraceLayers),  # where an option sets what the last callback takes
     ("trainer.callbacks", ExportEditedModel),
@@ -129,14 +132,8 @@ class UnlearnCLI(LightningCLI):
         for section, measurement in MEASURED.items():
             parser.add_class_arguments(measurement, section)
         parser.link_arguments("method", "model.init_args.method", apply_on="instantiate")
-        method = Parser.chosen_method or "Erase"
-        parser.set_defaults(
-            {
-                "method": {"class_path": method},
-                "model": {"class_path": module_of(method)},
-                "data": {"class_path": "data.UnlearnDataModule"},
-            }
-        )
+        data_module = {"data": {"class_path": "data.UnlearnDataModule"}}
+        parser.set_defaults(Parser.method.defaults(otherwise=Erase) | data_module)
 
     def before_instantiate_classes(self) -> None:
         """Check the output folder before anything else, and look for what a killed run has left there."""
@@ -194,7 +191,9 @@ def option_of(parameter: str) -> str:
     """The option that sets a parameter of the library; its own name if there is none."""
     if parameter == "ckpt_path":
         return "--ckpt_path"
-    name = parameter.partition(".")[0]
+    name, _, rest = parameter.partition(".")
+    if name in {method.__name__ for method in methods()}:
+        return f"--method.{rest}"
     for section, owner in OPTION_OWNERS:
         if name in inspect.signature(owner).parameters:
             return f"--{section}.{parameter}"
@@ -248,7 +247,7 @@ def main(args: list[str] | None = None) -> None:
         sys.argv[1:] = words
     else:
         args = words
-    Parser.chosen_method = named_method(words)
+    Parser.method = MethodChoice.of(words)
     try:
         with stopped_by_sigterm(), full_disk_told_once():
             if words and words[0] in COMMANDS:

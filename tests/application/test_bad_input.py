@@ -45,7 +45,7 @@ def facts(*records: dict[str, Any]) -> Callable[[Path], list[str]]:
 
 def ids(folder: Path) -> list[str]:
     (folder / "ids").write_text("nobody\n")
-    return [f"--data.ids={folder / 'ids'}"]
+    return [f"--data.ids_file={folder / 'ids'}"]
 
 
 def corpus_about_the_forgotten(folder: Path) -> list[str]:
@@ -118,7 +118,7 @@ BAD_INPUT = {
         facts({**FACT, "prompt": "very " * 500 + "{} works as a"}), "the model's context holds 256"
     ),
     "both sets": Case(option("--data.forget_ids=[a]", "--data.retain_ids=[a]"), "--data.retain_ids is ['a']: "),
-    "no such id in a file": Case(ids, "--data.ids is ['nobody']: these are not ids of the 1800 facts"),
+    "no such id in a file": Case(ids, "--data.ids_file is ['nobody']: these are not ids of the 1800 facts"),
     "no layer of a tiny model": Case(
         option("--model.layers=[]", "--model.random_tiny_model=true"), "--model.layers is []: name at"
     ),
@@ -133,21 +133,15 @@ BAD_INPUT = {
     ),
     "no such checkpoint": Case(option("--ckpt_path={}/none.ckpt"), "--ckpt_path is '{}/none.ckpt': there is no such"),
     "no neutral target": Case(option("--model.neutral_target="), "--model.neutral_target is '': "),
-    "no steps": Case(option("--model.steps=0"), "--model.steps is 0: give a positive number"),
-    "no latent steps": Case(option("--model.latents.steps=0"), "--model.latents.steps is 0: give a positive number"),
+    "no steps": Case(option("--method=ZeroUnlearnGD", "--method.steps=0"), "--method.steps is 0: give a positive"),
+    "no latent steps": Case(option("--method.latents.steps=0"), "--method.latents.steps is 0: give a positive number"),
     "no tokens": Case(option("--data.reading.corpus_tokens=-1"), "--data.reading.corpus_tokens is -1: give a positive"),
     "no corpus": Case(option("--data.corpus={}/nowhere.txt"), "--data.corpus is '{}/nowhere.txt': text cannot be"),
-    "no other corpus": Case(corpus_about_the_forgotten, "--data.corpus is '{}/corpus.txt': every document names"),
+    "no other corpus": Case(corpus_about_the_forgotten, "--data.corpus is '1 documents': every document names"),
     "no chat template": Case(option("--data.chat=true"), "--data.chat is True: the model's tokenizer has no chat"),
-    "a negative weight": Case(
-        option("--closed_form.rule.retain_weight=-1"), "Erase.retain_weight is -1.0: give zero or"
-    ),
-    "no layers to edit": Case(
-        option("--model=zu_lightning.PretrainModule", "--trainer.callbacks=null"),
-        "--closed_form.rule is 'Erase': PretrainModule does not edit layers: set the rule to null",
-    ),
-    "nothing to report": Case(
-        option("--model=zu_lightning.PretrainModule", "--closed_form.rule=null"), "model is 'PretrainModule': "
+    "a negative weight": Case(option("--method.retain_weight=-1"), "--method.retain_weight is -1.0: give zero or"),
+    "no language model to edit": Case(
+        option("--model=zu_lightning.PretrainModule"), "model is 'PretrainModule': UnlearnDataModule reads data for"
     ),
     "unwritable": Case(unwritable, "--trainer.default_root_dir is '{}/file': it cannot be written to"),
 }
@@ -195,15 +189,15 @@ def test_good_input_does_begin_to_work(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "threshold",
     [
-        ["--closed_form.rule=zu_lightning.ZeroUnlearnGD", "--closed_form.rule.threshold=0"],
-        ["--closed_form.rule=null", "--model.objective.threshold=0"],
+        ["--method=ZeroUnlearnGD", "--method.threshold=0"],
+        ["--method=ZeroUnlearnGD", "--method.solve=descent", "--method.threshold=0"],
     ],
 )
 def test_an_empty_null_space_is_explained(threshold: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stopped:
         train_py(command_line(tmp_path, *threshold, *SHORT_RUN))
     assert re.search(
-        r"error: ZeroUnlearnGD\.threshold is 0\.0: layer 0 has no solution: the null space is empty: .*raise the",
+        r"error: --method\.threshold is 0\.0: layer 0 has no solution: the null space is empty: .*raise the",
         str(stopped.value.code),
     )
 

@@ -26,16 +26,16 @@ LAUNCHERS = {
 }  # fmt: skip
 """How many processes a launcher starts, and the words before and after the arguments of ``train.py``."""
 
-FEWER_FACTS_THAN_PROCESSES = (*SHORT_RUN, "--model.latents.facts_per_batch=1")
+FEWER_FACTS_THAN_PROCESSES = (*SHORT_RUN, "--method.latents.facts_per_batch=1")
 MANY_FACTS = (
-    "--data.forget_num=50", "--data.retain_num=50", "--model.latents.steps=5", "--data.reading.corpus_documents=300",
+    "--data.forget_num=50", "--data.retain_num=50", "--method.latents.steps=5", "--data.reading.corpus_documents=300",
 )  # fmt: skip
 METHODS: dict[str, tuple[str, ...]] = {"closed form": (), "descent": ("methods/gradient_descent",)}
 SIZES = {
     "fifty facts": (("demo",), MANY_FACTS),
     "more facts than a key has entries": (
         ("demo", "qwen3", "tiny"),
-        ("--data.forget_num=80", "--model.layers=[0]", "--model.latents.steps=3", "--model.dtype=float32"),
+        ("--data.forget_num=80", "--model.layers=[0]", "--method.latents.steps=3", "--model.dtype=float32"),
     ),
 }  # fmt: skip
 """Configurations and options."""
@@ -110,7 +110,7 @@ def test_one_two_and_three_processes_forget_alike(method: str, size: str, tmp_pa
 @pytest.mark.slow
 def test_processes_agree_on_what_another_run_has_left_in_the_cache(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    options = (*SHORT_RUN, "--model.layers=[0,1]", "--model.optimize_values=true", f"--data.cache={cache}")
+    options = (*SHORT_RUN, "--model.layers=[0,1]", "--method=ZeroUnlearn", f"--data.cache={cache}")
     cold = launch("lightning", tmp_path / "cold", *options)
     written = {file.name: file.stat().st_mtime_ns for file in cache.iterdir()}
     warm = launch("lightning", tmp_path / "warm", *options)

@@ -85,7 +85,7 @@ def test_every_option_that_is_named_exists(capsys: pytest.CaptureFixture[str], t
         with pytest.raises(SystemExit):
             train_py(command_line(tmp_path, "--print_config", configs=configs))
         known |= set(options_in(yaml.safe_load(capsys.readouterr().out)))
-    assert {"--model.latents.steps", "--data.reading.corpus_tokens", "--closed_form.rule.threshold"} < known
+    assert {"--method.latents.steps", "--data.reading.corpus_tokens", "--method.threshold"} < known
     named = {
         name for page in PAGES for name in re.findall(r"--(?:model|data|trainer)\.[a-z_.]*[a-z]", page.read_text())
     }

@@ -50,7 +50,7 @@ def test_other_data_sets_take_the_whole_road(
     model: Path, shared: Path, tmp_path: Path, path: str, scores: set[str]
 ) -> None:
     short = (
-        "--model.layers=[1]", "--model.latents.steps=2", "--data.forget_num=2", "--data.retain_num=2",
+        "--model.layers=[1]", "--method.latents.steps=2", "--data.forget_num=2", "--data.retain_num=2",
         "--data.reading.corpus_tokens=3000",
     )  # fmt: skip
     results = forget(tmp_path, model, shared / "data" / path, *short)

@@ -16,6 +16,7 @@ from zu_lightning import (
     InputError,
     LatentOptions,
     LayerProblem,
+    Memit,
     Monitor,
     NeutralTargets,
     Preparation,
@@ -371,3 +372,12 @@ def test_as_many_contexts_are_averaged_over_as_asked_for(lm: EditableLM, facts: 
 def test_a_number_of_contexts_that_there_are_not_is_refused(count: int) -> None:
     with pytest.raises(InputError, match=rf"latents\.contexts is {count}: give a number from 1 to 6"):
         LatentOptions(contexts=count)
+
+
+@pytest.mark.parametrize(("method", "is_warned"), [(AlphaEdit, True), (Memit, False)])
+def test_averaging_over_prompts_needs_a_retain_term(
+    method: type[EditingMethod], is_warned: bool, lm: EditableLM, facts: list[Fact], caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = method(latents=LatentOptions(contexts=1, steps=1, average_over_prompts=True))
+    prepared(lm, facts[:1], [0, 1], chosen)
+    assert caplog.text.count("has no retain term: latents.average_over_prompts has no effect") == is_warned

@@ -1,6 +1,9 @@
-"""The option ``--method``: naming another class starts from that method's own defaults."""
+"""The option ``--method``: a method that is named starts from its own defaults, whatever was named before."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,54 +14,69 @@ from zu_lightning.editing.method import Method
 from zu_lightning.renamed_options import translate_config
 
 
-def named_method(arguments: Sequence[str]) -> str | None:
-    """The method that a command line chooses last, by an option or in a configuration file; ``None`` if it names none.
+@dataclass(frozen=True)
+class MethodChoice:
+    """The method that a command line names last.
 
-    Args:
-        arguments: The command line's words.
+    Attributes:
+        name: Its class path, or its short name; ``None`` if no method is named.
+        content: Content of the configuration file whose options of the method count; ``None`` if none does.
     """
-    chosen = None
-    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    for option, value in pairwise(words):
-        if option in ("--method", "--method.class_path"):
-            chosen = value
-        elif option in ("--config", "-c") and Path(value).is_file():
-            config = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
-            chosen = class_of(translate_config(config, quiet=True) if isinstance(config, dict) else None) or chosen
-    return chosen
+
+    name: str | None = None
+    content: str | None = None
+
+    @classmethod
+    def of(cls, arguments: Sequence[str]) -> "MethodChoice":
+        """Read the words of a command line, and the configuration files that they name, in order."""
+        choice = cls()
+        words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+        for option, value in pairwise(words):
+            if option in ("--method", "--method.class_path"):
+                is_same = choice.name is not None and short(choice.name) == short(value)
+                choice = cls(value, choice.content if is_same else None)
+            elif option in ("--config", "-c") and Path(value).is_file():
+                content = Path(value).read_text(encoding="utf-8")
+                config = yaml.safe_load(content)
+                named = class_of(translate_config(config, quiet=True)) if isinstance(config, dict) else None
+                choice = cls(named, content) if named else choice
+        return choice
+
+    def without_others(self, config: dict[str, Any], content: str) -> dict[str, Any]:
+        """A configuration without the options of its method, if those of another place count."""
+        if class_of(config) is None or self.name is None or content == self.content:
+            return config
+        return {name: section for name, section in config.items() if name != "method"}
+
+    def defaults(self, otherwise: type[Method]) -> dict[str, dict[str, str]]:
+        """The parser's defaults for the method and for the module that runs it.
+
+        The default of the method must be the class itself: jsonargparse would keep options of another default.
+
+        Args:
+            otherwise: The default if no method is named, or an unknown one, which the parser reports.
+        """
+        name = self.name or otherwise.__name__
+        if "." in name:
+            with suppress(ImportError):
+                import_module(name.rpartition(".")[0])
+        method = next((method for method in methods() if method.__name__ == short(name)), None)
+        class_path = f"zu_lightning.{otherwise.__name__}" if method is None else name
+        return {"method": {"class_path": class_path}, "model": {"class_path": (method or otherwise).module}}
 
 
-def class_of(config: Any) -> str | None:
+def short(class_path: str) -> str:
+    """The name of a class without its module."""
+    return class_path.rpartition(".")[2]
+
+
+def class_of(config: Mapping[str, Any]) -> str | None:
     """The method class that a configuration names."""
-    method = config.get("method") if isinstance(config, Mapping) else None
+    method = config.get("method")
     name = method.get("class_path") if isinstance(method, Mapping) else method
     return name if isinstance(name, str) else None
 
 
-def without_other_methods(config: dict[str, Any], chosen: str | None) -> dict[str, Any]:
-    """A configuration without its method if another one is chosen: none of its options may survive."""
-    own = class_of(config)
-    if own is None or chosen is None or own.rpartition(".")[2] == chosen.rpartition(".")[2]:
-        return config
-    return {name: section for name, section in config.items() if name != "method"}
-
-
-def module_of(chosen: str) -> str:
-    """The LightningModule that runs a method, given by its class path or its short name.
-
-    An unknown name gets the default module: the parser says what is wrong with it.
-    """
-    short = chosen.rpartition(".")[2]
-    if "." in chosen:
-        import importlib
-
-        try:
-            importlib.import_module(chosen.rpartition(".")[0])
-        except ImportError:
-            return Method.module
-    found = [one.module for one in _subclasses(Method) if one.__name__ == short]
-    return found[0] if found else Method.module
-
-
-def _subclasses(cls: type[Method]) -> list[type[Method]]:
-    return [cls, *(found for child in cls.__subclasses__() for found in _subclasses(child))]
+def methods(cls: type[Method] = Method) -> list[type[Method]]:
+    """All method classes that are imported."""
+    return [cls, *(found for child in cls.__subclasses__() for found in methods(child))]

@@ -9,7 +9,7 @@ import yaml
 from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
-from zu_lightning.cli.method_option import without_other_methods
+from zu_lightning.cli.method_option import MethodChoice
 from zu_lightning.renamed_options import translate_config
 
 TYPES = {
@@ -52,14 +52,14 @@ class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 class Parser(LightningArgumentParser):
     """Leaves it to the caller to show an error."""
 
-    chosen_method: str | None = None
+    method = MethodChoice()
     """The method that the command line chooses; options of others in configuration files do not count."""
 
     def _load_config_parser_mode(self, content: str, *args: Any, **kwargs: Any) -> Any:
         """Take options by their old names, and leave out those of methods that are not chosen."""
         config = yaml.safe_load(content)
         if isinstance(config, dict):
-            config = without_other_methods(translate_config(config), Parser.chosen_method)
+            config = Parser.method.without_others(translate_config(config), content)
             content = yaml.safe_dump(config, sort_keys=False)
         return super()._load_config_parser_mode(content, *args, **kwargs)
 

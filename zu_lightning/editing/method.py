@@ -5,7 +5,6 @@ Editing methods (closed forms, and gradient descent on ZeroUnlearn-GD's objectiv
 methods that train the language model's weights from :class:`zu_lightning.gradient.method.GradientMethod`.
 """
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +16,6 @@ from torch import Tensor
 from zu_lightning.editing.layer_problem import LayerProblem
 from zu_lightning.runtime.errors import InputError, require_positive
 from zu_lightning.solvers import LowRankUpdate
-
-log = logging.getLogger(__name__)
 
 TargetKind = Literal["word", "reference"]
 """What neutral targets make the model predict: the neutral answer, or what it predicts for unknown subjects."""
@@ -218,13 +215,8 @@ class EditingMethod(Method):
         """The problem in the units of this method's weights."""
         problem = problem.protecting(self.protect_weight, relative=self.scale_free)
         problem = (problem.scale_free() if self.scale_free else problem).weighing_facts()
-        if problem.deviations is None:
-            return problem
-        weight = self.weight_beside_moment
-        if weight is None:
-            log.warning("%s has no retain term: latents.average_over_prompts has no effect on its solution.", self.name)
-            return problem.at_mean_keys()
-        return problem.averaged_over_prompts(weight)
+        weight = None if problem.deviations is None else self.weight_beside_moment
+        return problem.at_mean_keys() if weight is None else problem.averaged_over_prompts(weight)
 
     @property
     def weight_beside_moment(self) -> float | None:

@@ -79,6 +79,8 @@ def prepare(
     monitor = monitor or Monitor()
     check_layers(layers, len(lm.layers))
     _warn(lm, request.size, layers)
+    if method.latents.average_over_prompts and method.weight_beside_moment is None:
+        log.warning("%s has no retain term: latents.average_over_prompts has no effect on its solution.", method.name)
     variants = _prompt_variants(lm, request, method, targets)
     _check_lengths(lm, request, variants, neutral_target)
     with monitor.timed("moments"):

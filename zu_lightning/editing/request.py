@@ -164,7 +164,9 @@ class Request:
         log.info("%d facts to forget, %d to measure only, %d more to protect", len(gone), len(watched), len(protected))
         documents = retain_documents(corpus, gone)
         if corpus and not documents:
-            raise InputError("corpus", None, "every document names a forgotten subject: add retain text.")
+            raise InputError(
+                "corpus", f"{len(corpus)} documents", "every document names a forgotten subject: add retain text."
+            )
         if corpus:
             log.info(
                 "%d documents of retain text (%d more name a forgotten subject and are left out)",
