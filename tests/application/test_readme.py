@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+import train
 from tests.conftest import ROOT, command_line, train_py
 
 README = (ROOT / "README.md").read_text()
@@ -25,7 +26,8 @@ def commands() -> list[tuple[str, ...]]:
     shell = "\n".join(block for page in PAGES for block in blocks(page.read_text(), "bash"))
     lines = re.findall(r"train\.py (?!\{)(.*)", shell.replace("\\\n", " "))
     found = dict.fromkeys(tuple(shlex.split(line, comments=True)) for line in lines)
-    return [words for words in found if any(word.startswith(("--model", "--data", "--trainer")) for word in words)]
+    options = ("--model", "--data", "--trainer", "--method", "--attacks")
+    return [words for words in found if words[0] not in train.COMMANDS and any(w.startswith(options) for w in words)]
 
 
 def options_in(config: dict[str, Any], prefix: str = "-") -> Iterator[str]:

@@ -1,0 +1,52 @@
+"""Links, code, and length of README, CONTRIBUTING, and the documentation."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+GENERATED = ROOT / "docs" / "reference" / "options.md"
+MAX_WORDS = {"README.md": 900, "docs": 38_000}
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]*))?\)")
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", re.sub(r"[`*]", "", heading)).strip().lower() for heading in headings)
+    return {re.sub(r"[-\s]+", "-", heading) for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    broken = []
+    for target, anchor in LINK.findall(re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)):
+        file = (page.parent / target).resolve() if target else page
+        if not file.exists() or (anchor and file.suffix == ".md" and re.sub("-+", "-", anchor) not in anchors(file)):
+            broken.append(f"{target}#{anchor}")
+    assert not broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_of_python_can_be_parsed(page: Path) -> None:
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        ast.parse(block)
+
+
+def test_the_texts_are_short() -> None:
+    words = {"README.md": len((ROOT / "README.md").read_text().split())}
+    words["docs"] = sum(len(page.read_text().split()) for page in PAGES if page != GENERATED and "docs" in page.parts)
+    assert all(words[name] <= most for name, most in MAX_WORDS.items()), words
+
+
+def test_the_reference_of_options_is_what_the_code_says(tmp_path: Path) -> None:
+    code = "import runpy; print(runpy.run_path('docs/options.py')['page'](), end='')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == GENERATED.read_text(), "run `python docs/options.py`"
