@@ -88,8 +88,8 @@ def page() -> str:
     lines = [
         "# Options",
         "",
-        "This page is generated from the code by `python docs/options.py`. Options are given as `--section.name value`,",
-        "or in YAML. [Command line](command-line.md) says how files and options combine.",
+        "This page is generated from the code by `python docs/options.py`. Options are `--section.name value` on the",
+        "command line, and `name: value` in a section of a file; see [Command line](command-line.md).",
     ]
     for title, cls in SECTIONS:
         rows = options_of(cls)
