@@ -23,7 +23,7 @@ from zu_lightning import EditableLM, EvaluationBatch, Fact, evaluation_batches
 from zu_lightning.editing.request import about_subjects_of
 from zu_lightning.evaluation.intervals import FactScores
 from zu_lightning.evaluation.scores import compute_metrics, evaluation_metrics, update_metric
-from zu_lightning.ledger.kept import write_facts
+from zu_lightning.ledger.files import write_facts
 
 SCORES = ("efficacy", "generalization", "efficacy_probability", "retain", "same_subject", "perplexity")
 """Columns of the table of whole models."""

@@ -29,7 +29,7 @@ from zu_lightning.editing.method import Method
 from zu_lightning.facts.splits import without
 from zu_lightning.ledger import Ledger
 from zu_lightning.ledger.entries import number_of
-from zu_lightning.ledger.ledger import known_already
+from zu_lightning.ledger.ledger import already_forgotten
 from zu_lightning.modules.state import saved_settings
 from zu_lightning.report.measurements import request_batches
 
@@ -257,7 +257,7 @@ class UnlearnDataModule(LightningDataModule):
         for option, ids in ({"forget_ids": self.forget_ids} | lists if asked is None else lists).items():
             for name in ids or ():
                 if name in gone:
-                    raise known_already(option, name, gone[name])
+                    raise already_forgotten(option, name, gone[name])
 
     @property
     def _cache_folder(self) -> Path | None:

@@ -38,6 +38,7 @@ MODULES = {
     "attacks.suite": "attacks.presets",
     "ledger.containment": "ledger.identification",
     "ledger.remains": "ledger.artifacts",
+    "ledger.kept": "ledger.files",
     "ledger.undoing": "ledger.reverting",
     "report.downstream": "report.ability",
     "report.downstream_plots": "report.ability",

@@ -17,7 +17,7 @@ from tests.serving.server import served
 from zu_lightning import EditableLM, ExportCheck, Results
 from zu_lightning.modules.outputs import LAYOUT
 from zu_lightning.report.pictures import pictures_in
-from zu_lightning.serving.__main__ import main as verify
+from zu_lightning.serving.command import main as verify
 
 PHASES = {
     "load",

@@ -13,7 +13,7 @@ import train
 from tests.conftest import ROOT, command_line, train_py
 from zu_lightning import InputError
 from zu_lightning.cli.usage import usage_line
-from zu_lightning.serving.__main__ import check
+from zu_lightning.serving.command import check
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import torch
 
 from tests.conftest import random_lm
 from zu_lightning import EditableLM, Fact, LayerEdit, LayerScores, LowRankUpdate, Request, RetainText, apply_update
-from zu_lightning.ledger import Ledger
-from zu_lightning.ledger.recording import CONFIGURATION, Outcome, record
+from zu_lightning.ledger import Ledger, RequestEntry
+from zu_lightning.ledger.files import CONFIGURATION
+from zu_lightning.ledger.recording import record
 from zu_lightning.lm.export import export_model
 from zu_lightning.lm.fingerprint import digests_of
 
@@ -77,18 +78,18 @@ class Project:
         for layer, edit in edits.items():
             apply_update(self.lm, layer, edit.update)
         values = torch.zeros(self.lm.weight(0).shape[0], len(forget), dtype=torch.float64)
-        outcome = Outcome(
+        entry = RequestEntry(
+            number=number,
+            time="",
             model=str(self.base),
-            loading={"dtype": str(self.lm.weight(0).dtype).removeprefix("torch.")},
             settings="of a test",
-            versions="0",
+            code={},
             weights={"before": before, "after": digests_of(self.lm, all_layers)},
             scores={"after": {"efficacy": 0.0}},
-            earlier={},
-            edits=edits,
-            kept={layer: {"keys": known, "values": values} for layer in layers},
+            previous_scores={},
+            loading={"dtype": str(self.lm.weight(0).dtype).removeprefix("torch.")},
         )
-        return record(request, outcome)
+        return record(request, entry, edits, {layer: {"keys": known, "values": values} for layer in layers})
 
 
 def make_dependent(project: Project, share: float) -> None:

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import save_file
 
 from tests.ledger.conftest import LAYERS, Project, people
-from zu_lightning.ledger import UndoEntry
-from zu_lightning.ledger.artifacts import Remains, remains
+from zu_lightning.ledger import RevertEntry
+from zu_lightning.ledger.artifacts import ResidualArtifact, residual_artifacts
 from zu_lightning.lm.export import export_model
 from zu_lightning.lm.fingerprint import open_cache
 
 
-def found(project: Project, folder: Path) -> dict[str, Remains]:
-    return {str(one.path.relative_to(folder)): one for one in remains(project.ledger, [folder], [])}
+def found(project: Project, folder: Path) -> dict[str, ResidualArtifact]:
+    return {str(one.path.relative_to(folder)): one for one in residual_artifacts(project.ledger, [folder], [])}
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_the_files_of_a_request_hold_texts_hidden_states_and_what_brings_it_back
     assert texts.holds == ["text of 4 forgotten facts"]
     assert not texts.needed
     assert keys.holds == ["hidden states of forgotten facts"]
-    assert "brings its facts back" in update.holds[0]
+    assert "restores its facts" in update.holds[0]
     assert keys.needed == update.needed == "later requests"
 
 
@@ -41,9 +41,9 @@ def test_adapters_are_found_and_facts_that_were_solved_again_count_once(with_fac
     folder.mkdir()
     save_file({"a": torch.zeros(2, 2)}, folder / "adapter_model.safetensors")
     (adapter,) = found(with_facts, folder).values()
-    assert adapter.holds == ["an adapter: subtracted from the edited weights, it brings its facts back"]
+    assert adapter.holds == ["an adapter: subtracting it from the edited weights restores its facts"]
     assert not adapter.needed
-    with_facts.ledger.append(UndoEntry(2, "", 1, again=[1], weights={"after": {}}))
+    with_facts.ledger.append(RevertEntry(2, "", 1, dependent=[1], weights={"after": {}}))
     with_facts.add(people(4))
     here = found(with_facts, with_facts.folder)
     assert here["requests/0003/facts.jsonl"].holds == ["text of 4 forgotten facts"]
@@ -52,7 +52,7 @@ def test_adapters_are_found_and_facts_that_were_solved_again_count_once(with_fac
 def test_the_texts_of_a_request_that_waits_to_be_solved_again_are_needed(project: Project) -> None:
     facts = people(2)
     project.add(facts[:1])
-    project.add(facts[1:]).append(UndoEntry(3, "", 1, again=[2], weights={"after": {}}))
+    project.add(facts[1:]).append(RevertEntry(3, "", 1, dependent=[2], weights={"after": {}}))
     here = found(project, project.folder)
     assert here["requests/0002/facts.jsonl"].needed == "solving request 2 again"
     assert not here["requests/0001/facts.jsonl"].needed

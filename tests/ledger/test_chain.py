@@ -25,7 +25,7 @@ for name in ("zu_lightning", "zu_lightning.ledger"):  # without their __init__, 
 from pathlib import Path
 from zu_lightning.ledger.chain import START, append, locked, read_chain
 path = Path(sys.argv[1])
-with locked(path.with_suffix(".lock")):
+with locked(path.parent):
     lines = read_chain(path)
     while True:
         last = lines[-1]["hash"] if lines else START
@@ -84,7 +84,7 @@ def test_a_file_that_was_changed_is_refused_by_its_line(change: str, path: Path)
 
 def test_a_line_follows_the_one_that_its_writer_has_seen(path: Path) -> None:
     before = path.read_bytes()
-    with pytest.raises(InputError, match="another process has written into it"):
+    with pytest.raises(InputError, match="another process has written to it"):
         append(path, {"number": 9}, read_chain(path)[1]["hash"])
     assert path.read_bytes() == before
 
@@ -94,10 +94,10 @@ def test_a_second_writer_is_refused_or_waits_until_the_first_one_is_dead(tmp_pat
     writer = start_writer(path)
     assert writer.stdout is not None
     writer.stdout.readline()
-    with pytest.raises(InputError, match="another process works on it"), locked(path.with_suffix(".lock")):
+    with pytest.raises(InputError, match="another process is using it"), locked(path.parent):
         pytest.fail("two writers")
     writer.kill()
-    with locked(path.with_suffix(".lock"), wait=5):
+    with locked(path.parent, wait=5):
         lines = read_chain(path)
         append(path, {"number": len(lines) + 1}, lines[-1]["hash"])
     writer.communicate()

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from tests.conftest import random_lm, update_for
 from tests.ledger.conftest import LAYERS, Project, people
 from zu_lightning import EditableLM, InputError, LowRankUpdate, export_adapter
-from zu_lightning.ledger.composition import Together, effects
+from zu_lightning.ledger.composition import AdapterEffect, adapter_effects
 from zu_lightning.lm.adapter import read_adapter
 from zu_lightning.lm.updates import summed_updates
 
@@ -67,7 +67,7 @@ def test_an_update_that_another_one_cancels_is_reported(lm: EditableLM) -> None:
     facts, before = people(2), lm.weight(0).clone()
     update = update_for(lm, 0)
     cancels = LowRankUpdate(-update.left, update.right)
-    for one in effects(lm, [{0: update}, {0: cancels}], [facts[:1], facts[1:]]):
+    for one in adapter_effects(lm, [{0: update}, {0: cancels}], [facts[:1], facts[1:]]):
         assert one.together == one.before
         assert one.alone != one.before
     assert torch.equal(lm.weight(0), before)
@@ -76,6 +76,6 @@ def test_an_update_that_another_one_cancels_is_reported(lm: EditableLM) -> None:
 
 def test_more_than_a_little_more_is_worse() -> None:
     scores = {"efficacy": 0.0, "generalization": 10.0}
-    assert not Together({}, scores, scores | {"generalization": 14.0}).is_worse
-    assert Together({}, scores, scores | {"generalization": 16.0}).is_worse
-    assert not Together({}, {}, {}).is_worse
+    assert not AdapterEffect({}, scores, scores | {"generalization": 14.0}).is_worse
+    assert AdapterEffect({}, scores, scores | {"generalization": 16.0}).is_worse
+    assert not AdapterEffect({}, {}, {}).is_worse

@@ -8,12 +8,12 @@ import torch
 
 from tests.ledger.conftest import LAYERS, Project, people
 from zu_lightning import InputError, LowRankUpdate, Query, Request, RetainText, read_facts
-from zu_lightning.ledger import Ledger, RequestEntry, UndoEntry, locked
+from zu_lightning.ledger import Ledger, RequestEntry, RevertEntry, locked
 from zu_lightning.ledger.entries import active, waiting
-from zu_lightning.ledger.kept import fact_digest, read_facts_kept, read_layers, write_facts, write_layers
+from zu_lightning.ledger.files import fact_digest, read_layers, read_stored_facts, write_facts, write_layers
 from zu_lightning.ledger.recording import record
 
-REQUEST = RequestEntry(1, "", "", {}, "", {}, {}, {}, {}, {}, {})
+REQUEST = RequestEntry(1, "", "", "", {}, {}, {}, {})
 
 
 def test_a_request_is_known_again_with_its_texts_keys_and_update(project: Project) -> None:
@@ -57,7 +57,7 @@ def test_files_of_requests_are_not_overwritten_when_their_lines_are_gone(project
     with pytest.raises(InputError, match=r"it has 0 lines, but there are files of requests \[2\]: restore it"):
         Ledger.read(project.folder)
     path.unlink()
-    with pytest.raises(InputError, match=r"it is gone, but there are files of requests \[1, 2\]: restore it"):
+    with pytest.raises(InputError, match=r"it is missing, but there are files of requests \[1, 2\]: restore it"):
         Ledger.read(project.folder)
     path.write_text(first + second)
     assert [entry.number for entry in Ledger.read(project.folder).active] == [1, 2]
@@ -66,9 +66,9 @@ def test_files_of_requests_are_not_overwritten_when_their_lines_are_gone(project
 def test_without_texts_a_request_stays_in_effect_and_its_facts_are_recognized_all_the_same(project: Project) -> None:
     facts = people(4)
     ledger = project.add(facts[:2], keeps_texts=False)
-    (earlier,) = ledger.history().previous
-    assert earlier.facts == []
-    assert earlier.size == 2
+    (previous,) = ledger.history().previous
+    assert previous.facts == []
+    assert previous.size == 2
     renamed = [replace(fact, id=f"other-{fact.id}") for fact in facts]
     assert ledger.forgotten(renamed) == dict.fromkeys([fact.id for fact in renamed[:2]], 1)
     with pytest.raises(InputError, match="request 1 of the project has forgotten this fact"):
@@ -84,7 +84,7 @@ def test_a_digest_tells_nothing_without_the_salt(project: Project, caplog: pytes
     assert "salt" not in caplog.text
     (project.folder / "salt").unlink()
     assert ledger.active[0].facts != ledger.digests_of([fact])
-    assert "salt is gone" in caplog.text
+    assert "salt is missing" in caplog.text
     assert ledger.forgotten([fact]) == {fact.id: 1}
     assert ledger.forgotten([replace(fact, id="other")]) == {}
 
@@ -98,7 +98,7 @@ def test_the_same_request_is_recorded_once(project: Project) -> None:
     request = ledger.until(1).history()
     assert request.previous == []
     again = Request(facts, RetainText([]), number=1, history=request)
-    assert record(again, None).head == ledger.head  # type: ignore[arg-type]
+    assert record(again, REQUEST, {}, {}).head == ledger.head
     assert (project.folder / "ledger.jsonl").read_bytes() == before
 
 
@@ -107,8 +107,8 @@ def test_what_was_recorded_meanwhile_is_neither_overwritten_nor_overlooked(proje
     stale = Request(facts[1:], RetainText([]), number=1, history=project.ledger.history())
     ledger = project.add(facts[:1])
     before = {path: path.read_bytes() for path in sorted(ledger.folder_of(1).iterdir())}
-    with pytest.raises(InputError, match="another run has written into it: start again"):
-        record(stale, None)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="another run has written to it: start again"):
+        record(stale, REQUEST, {}, {})
     assert {path: path.read_bytes() for path in sorted(ledger.folder_of(1).iterdir())} == before
     assert project.ledger.head == ledger.head
 
@@ -120,7 +120,7 @@ def test_a_file_that_was_changed_or_is_missing_is_refused(name: str, project: Pr
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(bytes(content))
-    with pytest.raises(InputError, match=rf"{name} is not as it was written"):
+    with pytest.raises(InputError, match=rf"{name} was modified"):
         ledger.history()
     path.unlink()
     with pytest.raises(InputError, match=rf"{name} is missing"):
@@ -144,7 +144,7 @@ def test_files_without_a_line_do_not_count_and_are_replaced(project: Project) ->
 
 
 def test_two_runs_cannot_work_on_one_project(project: Project) -> None:
-    with locked(project.folder), pytest.raises(InputError, match=r"another process works on it"):
+    with locked(project.folder), pytest.raises(InputError, match=r"another process is using it"):
         locked(project.folder).__enter__()
     with locked(project.folder):
         pass
@@ -152,25 +152,25 @@ def test_two_runs_cannot_work_on_one_project(project: Project) -> None:
 
 def test_a_folder_without_a_ledger_is_refused(tmp_path: Path) -> None:
     assert not Ledger.read(tmp_path).entries
-    with pytest.raises(InputError, match="it holds no ledger"):
+    with pytest.raises(InputError, match="it contains no ledger"):
         Ledger.existing(tmp_path)
 
 
 def test_what_is_taken_back_is_no_longer_in_the_model_and_waits_to_be_solved_again() -> None:
     requests = [replace(REQUEST, number=number) for number in (1, 2, 3)]
-    undo = UndoEntry(4, "", undone=1, again=[3])
+    undo = RevertEntry(4, "", reverted=1, dependent=[3])
     assert [one.number for one in active([*requests, undo])] == [2]
     assert waiting([*requests, undo]) == [3]
     solved = replace(REQUEST, number=5, replaces=3)
     assert [one.number for one in active([*requests, undo, solved])] == [2, 5]
     assert waiting([*requests, undo, solved]) == []
-    assert waiting([*requests, undo, UndoEntry(5, "", undone=3)]) == []
+    assert waiting([*requests, undo, RevertEntry(5, "", reverted=3)]) == []
 
 
 def test_while_requests_wait_nothing_else_is_begun(project: Project) -> None:
     ledger = project.add(people(2)[:1])
     ledger = project.add(people(2)[1:])
-    ledger = ledger.append(UndoEntry(3, "", undone=1, again=[2]))
+    ledger = ledger.append(RevertEntry(3, "", reverted=1, dependent=[2]))
     with pytest.raises(InputError, match=r"requests \[2\] wait to be solved again"):
         ledger.history()
     assert ledger.history(replaces=2).replaces == 2
@@ -186,7 +186,7 @@ def test_facts_are_kept_exactly(tmp_path: Path) -> None:
         replace(people(4)[3], subject=None, subject_end=len(people(4)[3].prompt)),
     ]
     write_facts(tmp_path / "facts.jsonl", kept)
-    assert read_facts_kept(tmp_path / "facts.jsonl") == kept
+    assert read_stored_facts(tmp_path / "facts.jsonl") == kept
     # Given to data.forget_path, they are the same but for what the options of the data say.
     plain = [replace(fact, fact_token="subject_last") for fact in kept]
     plain[1] = replace(plain[1], chat=False, neighbors=(Query("Günter is a", "nurse"),))

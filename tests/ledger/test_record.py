@@ -51,6 +51,7 @@ def of_run(history: History, forget: Sequence[Fact], **options: Any) -> tuple[Tr
     request = Request(forget, RetainText([]), number=1, history=history)
     trainer.datamodule = SimpleNamespace(request=request, continues_from=None)  # type: ignore[attr-defined]
     module.trainer = trainer
+    module.connect(trainer.datamodule)  # type: ignore[attr-defined]
     return trainer, module
 
 
@@ -68,9 +69,12 @@ def test_a_run_that_has_read_an_older_ledger_is_refused(project: Project) -> Non
     set_up(history, facts[1:]).lock.close()
     project.add(facts[:1])
     for forget, continues in ((facts[1:], False), (facts[1:], True), (facts[:1], False)):
-        with pytest.raises(InputError, match="another run has written into it"):
+        with pytest.raises(InputError, match="another run has written to it"):
             set_up(history, forget, continues=continues)
-    with set_up(history, facts[:1], continues=True).lock, pytest.raises(InputError, match="another process works"):
+    with (
+        set_up(history, facts[:1], continues=True).lock,
+        pytest.raises(InputError, match="another process is using"),
+    ):
         locked(project.folder).__enter__()
 
 
@@ -88,9 +92,9 @@ def test_all_processes_stop_if_one_is_refused(project: Project, tmp_path: Path) 
     assert in_processes(2, lambda: said(newer), tmp_path / "both") == ["nothing"] * 2
     with locked(project.folder):
         alone = in_processes(2, lambda: said(newer), tmp_path / "locked")
-    assert ["another process works on it" in text for text in alone] == [True] * 2
+    assert ["another process is using it" in text for text in alone] == [True] * 2
     one_is_late = in_processes(2, lambda: said(older), tmp_path / "older")
-    assert ["another run has written into it" in text for text in one_is_late] == [True] * 2
+    assert ["another run has written to it" in text for text in one_is_late] == [True] * 2
 
 
 def test_only_the_first_process_keeps_what_later_requests_need(project: Project, tmp_path: Path) -> None:
@@ -110,5 +114,5 @@ def test_only_the_first_process_keeps_what_later_requests_need(project: Project,
 
 
 def test_a_stand_in_is_no_model_of_a_project(project: Project) -> None:
-    with pytest.raises(InputError, match="random_tiny_model is True: a project needs the model that it is about"):
+    with pytest.raises(InputError, match="random_tiny_model is True: a project needs its own model"):
         set_up(project.ledger.history(), people(1), random_tiny_model=True)

@@ -15,9 +15,9 @@ import yaml
 
 from tests.conftest import write_records
 from tests.serving.server import Model, served
-from zu_lightning import Results
+from zu_lightning import InputError, Results
 from zu_lightning.report.results import FactResult
-from zu_lightning.serving.__main__ import main
+from zu_lightning.serving.command import main
 from zu_lightning.serving.verify import Answers, verdict
 
 JOBS = {"Ada": "baker", "Bo": "nurse", "Cy": "pilot", "Di": "tailor"}
@@ -74,9 +74,9 @@ def write_config(run: Path, data: dict[str, Any]) -> None:
 
 def status(run: Path, url: str, model: str, *options: str) -> object:
     """The exit status of the command: 0, 1, or a message."""
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises((InputError, SystemExit)) as stopped:
         main([f"--run={run}", f"--url={url}", f"--model={model}", *options])
-    return stopped.value.code
+    return stopped.value.code if isinstance(stopped.value, SystemExit) else str(stopped.value)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_an_edit_that_changed_little_cannot_be_seen() -> None:
 def test_an_unknown_model_is_named_with_those_that_are_served(run: Path) -> None:
     with served(MODELS) as url:
         message = str(status(run, url, "edit"))
-    assert message.startswith("zu_lightning.serving: error: --model is 'edit': the server refuses it (404")
+    assert message.startswith("--model is 'edit': the server refuses it (404")
     assert "It serves org/model, edited, confused" in message
 
 

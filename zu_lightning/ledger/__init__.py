@@ -1,6 +1,8 @@
-"""Requests over time: a ledger of what a model was made to forget, and what can be done with it."""
+"""Requests over time: the ledger of a project folder, and the commands that verify, revert, merge, and clean up."""
 
-from zu_lightning.ledger.entries import RequestEntry, UndoEntry
-from zu_lightning.ledger.ledger import Ledger, locked
+from zu_lightning.ledger.chain import locked
+from zu_lightning.ledger.commands import main
+from zu_lightning.ledger.entries import RequestEntry, RevertEntry
+from zu_lightning.ledger.ledger import Ledger
 
-__all__ = ["Ledger", "RequestEntry", "UndoEntry", "locked"]
+__all__ = ["Ledger", "RequestEntry", "RevertEntry", "locked", "main"]

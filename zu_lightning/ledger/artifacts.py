@@ -1,4 +1,4 @@
-"""Files that still hold what was to be forgotten: texts, unedited weights, and hidden states."""
+"""Residual artifacts: files that still contain forgotten texts, unedited weights, or hidden states."""
 
 import html
 import json
@@ -13,32 +13,31 @@ from torch import Tensor
 
 from zu_lightning.facts.fact import Fact
 from zu_lightning.ledger.entries import RequestEntry
-from zu_lightning.ledger.kept import FACTS, KEYS, LEDGER, UPDATE
+from zu_lightning.ledger.files import CONFIGURATION, FACTS, KEYS, LEDGER, UPDATE
 from zu_lightning.ledger.ledger import Ledger
-from zu_lightning.ledger.recording import CONFIGURATION
 from zu_lightning.lm.adapter import WEIGHTS_NAME as ADAPTER
 from zu_lightning.lm.fingerprint import layers_in, name_of, tensor_digest
 
 HIDDEN_STATES = ("keys-", "outputs-", "targets-", "values-", "varied_keys-")
-"""Beginnings of the names of files in a cache that were computed from the texts of facts."""
+"""Prefixes of cache files that are computed from the texts of facts."""
 
-OF_CACHE = (".npy", ".safetensors", ".partial")
-"""Endings of the names of files in a cache; the last one is left by a process that was killed while it wrote."""
+CACHE_SUFFIXES = (".npy", ".safetensors", ".partial")
+"""Suffixes of cache files; the last one is left by a process that was killed while writing."""
 
 WINDOW = 3
-"""Number of lines within which a subject and an answer belong together."""
+"""Number of neighboring lines in which a subject and an answer count as the text of a fact."""
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
-class Remains:
-    """What a file still holds.
+class ResidualArtifact:
+    """A file that still contains something to be forgotten.
 
     Attributes:
         path: The file.
-        holds: What it holds, in words.
-        needed: For what it is needed, in words; empty if it can go.
+        holds: Descriptions of its contents.
+        needed: Why it is needed; empty if it can be deleted.
     """
 
     path: Path
@@ -46,32 +45,34 @@ class Remains:
     needed: str = ""
 
 
-def remains(ledger: Ledger, folders: Sequence[Path], facts: Sequence[Fact] = ()) -> Iterator[Remains]:
-    """Every file that still holds something, in order.
+def residual_artifacts(
+    ledger: Ledger, folders: Sequence[Path], facts: Sequence[Fact] = ()
+) -> Iterator[ResidualArtifact]:
+    """All residual artifacts in some folders, in order.
 
-    A text is found if neighboring lines of a file hold both a fact's answer and its subject (its prompt if it names
-    none), as they are or as JSON or HTML write them, or if a file that is no text holds its prompt. Weights are
-    recognized by their digests, in whatever file they are; those that were rounded on the way are not.
+    A text is found if neighboring lines of a file contain both a fact's answer and its subject (its prompt if it names
+    none), verbatim or as JSON or HTML escape them, or if a binary file contains its prompt. Weights are recognized by
+    their digests in any file of tensors, unless they were rounded.
 
     Args:
-        ledger: Of the project.
-        folders: Where to look, subfolders included.
-        facts: Forgotten facts whose texts the project did not keep.
+        ledger: Ledger of the project.
+        folders: Where to search, subfolders included.
+        facts: Forgotten facts whose texts the project does not store.
     """
     requests = [entry for entry in ledger.entries if isinstance(entry, RequestEntry)]
-    own = (fact for entry in requests for fact in ledger.facts_of(entry.number))
+    stored = (fact for entry in requests for fact in ledger.facts_of(entry.number))
     # A request that was solved again has the same facts under two numbers.
-    known = {(fact.prompt, fact.target): fact for fact in (*facts, *own)}.values()
-    texts = [tuple(map(_spellings, (fact.subject or fact.prompt, fact.target, fact.prompt))) for fact in known]
+    unique = {(fact.prompt, fact.target): fact for fact in (*facts, *stored)}.values()
+    texts = [tuple(map(_spellings, (fact.subject or fact.prompt, fact.target, fact.prompt))) for fact in unique]
     weights = _OldWeights(ledger)
     for path in sorted({path for folder in folders for path in folder.rglob("*") if path.is_file()}):
         holds = [*_texts_in(path, texts), *weights.held_by(path), *_hidden_states_in(path)]
         if holds:
-            yield Remains(path, holds, _needed(ledger, path))
+            yield ResidualArtifact(path, holds, _needed(ledger, path))
 
 
 def _spellings(text: str) -> set[bytes]:
-    """A text as files may spell it."""
+    """A text verbatim, and as JSON and HTML escape it."""
     return {one.encode() for one in (text, json.dumps(text)[1:-1], html.escape(text))}
 
 
@@ -81,10 +82,10 @@ def _texts_in(path: Path, texts: Sequence[tuple[set[bytes], ...]]) -> list[str]:
     windows = [b"\n".join(lines[i : i + WINDOW]) for i in range(len(lines))] if lines else []
 
     def is_in(text: tuple[set[bytes], ...]) -> bool:
-        who, answer, prompt = text
-        if lines is None or not (_any(who, content) and _any(answer, content)):
+        subject, answer, prompt = text
+        if lines is None or not (_any(subject, content) and _any(answer, content)):
             return lines is None and _any(prompt, content)
-        return any(_any(who, some) and _any(answer, some) for some in windows)
+        return any(_any(subject, window) and _any(answer, window) for window in windows)
 
     count = sum(map(is_in, texts))
     return [f"text of {count} forgotten fact{'' if count == 1 else 's'}"] if count else []
@@ -95,38 +96,31 @@ def _any(spellings: set[bytes], content: bytes) -> bool:
 
 
 def _hidden_states_in(path: Path) -> list[str]:
-    if path.name == KEYS or (path.suffix in OF_CACHE and path.name.lstrip(".").startswith(HIDDEN_STATES)):
+    if path.name == KEYS or (path.suffix in CACHE_SUFFIXES and path.name.lstrip(".").startswith(HIDDEN_STATES)):
         return ["hidden states of forgotten facts"]
     if path.name in (UPDATE, ADAPTER):
-        what = "an update" if path.name == UPDATE else "an adapter"
-        return [f"{what}: subtracted from the edited weights, it brings its facts back"]
-    return ["state of a run that has not ended"] if path.suffix == ".ckpt" else []
+        kind = "an update" if path.name == UPDATE else "an adapter"
+        return [f"{kind}: subtracting it from the edited weights restores its facts"]
+    return ["state of an unfinished run"] if path.suffix == ".ckpt" else []
 
 
 class _OldWeights:
-    """Recognizes weights that some request has edited since."""
+    """Recognizes weights that a request has edited since."""
 
     def __init__(self, ledger: Ledger) -> None:
-        layers = layers_in(ledger.base)
         states = [(0, ledger.base), *((entry.number, entry.weights["after"]) for entry in ledger.entries)]
-        self.now = ledger.base | dict(states[-1][1])
-        names = {layer: name_of(layer) for layer in layers}
+        self.current = {*(ledger.base | dict(states[-1][1])).values()}
+        names = {layer: name_of(layer) for layer in layers_in(ledger.base)}
         self.line = {
             state[name]: (layer, line) for line, state in states for layer, name in names.items() if name in state
         }
-        """For each digest its layer, and the last line after which that was its weight."""
+        """For each digest, its layer and the last line after which the layer had this weight."""
 
     def held_by(self, path: Path) -> list[str]:
-        """What a file holds of old weights."""
-        found: list[str] = []
-        for tensor in _tensors_in(path):
-            for one in (tensor, tensor.mT):
-                value = tensor_digest(one)
-                if value in self.line and value not in self.now.values():
-                    layer, line = self.line[value]
-                    state = f"as it was after line {line}" if line else "unedited"
-                    found.append(f"weight of layer {layer}, {state}")
-        return found
+        """Descriptions of the old weights in a file."""
+        digests = [tensor_digest(matrix) for tensor in _tensors_in(path) for matrix in (tensor, tensor.mT)]
+        old = [self.line[value] for value in digests if value in self.line and value not in self.current]
+        return [f"weight of layer {layer}, {f'as it was after line {n}' if n else 'unedited'}" for layer, n in old]
 
 
 def _tensors_in(path: Path) -> Iterator[Tensor]:
@@ -147,15 +141,16 @@ def _tensors_in(path: Path) -> Iterator[Tensor]:
 
 
 def _inside(content: Any) -> Iterator[Tensor]:
+    """All matrices in nested containers."""
     if isinstance(content, Tensor) and content.dim() == 2:
         yield content
     elif isinstance(content, dict | list | tuple):
-        for one in content.values() if isinstance(content, dict) else content:
-            yield from _inside(one)
+        for item in content.values() if isinstance(content, dict) else content:
+            yield from _inside(item)
 
 
 def _needed(ledger: Ledger, path: Path) -> str:
-    """For what a file is needed; empty if it can go."""
+    """Why a file is needed; empty if it can be deleted."""
     resolved = path.resolve()
     requests = [entry for entry in ledger.entries if isinstance(entry, RequestEntry)]
     if any(Path(entry.model).resolve() == resolved.parent for entry in requests):

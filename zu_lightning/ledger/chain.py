@@ -1,8 +1,8 @@
 """An append-only file of JSON Lines in which each line is chained to the one before it by a hash.
 
-A line counts once its newline is on the disk. What a writer that was killed has left behind the last newline is not
-counted, and the next writer removes it. Changing, removing, or swapping lines breaks the chain; removing the *last*
-ones does not, so keep the hash of the last line elsewhere if that matters.
+A line counts once its newline is on the disk. An incomplete last line, left by a writer that was killed, is ignored,
+and the next writer removes it. Changing, removing, or swapping lines breaks the chain; removing the *last* ones does
+not, so store the hash of the last line elsewhere if that matters.
 """
 
 import fcntl
@@ -21,25 +21,25 @@ from zu_lightning.runtime.errors import InputError
 log = logging.getLogger(__name__)
 
 START = "0" * 64
-"""What the first line is chained to."""
+"""Hash that the first line follows."""
 
 
 def line_hash(record: Mapping[str, Any]) -> str:
-    """The hash of a line: SHA-256 of everything in it but the hash itself, as 64 hexadecimal digits."""
+    """SHA-256 of a line without its hash, as 64 hexadecimal digits."""
     content = {name: value for name, value in record.items() if name != "hash"}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_chain(path: Path) -> list[dict[str, Any]]:
-    """All lines that count, the first one first; none if there is no file.
+    """All complete lines, in order; none if there is no file.
 
     Raises:
-        InputError: A line is not JSON, was changed, or does not follow the one before it.
+        InputError: A line is not JSON, was modified, or does not follow the one before it.
     """
     content = path.read_bytes() if path.exists() else b""
     *lines, torn = content.split(b"\n")
     if torn:
-        log.warning("%s ends in %d bytes of a line that was never completed: they do not count", path, len(torn))
+        log.warning("%s ends in %d bytes of an incomplete line: ignored", path, len(torn))
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
@@ -49,38 +49,38 @@ def read_chain(path: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):
             follows = unchanged = False
         if not (follows and unchanged):
-            place = "the line before it" if records else "an empty ledger: lines before it are missing"
-            what = f"does not follow {place}" if unchanged else "is not as it was written"
-            remedy = f"this line {what}: the ledger was changed. Restore it from a backup."
-            raise InputError("ledger", "damaged", remedy, f"{path}, line {number}")
+            state = "does not follow the line before it (lines are missing)" if unchanged else "was modified"
+            raise InputError(
+                "ledger", "damaged", f"this line {state}: restore the ledger from a backup.", f"{path}, line {number}"
+            )
         records.append(record)
     return records
 
 
 def append(path: Path, record: Mapping[str, Any], after: str) -> dict[str, Any]:
-    """Add a line; when this returns, it is on the disk. To be called by the holder of :func:`locked` only.
+    """Add a line, and return once it is on the disk; the caller holds the lock (:func:`locked`).
 
     Args:
         path: The file; created if it does not exist.
-        record: What the line says: anything that JSON can hold.
-        after: Hash of the line that it is to follow, or ``START``.
+        record: Content of the line, serializable as JSON.
+        after: Hash of the last line, or ``START``.
 
     Returns:
         The line, with ``previous`` and ``hash``.
 
     Raises:
-        InputError: The file was changed, or the line that it ends in is another one.
+        InputError: The file was modified, or ends in another line.
     """
     records = read_chain(path)
     last = records[-1]["hash"] if records else START
     if last != after:
-        raise InputError("ledger", str(path), "another process has written into it: start again.")
+        raise InputError("ledger", str(path), "another process has written to it: start again.")
     line = {**record, "previous": last}
     line["hash"] = line_hash(line)
     is_new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
-        file.truncate(path.read_bytes().rfind(b"\n") + 1)  # what a writer that was killed has left
+        file.truncate(path.read_bytes().rfind(b"\n") + 1)  # an incomplete line
         file.write(json.dumps(line, sort_keys=True, separators=(",", ":")).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
@@ -90,16 +90,17 @@ def append(path: Path, record: Mapping[str, Any], after: str) -> dict[str, Any]:
 
 
 @contextmanager
-def locked(path: Path, wait: float = 0.0) -> Iterator[None]:
-    """Within this context no other process can hold the lock; the system frees it when a process dies.
+def locked(folder: str | Path, wait: float = 0.0) -> Iterator[None]:
+    """Hold the lock of a project folder; the system releases it when the process dies.
 
     Args:
-        path: File of the lock; created if it does not exist, and never deleted.
+        folder: The project folder; created if it does not exist.
         wait: Seconds to wait for another holder.
 
     Raises:
         InputError: Another process holds it.
     """
+    path = Path(folder) / "ledger.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         end = time.monotonic() + wait
@@ -109,14 +110,14 @@ def locked(path: Path, wait: float = 0.0) -> Iterator[None]:
                 break
             except BlockingIOError as error:
                 if time.monotonic() >= end:
-                    remedy = "another process works on it: wait until it is done, and start again."
+                    remedy = "another process is using it: wait until it is done, and start again."
                     raise InputError("project", str(path.parent), remedy) from error
                 time.sleep(0.05)
         yield
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, written to the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

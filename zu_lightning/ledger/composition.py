@@ -1,4 +1,4 @@
-"""Updates of several requests, or of several teams, as one."""
+"""Sum of adapters that were made independently of each other."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.updates import Updates, edited, summed_updates
 
 WORSE = 5.0
-"""Percent of its facts' questions that an adapter may answer more in company than alone before that is said."""
+"""Increase of a score, in percentage points, above which the sum counts as worse than the adapter alone."""
 
 
 @dataclass(frozen=True)
-class Together:
-    """What an adapter does to its own facts.
+class AdapterEffect:
+    """Scores on the facts that an adapter removes.
 
     Attributes:
-        before: Scores of the base model on these facts.
-        alone: With this adapter.
-        together: With the sum of all adapters.
+        before: Scores of the base model.
+        alone: Scores with this adapter.
+        together: Scores with the sum of all adapters.
     """
 
     before: Mapping[str, float]
@@ -28,25 +28,25 @@ class Together:
 
     @property
     def is_worse(self) -> bool:
-        """Whether the model answers more of what this adapter took away when the others are there."""
+        """Whether the sum answers more of this adapter's facts than the adapter alone."""
         names = ("efficacy", "generalization")
         return any(self.together[name] > self.alone[name] + WORSE for name in names if name in self.alone)
 
 
-def effects(lm: EditableLM, several: Sequence[Updates], facts: Sequence[Sequence[Fact]]) -> list[Together]:
-    """What each of several updates does to its own facts, alone and in the company of the others.
+def adapter_effects(lm: EditableLM, updates: Sequence[Updates], facts: Sequence[Sequence[Fact]]) -> list[AdapterEffect]:
+    """Effect of each of several updates on its own facts, alone and together with the others.
 
     Args:
-        lm: The base model; it is left as it was.
-        several: The updates, each solved without knowing of the others.
-        facts: The facts of each of them.
+        lm: The base model; it is unchanged afterwards.
+        updates: The updates, each solved without the others.
+        facts: The facts of each update.
     """
-    found = []
-    for own, about in zip(several, facts, strict=True):
-        asked = evaluation_batches(lm, about, [], [])
-        scores = [evaluate(lm, asked)]
-        for updates in (own, summed_updates(several)):
-            with edited(lm, updates):
-                scores.append(evaluate(lm, asked))
-        found.append(Together(*scores))
-    return found
+    effects, total = [], summed_updates(updates)
+    for update, own in zip(updates, facts, strict=True):
+        queries = evaluation_batches(lm, own, [], [])
+        scores = [evaluate(lm, queries)]
+        for added in (update, total):
+            with edited(lm, added):
+                scores.append(evaluate(lm, queries))
+        effects.append(AdapterEffect(*scores))
+    return effects

@@ -1,34 +1,33 @@
-"""The ledger of a project: which requests its model has been given, and what is known of each."""
+"""The ledger of a project: its requests, and the state before the next one."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from zu_lightning.editing.request import History, PreviousRequest
 from zu_lightning.facts.fact import Fact
 from zu_lightning.ledger import chain
-from zu_lightning.ledger.entries import Entry, RequestEntry, UndoEntry, active, entry_of, line_of, waiting
-from zu_lightning.ledger.kept import (
+from zu_lightning.ledger.entries import Entry, RequestEntry, RevertEntry, active, entry_of, line_of, waiting
+from zu_lightning.ledger.files import (
     FACTS,
     LEDGER,
     REQUESTS,
     check_files,
     fact_digest,
-    read_facts_kept,
     read_layers,
     read_salt,
+    read_stored_facts,
 )
 from zu_lightning.runtime.errors import InputError
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The ledger of a project folder as it was when it was read.
+    """The ledger of a project folder, as it was when it was read.
 
     Attributes:
         folder: The project folder.
-        entries: What its lines say, in order; their numbers are those of the lines.
+        entries: Its entries, in order, numbered by their lines.
         hashes: The hash of each line.
     """
 
@@ -41,7 +40,7 @@ class Ledger:
         """The ledger in a folder; empty if there is none yet.
 
         Raises:
-            InputError: It was changed since it was written, or is gone while files of its requests are there.
+            InputError: It was modified, or is missing although there are files of its requests.
         """
         path = Path(folder) / LEDGER
         lines = chain.read_chain(path)
@@ -54,11 +53,11 @@ class Ledger:
         """The ledger in a folder that must have one.
 
         Raises:
-            InputError: There is none, or it was changed since it was written.
+            InputError: There is none, or it was modified.
         """
         ledger = cls.read(folder)
         if not ledger.entries:
-            raise InputError("project", str(folder), "it holds no ledger: name the folder of `--data.project`.")
+            raise InputError("project", str(folder), "it contains no ledger: give the folder of `--data.project`.")
         return ledger
 
     @property
@@ -73,7 +72,7 @@ class Ledger:
 
     @property
     def waiting(self) -> list[int]:
-        """Requests that were subtracted and have to be solved again."""
+        """Numbers of the requests that were subtracted and have to be solved again."""
         return waiting(self.entries)
 
     @property
@@ -91,25 +90,25 @@ class Ledger:
         Raises:
             InputError: There is none with this number.
         """
-        found = [one for one in self.entries if isinstance(one, RequestEntry) and one.number == number]
-        if not found:
-            known = [one.number for one in self.active]
-            raise InputError("number", number, f"requests {known} are in the model: name one of them.")
-        return found[0]
+        for entry in self.entries:
+            if isinstance(entry, RequestEntry) and entry.number == number:
+                return entry
+        numbers = [entry.number for entry in self.active]
+        raise InputError("number", number, f"requests {numbers} are in the model: give one of them.")
 
     def folder_of(self, number: int) -> Path:
         """Where the files of a request are."""
         return self.folder / REQUESTS / f"{number:04d}"
 
     def facts_of(self, number: int) -> list[Fact]:
-        """The facts of a request; none if their texts were not kept."""
-        return read_facts_kept(self.folder_of(number) / FACTS)
+        """The facts of a request; none if their texts were not stored."""
+        return read_stored_facts(self.folder_of(number) / FACTS)
 
-    def earlier(self, entry: RequestEntry) -> PreviousRequest:
-        """What a request did, as later ones need it.
+    def previous(self, entry: RequestEntry) -> PreviousRequest:
+        """A request as later ones need it: its updates, keys and values, and facts.
 
         Raises:
-            InputError: A file of it is missing, or is not as it was written.
+            InputError: A file of it is missing or was modified.
         """
         folder = self.folder_of(entry.number)
         check_files(folder, entry.files)
@@ -120,44 +119,44 @@ class Ledger:
         return Ledger(self.folder, self.entries[: number - 1], self.hashes[: number - 1])
 
     def history(self, *, keeps_texts: bool = True, replaces: int | None = None) -> History:
-        """What the next request has to know.
+        """The state before the next request.
 
         Raises:
-            InputError: Requests wait to be solved again, or a file is not as it was written.
+            InputError: Requests wait to be solved again, or a file is missing or was modified.
         """
         left = self.waiting
         if replaces is not None and replaces not in left:
             raise InputError("replaces", replaces, f"requests {left} wait to be solved again: leave it out.")
         if left and replaces is None:
-            undone = [one.undone for one in self.entries if isinstance(one, UndoEntry)][-1]
-            command = f"python -m zu_lightning.ledger undo {self.folder} {undone}"
+            reverted = [one.reverted for one in self.entries if isinstance(one, RevertEntry)][-1]
+            command = f"python train.py ledger revert {self.folder} {reverted}"
             remedy = f"requests {left} wait to be solved again: first run `{command}`."
             raise InputError("project", str(self.folder), remedy)
-        earlier = [self.earlier(entry) for entry in self.active]
-        return History(self.folder, self.head, self.base, earlier, keeps_texts, replaces)
+        previous = [self.previous(entry) for entry in self.active]
+        return History(self.folder, self.head, self.base, previous, keeps_texts, replaces)
 
     def digests_of(self, facts: Sequence[Fact]) -> dict[str, str]:
-        """Digests of facts by their ids, as the ledger of this project has them."""
+        """Digests of facts with the salt of this project, by their ids."""
         salt = read_salt(self.folder)
         return {fact.id: fact_digest(fact, salt) for fact in facts}
 
     def forgotten(self, facts: Sequence[Fact]) -> dict[str, int]:
-        """Which of some facts are forgotten, by their ids or digests: their ids, with the numbers of the requests."""
+        """Ids of those facts that a request has forgotten, recognized by id or digest, with its number."""
         ids = {name: entry.number for entry in self.active for name in entry.facts}
         digests = {value: entry.number for entry in self.active for value in entry.facts.values()}
         found = {name: digests.get(value, ids.get(name)) for name, value in self.digests_of(facts).items()}
         return {name: number for name, number in found.items() if number is not None}
 
     def check_new(self, forget: Sequence[Fact]) -> None:
-        """Refuse facts of a request's own that an earlier request has forgotten, whatever its ids for them.
+        """Check the facts of a new request.
 
         Raises:
-            InputError: See above.
+            InputError: A previous request has forgotten one of them, possibly under another id.
         """
         numbers = {value: entry.number for entry in self.active for value in entry.facts.values()}
         for name, value in self.digests_of(forget).items():
             if value in numbers:
-                raise known_already("fact", name, numbers[value])
+                raise already_forgotten("fact", name, numbers[value])
 
     def ends_in(self, forget: Sequence[Fact]) -> bool:
         """Whether the last line is a request to forget these facts."""
@@ -170,29 +169,22 @@ class Ledger:
         return Ledger(self.folder, [*self.entries, entry], [*self.hashes, line["hash"]])
 
 
-def known_already(parameter: str, name: str, number: int) -> InputError:
-    """What is said of a fact, by its id, that a request has forgotten."""
+def already_forgotten(parameter: str, name: str, number: int) -> InputError:
+    """The error for a fact that a request has forgotten already."""
     return InputError(parameter, name, f"request {number} of the project has forgotten this fact: ask for others.")
 
 
 def _check_lines(path: Path, lines: int) -> None:
-    """Refuse a ledger without lines of requests whose files are there: they would be overwritten.
+    """Check that no lines are missing whose requests have files, which would be overwritten.
 
-    A request gets its files first, so that those of the next one may be there if its run was killed.
+    A request gets its files before its line, so that those of the next one may exist if its run was killed.
 
     Raises:
-        InputError: See above.
+        InputError: Lines are missing.
     """
-    numbers = [int(one.name) for one in (path.parent / REQUESTS).glob("[0-9]*")]
+    numbers = [int(folder.name) for folder in (path.parent / REQUESTS).glob("[0-9]*")]
     lost = [number for number in sorted(numbers) if number > lines + path.exists()]
     if lost:
-        what = f"it has {lines} lines" if path.exists() else "it is gone"
-        remedy = f"{what}, but there are files of requests {lost}: restore it from a backup."
+        state = f"it has {lines} lines" if path.exists() else "it is missing"
+        remedy = f"{state}, but there are files of requests {lost}: restore it from a backup."
         raise InputError("ledger", str(path), remedy)
-
-
-@contextmanager
-def locked(folder: str | Path, wait: float = 0.0) -> Iterator[None]:
-    """Within this context nobody else can write into a project; see :func:`zu_lightning.ledger.chain.locked`."""
-    with chain.locked(Path(folder) / "ledger.lock", wait):
-        yield

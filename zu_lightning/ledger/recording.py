@@ -1,68 +1,35 @@
-"""How a request gets its line in the ledger: first its files, all at once, then the line."""
+"""Record a request in the ledger: first its files, all at once, then its line."""
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-import zu_lightning.runtime.errors
 from zu_lightning.editing.editor import LayerEdit
 from zu_lightning.editing.request import History, Request
 from zu_lightning.facts.fact import Fact
 from zu_lightning.ledger.chain import sync
 from zu_lightning.ledger.entries import RequestEntry
-from zu_lightning.ledger.kept import FACTS, LEDGER, file_digests, write_facts, write_layers
+from zu_lightning.ledger.files import CONFIGURATION, FACTS, LEDGER, file_digests, write_facts, write_layers
 from zu_lightning.ledger.ledger import Ledger
 from zu_lightning.runtime.errors import InputError
 from zu_lightning.runtime.files import digest, replacing
-from zu_lightning.runtime.timing import now
 
-CONFIGURATION = "config.yaml"
-"""The resolved configuration of the run, among the files of a request."""
-
-CHANGED = "another run has written into it: start again, without --ckpt_path."
-"""What is said to a run that has read an older ledger."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a request.
-
-    Attributes:
-        model: Where the base model came from.
-        loading: Arguments of ``EditableLM.from_pretrained`` that decide which weights it has.
-        settings: Digest of everything that decided about the weights.
-        versions: Of the libraries.
-        weights: Digests of the weights ``before`` and ``after``, by their names.
-        scores: What was measured ``before`` and ``after``.
-        earlier: Scores afterwards of the facts of earlier requests, by number.
-        edits: What was done, by layer.
-        kept: By layer, what later requests need to keep it in effect: ``keys``, ``values``, and ``deviations``.
-    """
-
-    model: str
-    loading: Mapping[str, Any]
-    settings: str
-    versions: str
-    weights: Mapping[str, Mapping[str, str]]
-    scores: Mapping[str, Mapping[str, float]]
-    earlier: Mapping[int, Mapping[str, float]]
-    edits: Mapping[int, LayerEdit]
-    kept: Mapping[int, Mapping[str, Tensor]]
+CHANGED = "another run has written to it: start again, without --ckpt_path."
+"""Remedy for a run that has read an older ledger."""
 
 
 def unchanged(history: History, forget: Sequence[Fact] = ()) -> Ledger:
-    """The ledger of a project, if nobody has written into it since a request was made from it.
+    """The ledger of a project, if nothing was written to it since a request was made from it.
 
     Args:
-        history: What the request knows of the ledger.
-        forget: Its facts if the last line may be its own; otherwise none.
+        history: State of the ledger that the request was made from.
+        forget: Facts of the request if the last line may be its own; otherwise none.
 
     Raises:
-        InputError: Somebody has written into it.
+        InputError: Another run has written to it.
     """
     ledger = Ledger.read(history.folder)
     before = ledger.until(len(ledger.entries)) if ledger.ends_in(forget) else ledger
@@ -71,16 +38,21 @@ def unchanged(history: History, forget: Sequence[Fact] = ()) -> Ledger:
     return ledger
 
 
-def record(request: Request, outcome: Outcome, configuration: Path | None = None) -> Ledger:
+def record(
+    request: Request, entry: RequestEntry, edits: Mapping[int, LayerEdit],
+    preserved: Mapping[int, Mapping[str, Tensor]], configuration: Path | None = None,
+) -> Ledger:  # fmt: skip
     """Record a request in the ledger of its project; the caller holds the lock.
 
     Whenever the process is killed, the ledger has the request with all of its files, or does not have it. Recording
     the same request again changes nothing.
 
     Args:
-        request: What was asked.
-        outcome: What came of it.
-        configuration: The resolved configuration of the run, if there is one, by which it can be solved again.
+        request: The request.
+        entry: Results of the run; facts, layers, and files are added here.
+        edits: Its edits, by layer.
+        preserved: By layer, what later requests preserve: ``keys``, ``values``, and ``deviations``.
+        configuration: The resolved configuration of the run, if there is one, with which it can be solved again.
 
     Returns:
         The ledger with the request as its last line.
@@ -93,13 +65,13 @@ def record(request: Request, outcome: Outcome, configuration: Path | None = None
     if history is None:
         raise ValueError("the request belongs to no project.")
     ledger = unchanged(history, request.forget)
-    if ledger.head != history.head:  # it has its line
+    if ledger.head != history.head:  # the request is recorded already
         return ledger
     folder, facts = ledger.folder_of(request.number), ledger.digests_of(request.forget)
-    (history.folder / LEDGER).touch()  # from now on it must be there
+    (history.folder / LEDGER).touch()  # from now on a missing ledger is an error
     with replacing(folder) as temporary:
         temporary.mkdir(mode=0o700)
-        write_layers(temporary, {layer: edit.update for layer, edit in outcome.edits.items()}, outcome.kept)
+        write_layers(temporary, {layer: edit.update for layer, edit in edits.items()}, preserved)
         if history.keeps_texts:
             write_facts(temporary / FACTS, request.forget)
         if configuration is not None and configuration.exists():
@@ -108,29 +80,16 @@ def record(request: Request, outcome: Outcome, configuration: Path | None = None
             path.chmod(0o600)
             sync(path)
         sync(temporary)
-    for name in (folder.parent, history.folder):
-        sync(name)
+    for path in (folder.parent, history.folder):
+        sync(path)
+    layers = {str(layer): vars(edit.scores) for layer, edit in edits.items()}
     return ledger.append(
-        RequestEntry(
-            number=request.number,
-            time=now(),
-            model=outcome.model,
-            facts=facts,
-            settings=outcome.settings,
-            code={"versions": outcome.versions, "source": source_digest()},
-            weights=outcome.weights,
-            scores=outcome.scores,
-            earlier={str(number): scores for number, scores in outcome.earlier.items()},
-            layers={str(layer): vars(edit.scores) for layer, edit in outcome.edits.items()},
-            files=file_digests(folder),
-            replaces=history.replaces,
-            loading=outcome.loading,
-        )
+        replace(entry, facts=facts, layers=layers, files=file_digests(folder), replaces=history.replaces)
     )
 
 
 def source_digest() -> str:
-    """A digest of the library's source code."""
-    root = Path(zu_lightning.runtime.errors.__file__).parent
+    """Digest of the library's source code."""
+    root = Path(__file__).parents[1]
     files = sorted(root.rglob("*.py"))
     return digest(*(part for path in files for part in (path.relative_to(root), path.read_bytes())))

@@ -1,1 +1,5 @@
-"""Whether a server answers like the edited model."""
+"""Checks of a server: whether it serves the edited model."""
+
+from zu_lightning.serving.command import main
+
+__all__ = ["main"]

@@ -1,4 +1,4 @@
-"""What a project folder keeps of a request beside the ledger: texts, keys, and the update."""
+"""Files of a request in a project folder: facts, keys and values, and the update."""
 
 import json
 import logging
@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,25 +23,28 @@ from zu_lightning.solvers import LowRankUpdate
 log = logging.getLogger(__name__)
 
 LEDGER, REQUESTS = "ledger.jsonl", "requests"
-"""The ledger itself, and the folder with a folder for each request."""
+"""The ledger, and the folder with a folder for each request."""
 
 FACTS, UPDATE, KEYS = "facts.jsonl", "update.safetensors", "keys.safetensors"
-"""Files of a request: its texts, its thin factors, and what keeps it in effect."""
+"""Files of a request: its facts, its low-rank factors, and the keys and values that later requests preserve."""
+
+CONFIGURATION = "config.yaml"
+"""File of a request: the resolved configuration of its run."""
 
 
 def fact_digest(fact: Fact, salt: str) -> str:
-    """A digest of a prompt and its answer, which nobody can guess without the project's salt."""
+    """Salted digest of a prompt and its answer."""
     return digest("fact", salt, fact.prompt, fact.target)
 
 
 def read_salt(folder: Path) -> str:
-    """The salt of a project; made, from random bits, if there is none."""
+    """The salt of a project, created at random if there is none."""
     path = folder / "salt"
     if not path.exists():
         if (folder / LEDGER).exists():
             log.warning(
-                "%s is gone, and a new one is made: facts of earlier requests are recognized by their ids only, and "
-                "a file of facts that names them once more is not refused.", path,
+                "%s is missing, and a new salt is created: facts of previous requests are recognized by their ids "
+                "only, and not refused under other ids.", path,
             )  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         own = folder / f".salt.{os.getpid()}.partial"
@@ -50,7 +52,7 @@ def read_salt(folder: Path) -> str:
             own.touch(mode=0o600)
             own.write_text(secrets.token_hex(16))
             sync(own)
-            with suppress(FileExistsError):  # another process was faster
+            with suppress(FileExistsError):  # written by another process meanwhile
                 os.link(own, path)
             sync(folder)
         finally:
@@ -59,12 +61,20 @@ def read_salt(folder: Path) -> str:
 
 
 def write_facts(path: Path, facts: Sequence[Fact]) -> None:
-    """Write facts as JSON Lines that :func:`zu_lightning.read_facts` reads, too."""
-    path.write_text("".join(json.dumps(_record(fact), ensure_ascii=False) + "\n" for fact in facts), encoding="utf-8")
+    """Write facts as JSON Lines that :func:`zu_lightning.read_facts` can read, too."""
+    names = ("id", "prompt", "target", "subject", "relation", "fact_token", "chat", "paraphrases", "answers", "records")
+    lines = []
+    for fact in facts:
+        queries = {
+            name: [{"prompt": query.prompt, "target": query.target} for query in getattr(fact, name)]
+            for name in ("neighbors", "multi_hop")
+        }
+        lines.append(json.dumps({name: getattr(fact, name) for name in names} | queries, ensure_ascii=False) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
 
 
-def read_facts_kept(path: Path) -> list[Fact]:
-    """The facts that were written, exactly; none if there is no file."""
+def read_stored_facts(path: Path) -> list[Fact]:
+    """The facts of :func:`write_facts`, unchanged; none if there is no file."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     facts = []
     for number, line in enumerate(lines, 1):
@@ -75,52 +85,44 @@ def read_facts_kept(path: Path) -> list[Fact]:
     return facts
 
 
-def _record(fact: Fact) -> dict[str, Any]:
-    queries = {
-        name: [{"prompt": query.prompt, "target": query.target} for query in getattr(fact, name)]
-        for name in ("neighbors", "multi_hop")
-    }
-    plain = ("id", "prompt", "target", "subject", "relation", "fact_token", "chat")
-    lists = {name: list(getattr(fact, name)) for name in ("paraphrases", "answers", "records")}
-    return {name: getattr(fact, name) for name in plain} | queries | lists
-
-
-def write_layers(folder: Path, updates: Mapping[int, LowRankUpdate], kept: Mapping[int, Mapping[str, Tensor]]) -> None:
-    """Write thin factors, and what keeps them in effect."""
+def write_layers(
+    folder: Path, updates: Mapping[int, LowRankUpdate], preserved: Mapping[int, Mapping[str, Tensor]]
+) -> None:
+    """Write updates, and the keys and values that later requests preserve, by layer."""
     # A file cannot hold two tensors in the same memory.
-    for file, by_layer in ((UPDATE, {layer: vars(update) for layer, update in updates.items()}), (KEYS, kept)):
+    for file, by_layer in ((UPDATE, {layer: vars(update) for layer, update in updates.items()}), (KEYS, preserved)):
         named = {f"{layer}.{name}": one.clone() for layer, some in by_layer.items() for name, one in some.items()}
         save_file(pack(named), folder / file)
 
 
 def read_layers(folder: Path, scores: Mapping[str, Mapping[str, float]]) -> dict[int, PreviousLayer]:
-    """What a request did to each layer, with the scores that the ledger has of it; float64, on the CPU."""
-    factors, kept = (unpack(load_file(folder / name)) for name in (UPDATE, KEYS))
+    """A request at each of its layers, with the scores of each layer from the ledger; float64, on the CPU."""
+    factors, preserved = (unpack(load_file(folder / name)) for name in (UPDATE, KEYS))
     return {
         int(layer): PreviousLayer(
             LowRankUpdate(factors[f"{layer}.left"], factors[f"{layer}.right"]),
-            found,
-            kept[f"{layer}.keys"],
-            kept[f"{layer}.values"],
-            kept.get(f"{layer}.deviations"),
+            of_layer,
+            preserved[f"{layer}.keys"],
+            preserved[f"{layer}.values"],
+            preserved.get(f"{layer}.deviations"),
         )
-        for layer, found in scores.items()
+        for layer, of_layer in scores.items()
     }
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """Digests of the files that a request needs; not of its texts, which may be deleted."""
+    """Digests of the files of a request, except its facts, which may be deleted."""
     return {path.name: digest(path.read_bytes()) for path in sorted(folder.iterdir()) if path.name != FACTS}
 
 
 def check_files(folder: Path, digests: Mapping[str, str]) -> None:
-    """Refuse files of a request that are missing or are not as they were written.
+    """Check the files of a request.
 
     Raises:
-        InputError: See above.
+        InputError: A file is missing or was modified.
     """
     for name, value in digests.items():
         path = folder / name
         if not path.exists() or digest(path.read_bytes()) != value:
-            what = "is not as it was written" if path.exists() else "is missing"
-            raise InputError("project", str(folder.parent.parent), f"{path} {what}: restore it from a backup.")
+            state = "was modified" if path.exists() else "is missing"
+            raise InputError("project", str(folder.parent.parent), f"{path} {state}: restore it from a backup.")
