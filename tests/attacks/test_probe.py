@@ -3,15 +3,18 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import RidgeClassifier
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import random
 from zu_lightning import EditableLM, Fact, InputError
 from zu_lightning.attacks.context import AttackContext
-from zu_lightning.attacks.probe import Probe, probe_scores
+from zu_lightning.attacks.probe import Probe
 from zu_lightning.lm.hooks import Record
 from zu_lightning.lm.tokens import PaddedTokens
 
@@ -84,35 +87,42 @@ def test_a_probe_needs_ten_facts_and_the_answer_among_them(base: EditableLM) -> 
 def test_facts_with_the_same_kept_ones_share_a_probe(base: EditableLM, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[int] = []
 
-    def counted(x: torch.Tensor, *rest: object) -> torch.Tensor:
-        trained.append(len(x))
-        return probe_scores(x, *rest)  # type: ignore[arg-type]
+    class Counted(RidgeClassifier):  # type: ignore[misc]  # has no types
+        def fit(self, X: NDArray[np.float64], y: list[str]) -> "Counted":
+            trained.append(len(X))
+            super().fit(X, y)
+            return self
 
-    monkeypatch.setattr("zu_lightning.attacks.probe.probe_scores", counted)
+    monkeypatch.setattr("zu_lightning.attacks.probe.RidgeClassifier", Counted)
     context = replace(context_of(ASKED, KEPT), kept=[KEPT, KEPT[::-1], (*KEPT, *people(*["Oslo"] * 11)[10:])])
     Probe(layers=2)(States(base, states), context)
     assert trained == [10, 10, 11, 11], "one for each layer and set, in whatever order the set is"
 
 
-def test_ridge_regression_by_hand() -> None:
-    # Standardized to 1 and -1; X^T X = 2 is also its mean eigenvalue, and X^T (Y - 1/2) = (1, -1): weights 1 / (2 + 2).
-    states, labels = torch.tensor([[5.0], [3.0]]), torch.tensor([0, 1])
-    scores = probe_scores(states, labels, torch.tensor([[5.0], [4.0], [0.0]]), 1.0)
-    assert scores.tolist() == [[0.75, 0.25], [0.5, 0.5], [-0.5, 1.5]]
-    torch.testing.assert_close(probe_scores(states, labels, states, 1e-9), torch.eye(2, dtype=torch.float64))
-    assert probe_scores(torch.full((2, 1), 0.1), labels, states, 1.0).tolist() == [[0.5, 0.5]] * 2, "nothing to learn"
+@pytest.mark.parametrize("ridge", [0.01, 1.0])
+def test_a_probe_is_the_ridge_regression_onto_the_answers(base: EditableLM, ridge: float) -> None:
+    draws = {fact.subject: random(5, seed=i) for i, fact in enumerate((*KEPT, *ASKED))}
+    kept = [replace(fact, target=("Oslo", "Rome", "Cork")[i % 3]) for i, fact in enumerate(KEPT)]
 
+    def drawn(text: str) -> torch.Tensor:
+        subject = next((name for name in draws if text.endswith(str(name))), "")
+        return draws.get(subject, torch.zeros(5))[None].repeat(2, 1)
 
-@pytest.mark.parametrize(("facts", "width"), [(12, 5), (5, 12)])
-def test_ridge_regression_minimizes_its_loss(facts: int, width: int) -> None:
-    states, tested = random(facts, width, seed=0), random(3, width, seed=1)
-    labels = torch.arange(facts) % 3
-    X = (states - states.mean(0)) / states.std(0, correction=0)
-    Y = torch.eye(3, dtype=torch.float64)[labels]
+    found = Probe(layers=1, ridge=ridge)(States(base, drawn), context_of(ASKED, tuple(kept)))["probe"]
+    states, tested = (torch.stack([draws[fact.subject] for fact in facts]) for facts in (kept, ASKED))
+    answers = sorted({fact.target for fact in kept})
+    Y = torch.eye(3, dtype=torch.float64)[[answers.index(fact.target) for fact in kept]]
+    mean, deviation = states.mean(0), states.std(0, correction=0)
+    X, tested = (states - mean) / deviation, (tested - mean) / deviation
     # The mean eigenvalue of X^T X is the number of facts, since all coordinates have variance 1.
-    weights = torch.linalg.solve(X.T @ X + 0.5 * facts * torch.eye(width), X.T @ (Y - Y.mean(0)))
-    expected = (tested - states.mean(0)) / states.std(0, correction=0) @ weights + Y.mean(0)
-    torch.testing.assert_close(probe_scores(states, labels, tested, 0.5), expected)
+    weights = torch.linalg.solve(X.T @ X + ridge * len(X) * torch.eye(5), X.T @ (Y - Y.mean(0)))
+    predicted = (tested @ weights + Y.mean(0)).argmax(1)
+    assert found.tolist() == [float(answers[j] == fact.target) for j, fact in zip(predicted, ASKED, strict=True)]
+
+
+def test_a_probe_of_one_answer_always_gives_it(base: EditableLM) -> None:
+    context = context_of(ASKED[:2], people(*["Oslo"] * 10))
+    assert Probe(layers=3)(States(base, states), context)["probe_layer_1"].tolist()[0] == 1.0
 
 
 def test_the_demo_model_holds_the_answer_at_the_last_token_of_the_prompt(

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from sklearn.linear_model import RidgeClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from zu_lightning.attacks.answers import approximate_tokens
 from zu_lightning.attacks.attack import UNDEFINED, LayerAttack
@@ -23,9 +25,9 @@ ENOUGH = 10
 class Probe(LayerAttack):
     """Whether a linear probe, trained on control facts of the same relation, reads the answer from a layer's state.
 
-    For each layer a ridge regression leads from the state at a token, the subject's last, to the answer, one of those
-    of the control facts (probing as in arXiv 1610.01644). A fact is recovered if its answer has the highest score. A
-    fact has no score if there are too few control facts to train on, or none of them has its answer.
+    For each layer a ridge classifier leads from the standardized state at a token, the subject's last, to the answer,
+    one of those of the control facts (probing as in arXiv 1610.01644). A fact is recovered if its answer has the
+    highest score. A fact has no score if there are too few control facts to train on, or none of them has its answer.
 
     A hit shows that the answer is still in the state in the same form as others' answers; but some are guessed, and
     from any of several layers more often: compare with a model that was never trained on the facts. A miss shows
@@ -38,7 +40,7 @@ class Probe(LayerAttack):
     name = "probe"
 
     ridge: float = 1.0
-    """Weight of the penalty, in units of the mean eigenvalue of the states' second moment."""
+    """Weight of the penalty, in units of the mean eigenvalue of the standardized states' second moment."""
     token: FactToken = "subject_last"
     """Where the states are read; at the prompt's last token the model predicts the answer."""
 
@@ -72,43 +74,15 @@ class Probe(LayerAttack):
 
     def _hits(self, states: Mapping[Fact, Tensor], kept: Sequence[Fact], tested: Sequence[Fact]) -> list[list[float]]:
         """For each fact to test and each layer, whether a probe trained on the control facts is right."""
-        answers = sorted({fact.target for fact in kept})
         if len(kept) < ENOUGH:
             return [[UNDEFINED] * self.layers for _ in tested]
-        train, test = (torch.stack([states[fact] for fact in facts], 1) for facts in (kept, tested))
-        labels = torch.tensor([answers.index(fact.target) for fact in kept], device=train.device)
-        scores = [probe_scores(x, labels, y, self.ridge) for x, y in zip(train, test, strict=True)]
-        predicted = torch.stack(scores, 1).argmax(-1).tolist()
+        train, test = (
+            torch.stack([states[fact] for fact in facts], 1).double().cpu().numpy() for facts in (kept, tested)
+        )
+        probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=self.ridge * len(kept)))
+        labels = [fact.target for fact in kept]
+        predicted = zip(*(probe.fit(x, labels).predict(y) for x, y in zip(train, test, strict=True)), strict=True)
         return [
-            [float(answers[j] == fact.target) if fact.target in answers else UNDEFINED for j in row]
+            [float(answer == fact.target) if fact.target in labels else UNDEFINED for answer in row]
             for fact, row in zip(tested, predicted, strict=True)
         ]
-
-
-def probe_scores(states: Tensor, labels: Tensor, tested: Tensor, ridge: float) -> Tensor:
-    """Scores of classes by ridge regression onto their indicators, with an intercept, in float64.
-
-    States are standardized first, so that a few large coordinates do not decide.
-
-    Args:
-        states: To train on, n x d.
-        labels: Their classes 0, 1, ..., each of which occurs, n.
-        tested: States to judge, m x d.
-        ridge: Weight of the penalty, in units of the mean eigenvalue of the standardized states' second moment.
-
-    Returns:
-        m x classes.
-    """
-    states, tested = states.double(), tested.double()
-    mean, deviation = states.mean(0), states.std(0, correction=0)
-    # A coordinate that is constant up to rounding stays so.
-    deviation = torch.where(deviation > 1e-6 * states.abs().amax(0), deviation, 1)
-    X, tested = (states - mean) / deviation, (tested - mean) / deviation
-    Y = one_hot(labels).double()
-    # (X^T X + c I)^-1 X^T = X^T (X X^T + c I)^-1, and there are mostly fewer facts than coordinates.
-    gram = X @ X.T
-    penalty = ridge * gram.trace().clamp(min=1) / X.shape[1]  # the trace is n at least, unless all states are equal
-    weights: Tensor = X.T @ torch.linalg.solve(
-        gram + penalty * torch.eye(len(X), dtype=X.dtype, device=X.device), Y - Y.mean(0)
-    )
-    return Y.mean(0) + tested @ weights

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from scipy.stats import ks_2samp
 from torch import Tensor
 
 from zu_lightning.attacks.answers import AnswerLogprobs
@@ -60,10 +61,6 @@ def forget_quality(edited: Tensor, gold: Tensor) -> float:
     A small one shows that the edited model's truth ratios are not those of a model that was never trained on the facts.
     The test needs about 100 facts; ten detect only the crudest difference, and a large value then means little.
 
-    The p value is exact: of all orders of the pooled values, which are equally probable if both models are alike, it
-    is the share whose distance between the two distribution functions is at least the observed one. It is too large,
-    never too small, if values are equal.
-
     Args:
         edited: Truth ratios of the edited model, n, or any monotone function of them; NaN are left out.
         gold: Those of the retain model, m.
@@ -71,23 +68,10 @@ def forget_quality(edited: Tensor, gold: Tensor) -> float:
     Returns:
         Between 0 and 1, or NaN without values.
     """
-    edited, gold = (values[~values.isnan()].sort().values for values in (edited.double(), gold.double()))
-    n, m = len(edited), len(gold)
-    if not (n and m):
+    edited, gold = (values[~values.isnan()].double() for values in (edited, gold))
+    if not (len(edited) and len(gold)):
         return UNDEFINED
-    pooled = torch.cat([edited, gold])
-    below, below_gold = (torch.searchsorted(values, pooled, right=True) for values in (edited, gold))
-    distance = int((below * m - below_gold * n).abs().max())  # times n m: whole numbers, so that equal ones are equal
-    # Of the orders of i values of the one and j of the other, the share that reaches the distance on the way: the
-    # last value is of the one in i of i + j orders.
-    share = [[0.0] * (m + 1) for _ in range(n + 1)]
-    for i in range(n + 1):
-        for j in range(m + 1):
-            if abs(i * m - j * n) >= distance:
-                share[i][j] = 1.0
-            else:
-                share[i][j] = (i * share[i - 1][j] + j * share[i][j - 1]) / max(i + j, 1)
-    return share[n][m]
+    return float(ks_2samp(edited.numpy(), gold.numpy()).pvalue)
 
 
 def _wrong_answers(context: AttackContext, i: int) -> list[str]:

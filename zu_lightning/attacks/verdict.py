@@ -9,12 +9,11 @@ from torch import Tensor
 from zu_lightning.attacks.control import KEPT
 from zu_lightning.attacks.membership import privleak
 from zu_lightning.attacks.truth_ratio import forget_quality
+from zu_lightning.evaluation.bootstrap import interval as bootstrap
 
 Scores = Mapping[str, Tensor]
 """By name, the score of each of n facts, 0..1, NaN where an attack does not apply; higher is more recovery."""
 
-DRAWS = 2000
-"""Number of bootstrap samples of a confidence interval."""
 MASKED = 0.05
 """A gap to the retain model whose interval lies above this shows that facts can be recovered."""
 ERASED = 0.1
@@ -29,11 +28,7 @@ HARMED = 0.9
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over facts with the 95% interval of a bootstrap over facts.
-
-    Facts that all score alike have an interval of no width; with n facts, what fewer than 3 / n of them show can go
-    unseen.
-    """
+    """A mean over facts with its 95% interval, see :class:`zu_lightning.evaluation.bootstrap.Interval`."""
 
     mean: float
     low: float
@@ -190,7 +185,5 @@ def verdict(edited: Scores, base: Scores, gold: Scores | None = None, seed: int 
 
 def _interval(values: Tensor, seed: int) -> Interval:
     """Mean of values, one per fact, with the percentiles of its bootstrap; NaN are left out."""
-    known = values[~values.isnan()].double()
-    drawn = torch.randint(len(known), (DRAWS, len(known)), generator=torch.Generator().manual_seed(seed))
-    low, high = known[drawn].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Interval(known.mean().item(), low, high)
+    found = bootstrap(values, seed=seed)
+    return Interval(found.mean.item(), found.low.item(), found.high.item())

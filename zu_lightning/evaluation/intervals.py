@@ -6,12 +6,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from zu_lightning.evaluation.bootstrap import TAIL
+from zu_lightning.evaluation.bootstrap import interval as bootstrap
 from zu_lightning.runtime.distributed import all_reduce, all_reduce_max
-
-DRAWS = 2000
-"""Number of bootstrap samples of an interval."""
-TAIL = 0.025
-"""Share of the samples below an interval, and above it."""
 
 COLUMNS = 3
 """What is known of a fact: answers given, their probability, and answers asked for. Of a document: the negative
@@ -78,12 +75,8 @@ def interval(sums: Tensor, seed: int = 0) -> tuple[float, float]:
         return TAIL ** (1 / n), 1.0
     if n < 2 or (share == share[0]).all():
         return float("nan"), float("nan")
-    generator = torch.Generator().manual_seed(seed)
-    # One sample at a time: a sample of many facts is long.
-    drawn = torch.stack([asked[torch.randint(n, (n,), generator=generator)].sum(0) for _ in range(DRAWS)])
-    ends = torch.tensor([TAIL, 1 - TAIL], dtype=torch.float64)
-    low, high = (drawn[:, 0] / drawn[:, 2]).quantile(ends).tolist()
-    return low, high
+    found = bootstrap(asked[:, 0], asked[:, 2], seed)
+    return found.low.item(), found.high.item()
 
 
 def score_intervals(by_metric: dict[str, Tensor]) -> dict[str, tuple[float, float]]:

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from zu_lightning.evaluation.bootstrap import interval
 from zu_lightning.report.pictures import Drawing, new_figure
 from zu_lightning.report.results import without_nan
 from zu_lightning.runtime.files import replacing
-from zu_lightning.tracing.bands import band
 from zu_lightning.tracing.indirect_effects import KINDS, IndirectEffects
 from zu_lightning.tracing.recommendation import Recommendation
 from zu_lightning.tracing.traced_prompts import ROLES, Role
@@ -33,7 +33,7 @@ LINES: tuple[Role, ...] = ("subject_last", "last")
 def draw_heat_maps(effects: IndirectEffects, description: str) -> Drawing:
     """Mean effect by role and layer, one panel for each kind of module."""
     figure = new_figure(11, 3.2)
-    means = band(effects.probability).mean
+    means = interval(effects.probability).mean
     limit = max(float(means.nan_to_num().abs().max()), 1e-9)
     for i, (kind, axes) in enumerate(zip(KINDS, figure.subplots(1, len(KINDS), sharey=True), strict=True)):
         # Blue takes the answer further away.
@@ -51,7 +51,7 @@ def draw_heat_maps(effects: IndirectEffects, description: str) -> Drawing:
 def draw_effect_lines(effects: IndirectEffects, description: str) -> Drawing:
     """Mean effect by layer with its band over facts, one panel for each role of ``LINES``."""
     figure = new_figure(9, 3.4)
-    means = band(effects.probability)
+    means = interval(effects.probability)
     layers = range(effects.layers)
     for role, axes in zip(LINES, figure.subplots(1, len(LINES), sharey=True), strict=True):
         for i, kind in enumerate(KINDS):
@@ -69,7 +69,7 @@ def draw_effect_lines(effects: IndirectEffects, description: str) -> Drawing:
 
 def described(effects: IndirectEffects, recommendation: Recommendation) -> str:
     """Alternative text of the pictures."""
-    means = band(effects.probability).mean
+    means = interval(effects.probability).mean
     peaks = []
     for i, kind in enumerate(KINDS):
         layer, role = divmod(int(means[i].nan_to_num().argmax()), len(ROLES))
@@ -110,7 +110,7 @@ def _window(effects: IndirectEffects, kind: str) -> str:
 
 
 def _banded(values: Tensor) -> dict[str, Any]:
-    return {name: without_nan(value.tolist()) for name, value in vars(band(values)).items()}
+    return {name: without_nan(value.tolist()) for name, value in vars(interval(values)).items()}
 
 
 def _mean(values: Tensor) -> float | None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zu_lightning.evaluation.bootstrap import interval, resampled_means
 from zu_lightning.runtime.files import replacing
-from zu_lightning.tracing.bands import band, resampled_means
 from zu_lightning.tracing.indirect_effects import IndirectEffects
 from zu_lightning.tracing.traced_prompts import ROLES, Role
 
@@ -23,7 +23,7 @@ SURE = 0.7
 """A recommendation is sure if its overlap with those from resampled facts is at least this."""
 
 LEAST_SHARE = 0.05
-"""Share of the probability lost to corruption that the best layer must restore, at the lower end of its band."""
+"""Share of the probability lost to corruption that the best layer must restore, at the lower end of its interval."""
 
 LEAST_FACTS = 10
 """With fewer facts no recommendation is sure."""
@@ -84,16 +84,16 @@ def recommend(effects: IndirectEffects, role: Role = "subject_last", seed: int =
     if not len(both):
         return Recommendation((), 0.0, role, (f"no fact that the model answers has a token of the role {role}",))
     layers = _range(both.mean(0))
-    overlaps = [_jaccard(layers, _range(mean)) for mean in resampled_means(both, seed)]
+    overlaps = [_jaccard(layers, _range(mean)) for mean in resampled_means(both, seed=seed)]
     sureness = sum(overlaps) / len(overlaps)
     doubts = [f"other facts would recommend other layers, with an overlap of {sureness:.2f}"] if sureness < SURE else []
     if len(both) < LEAST_FACTS:
         doubts.append(f"only {len(both)} facts could be traced")
-    lost = band(effects.clean - effects.corrupted, seed)
+    lost = interval(effects.clean - effects.corrupted, seed=seed)
     if lost.low <= 0:
         doubts.append("corrupting the subjects does not make the answers less probable")
     else:
-        carried = band(both[:, 1], seed)
+        carried = interval(both[:, 1], seed=seed)
         best = int(carried.mean.argmax())
         if carried.low[best] < LEAST_SHARE * lost.mean:
             share = float(carried.mean[best] / lost.mean)
@@ -134,6 +134,6 @@ def _stronger_role(effects: IndirectEffects, role: Role, seed: int) -> Role | No
     for other in ROLES:
         more = effects.of("mlp", other)[:, layer] - own[:, layer]
         more = more[~more.isnan()]
-        if other != role and len(more) and band(more, seed).low > 0:
+        if other != role and len(more) and interval(more, seed=seed).low > 0:
             stronger[other] = float(more.mean())
     return max(stronger, key=lambda other: stronger[other], default=None)
