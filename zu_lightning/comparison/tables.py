@@ -7,16 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.csv
-import pyarrow.parquet
+import pandas
 
 from zu_lightning import replacing
 from zu_lightning.comparison.plan import NAMES, Grid, Run
 from zu_lightning.comparison.tuning import score_name
+from zu_lightning.evaluation.score_table import SCORE
 
-SCORES = {"efficacy": "Eff.", "generalization": "Gen.", "specificity": "Spe.", "retain": "Ret.", "perplexity": "PPL"}
-"""Columns, with their heads."""
-LOW_IS_GOOD = {"efficacy", "generalization", "perplexity"}
+COLUMNS = ("efficacy", "generalization", "specificity", "retain", "perplexity")
+"""Scores that papers print."""
 TOO_LARGE = 1000.0
 """A perplexity above this is shown as ``> 1000``."""
 EXACT = "exact match"
@@ -95,18 +94,16 @@ def write_tidy(runs: Sequence[Run], path: Path) -> None:
             row |= results.comparisons
             row["peak_memory_gib"] = results.peak_memory_gib
         rows.append(row)
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    table = pandas.DataFrame(rows)
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False)
     with replacing(path.with_suffix(".parquet")) as temporary:
-        pyarrow.parquet.write_table(pyarrow.csv.read_csv(path), temporary)
+        table.to_parquet(temporary, index=False)
 
 
 def rows_of(grid: Grid, runs: Sequence[Run], model: str, data: str) -> dict[str, Row]:
     """The rows of a model's table on a data set, over the seeds that are finished: ``Base``, then each method."""
-    names = {score: score_name(score, grid.headline[data]) for score in SCORES} | {EXACT: "efficacy"}
+    names = {score: score_name(score, grid.headline[data]) for score in COLUMNS} | {EXACT: "efficacy"}
     after: dict[str, list[Mapping[str, float]]] = {}
     before: dict[int, Mapping[str, float]] = {}  # a draw's base model is the same for all methods
     for run in runs:
@@ -127,10 +124,10 @@ def best(rows: Mapping[str, Row]) -> set[tuple[str, str]]:
     base = rows.get(BASE, {})
     candidates = {method: row for method, row in rows.items() if method != BASE and _competes(row, base)}
     winners = set()
-    for score in SCORES:
+    for score in COLUMNS:
         values = {method: round(row[score].mean, 2) for method, row in candidates.items() if score in row}
         if values:
-            target = min(values.values()) if score in LOW_IS_GOOD else max(values.values())
+            target = min(values.values()) if SCORE[score].good_when == "low" else max(values.values())
             winners |= {(method, score) for method, value in values.items() if value == target}
     return winners
 
@@ -159,8 +156,8 @@ def table(grid: Grid, runs: Sequence[Run], model: str, data: str) -> list[list[s
     """The table of a model and a data set: a line of heads, then a line per method; the best is between asterisks."""
     rows, published = rows_of(grid, runs, model, data), published_rows(grid, model, data)
     winners = best(rows)
-    scores = [score for score in SCORES if any(score in row for row in rows.values())]
-    lines = [["Method", *(SCORES[score] for score in scores)]]
+    scores = [score for score in COLUMNS if any(score in row for row in rows.values())]
+    lines = [["Method", *(SCORE[score].head for score in scores)]]
     for method in (BASE, *grid.methods):
         row = rows.get(method, {})
         texts = [row[score].text(score) if score in row else "failed" for score in scores]
