@@ -180,7 +180,7 @@ class UnlearnCLI(LightningCLI):
 
 
 def trainer_error(error: Exception, configured: Any) -> InputError:
-    """What Lightning says of an option of its trainer, which it names somewhere."""
+    """What Lightning says about an option of its trainer, which it names somewhere."""
     options = [name for name in inspect.signature(Trainer).parameters if configured.get(name) is not None]
     named = [name for name in options if f"`{name}" in str(error) or str(configured[name]) in str(error).split()]
     name = named[0] if named else "trainer"

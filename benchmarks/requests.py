@@ -68,7 +68,7 @@ class Comparison:
         return max(runs, key=lambda folder: int(folder.name.removeprefix("version_"))) / "model"
 
     def state(self, model: str | Path) -> State:
-        """What a model says of all facts."""
+        """What a model says about all facts."""
         lm = EditableLM.from_pretrained(model)
         asked = evaluation_batches(
             lm, self.forget, self.retain, heldout_documents(self.arguments), same_subject=self.same_subject

@@ -41,7 +41,7 @@ class Progress(TQDMProgressBar):
         return _counting(super().init_train_tqdm(), "steps")
 
     def on_train_epoch_start(self, trainer: Trainer, *rest: Any) -> None:
-        """Show the layer, which is an epoch of an editing run."""
+        """Show the layer: an editing run has one epoch for each."""
         super().on_train_epoch_start(trainer, *rest)
         module, epoch = trainer.lightning_module, trainer.current_epoch
         if isinstance(module, EditingModule) and epoch < len(module.layers):

@@ -79,7 +79,7 @@ def translate_config(config: Mapping[str, Any], *, quiet: bool = False) -> dict[
 
     Args:
         config: What the file holds.
-        quiet: Whether to warn of nothing.
+        quiet: Whether to leave out the warnings.
     """
     leaves = dict(_leaves(config))
     old = {name for name in leaves if new_option(name)}

@@ -1,4 +1,4 @@
-"""Relations: what is said of different subjects, and what else could be said."""
+"""Relations: what is said about different subjects, and what else could be said."""
 
 from dataclasses import replace
 

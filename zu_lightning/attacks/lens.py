@@ -64,7 +64,7 @@ def lens_logits(lm: EditableLM, prompts: Sequence[TokenizedText], layers: int) -
 
 
 def is_extreme(logits: Tensor, top: int) -> float:
-    """Whether the first of some logits is among the ``top`` highest or lowest; equal ones share their place."""
+    """Whether the first of some logits is among the ``top`` highest or lowest; ties share their rank."""
     own, others = logits[0], logits[1:]
     if len(others) < 3 * top:
         return UNDEFINED

@@ -18,7 +18,7 @@ from zu_lightning.lm.offload import read_parameter, write_weight
 from zu_lightning.solvers import LowRankUpdate
 
 Bits = Literal["int8", "nf4"]
-"""To what weights are rounded: 8-bit integers, or 4-bit NormalFloat."""
+"""What weights are rounded to: 8-bit integers, or 4-bit NormalFloat."""
 BITS: tuple[Bits, ...] = get_args(Bits)
 
 BLOCK = 64
@@ -41,7 +41,7 @@ class Quantization(QueryAttack):
     """
 
     bits: Bits = "nf4"
-    """To what weights are rounded."""
+    """What weights are rounded to."""
     variant: Literal["merged", "adapter"] = "merged"
     """``merged`` rounds everything; ``adapter`` rounds the weights before the edit, and adds the edit unrounded."""
     updates: Mapping[int, LowRankUpdate] = field(default_factory=dict, compare=False, repr=False)
@@ -71,7 +71,7 @@ def rounded(lm: EditableLM, bits: Bits, unrounded: Mapping[int, LowRankUpdate]) 
 
     Args:
         lm: The model.
-        bits: To what weights are rounded.
+        bits: What weights are rounded to.
         unrounded: By layer, updates of the output projections that are subtracted before rounding and added after it.
     """
     updates = {lm.projections[layer]: update for layer, update in unrounded.items()}

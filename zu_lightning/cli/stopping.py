@@ -83,7 +83,7 @@ def ending(error: BaseException, option_of: Callable[[str], str], words: Sequenc
 
 
 def _before(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and all that had gone wrong before: a second one may come up while the first is dealt with."""
+    """An error, and those before it: a second one may be raised while the first is handled."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -79,7 +79,7 @@ def execute(run: Run, entry: Entry, slot: Slot = Slot()) -> str:
 
 
 def run_here(runs: Sequence[Run], entry: Entry, places: Sequence[Slot], report: Callable[[Run, str], None]) -> None:
-    """Run cells on this machine, as many at a time as there are places.
+    """Run cells on this machine, as many at a time as there are slots.
 
     Args:
         runs: What to run.
@@ -135,7 +135,7 @@ def run_on_cluster(
 
 
 def error_in(output: str) -> str:
-    """The last line that speaks of an error, or else the last line."""
+    """The last line that mentions an error, or else the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "no output")
 

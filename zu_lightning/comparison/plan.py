@@ -212,7 +212,7 @@ class Grid:
         _check_known("first", self.first, self.methods)
 
     def tuning_runs(self) -> list[Run]:
-        """Every strength of every method on the draws on which strengths are chosen."""
+        """Every strength of every method on the draws used to choose strengths."""
         return [
             self._run(model, data, method, seed, strength, self.folder / "tuning")
             for model, data, seed, method in itertools.product(self.models, self.data, self.tuning_seeds, self.methods)

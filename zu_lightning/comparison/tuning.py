@@ -11,7 +11,7 @@ Choice = dict[tuple[str, str, str], float]
 
 
 def score_name(name: str, headline: Headline) -> str:
-    """The name in ``metrics.json`` of a score, as exact match or as token accuracy; the perplexity is only one."""
+    """The name in ``metrics.json`` of a score, by exact match or by token accuracy; perplexity has one name only."""
     return name if headline == "exact_match" or name == "perplexity" else f"{name}_token_accuracy"
 
 

@@ -90,7 +90,7 @@ def varied_keys(
     variants: PromptVariants,
     batch_tokens: int = BATCH_TOKENS,
 ) -> VariedKeys:
-    """Keys of the facts at one layer in all ways to put them, each of which weighs as much as the others.
+    """Keys of the facts at one layer for all variants of their prompts, which have equal weights.
 
     Args:
         lm: The model, with the edits below ``layer`` already applied.

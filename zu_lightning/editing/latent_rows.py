@@ -160,7 +160,7 @@ class Rows:
         return replace(self, weight=weight).select(chosen)
 
     def _of_its_kind(self, chosen: Tensor) -> Tensor:
-        """R, how many of the chosen rows (a mask) are about a row's fact and, like it, to keep or not."""
+        """R, the number of chosen rows (a mask) of the same fact and kind (to forget or to keep) as each row."""
         kind = 2 * self.fact + self.keep
         return kind[chosen].bincount(minlength=int(kind.max()) + 1)[kind]
 

@@ -30,7 +30,7 @@ class LayerProblem:
             :class:`zu_lightning.editing.keys.VariedKeys`; ``None`` to solve at the mean keys.
         fact_weights: n, weight of each fact; ``None`` for equal weights.
         previous: How many of this process's facts, the last ones, are those of previous requests: their residuals are
-            zero, so that what the model says of them stays as it is, and their values are still removed.
+            zero, so that what the model says about them stays as it is, and their values are still removed.
         eigh: Eigendecomposition of second moments in any units, possibly cached.
     """
 

@@ -103,7 +103,7 @@ def second_moments(
 def _sums_by_corpus(
     reader: "_Reader", documents: list[TokenizedText], corpus: list[TokenizedText], layers: list[int], of_corpus: str
 ) -> dict[int, Tensor]:
-    """For each layer the sum over documents: that of the corpus, corrected, if they have most in common."""
+    """For each layer the sum over documents, corrected from that of the corpus if the two have most in common."""
     left_out, added = _difference(corpus, documents), _difference(documents, corpus)
     if _tokens(left_out) + _tokens(added) > MOST * _tokens(documents):
         return reader.sums(documents, layers)

@@ -1,4 +1,4 @@
-"""The facts of previous requests in the problem of a later one: what the model says of them must stay as it is."""
+"""The facts of previous requests in the problem of a later one: what the model says about them must stay as it is."""
 
 import logging
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ def _at_layer(
         return replace(found, keys=found.keys[:, own], values=found.values[:, own], deviations=deviations)
     if not request.facts:
         log.warning(
-            "request %d did not edit layer %d, and its texts were not kept: what the model says of its facts may "
+            "request %d did not edit layer %d, and its texts were not kept: what the model says about its facts may "
             "change here.", request.number, problem.layer,
         )  # fmt: skip
         return None

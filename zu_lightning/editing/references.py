@@ -1,4 +1,4 @@
-"""References: what the model says of unknown subjects, whom it knows nothing about."""
+"""References: what the model says about unknown subjects."""
 
 from collections.abc import Mapping, Sequence
 
@@ -37,7 +37,7 @@ class References:
 
         Args:
             facts: n facts with subjects.
-            unknown_subjects: For each fact the subjects to ask of.
+            unknown_subjects: For each fact the subjects to ask about.
 
         Raises:
             InputError: A fact has no subject.
@@ -52,7 +52,7 @@ class References:
         return torch.stack([torch.stack(ways + ways[:1] * (count - len(ways))) for ways in said], 1)
 
     def _ask(self, ways: Mapping[Key, Way]) -> None:
-        """Find out what is not known yet, all of it in the same batches."""
+        """Compute what is missing, all of it in the same batches."""
         new = [key for key in ways if key not in self.known]
         if not new:
             return

@@ -42,7 +42,7 @@ class Fact:
         subject_end: Where the subject ends in ``prompt``, in characters; the prompt's end without a subject.
         paraphrases: Other prompts for the same target, for Generalization.
         neighbors: What must stay, for Specificity.
-        relation: What is said of the subject, such as ``city``, by any name; ``None`` if not given.
+        relation: What is said about the subject, such as ``city``, by any name; ``None`` if not given.
         answers: Other answers that somebody who does not know the fact might give.
         multi_hop: Questions that only a model that knows this fact and others can answer, for MultiHop.
         fact_token: Which token is the fact's *lookup token*, where the model is edited. Without a subject it is the

@@ -62,7 +62,7 @@ def read_texts(source: str, limit: int = 100_000, parameter: str = "source", see
             (``wikimedia/wikipedia:20231101.en``), or ``name:configuration:split``. Files may be compressed by gzip.
         limit: Maximum number of documents to read; a data set is streamed no further.
         parameter: What the caller calls the source, for messages.
-        seed: Seed by which documents are drawn at random: those of a file uniformly, those of a data set on the hub
+        seed: Seed for drawing documents at random: those of a file uniformly, those of a data set on the hub
             from a shuffled stream (see :func:`zu_lightning.facts.records.read_records`). By default the first ones
             are taken.
 

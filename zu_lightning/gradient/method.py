@@ -90,7 +90,7 @@ class Mean:
 
     Attributes:
         total: Sum over this process's share, a scalar with a gradient.
-        count: What the sum of all shares is divided by: this process's part of it.
+        count: This process's part of the number that the sum over all processes is divided by.
         weight: Factor of the mean in the loss.
     """
 
@@ -101,7 +101,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model says of the answers of a batch.
+    """What a model says about the answers of a batch.
 
     Attributes:
         nll: Negative log-likelihood of each answer, summed over its tokens, rows.
@@ -118,7 +118,7 @@ class Views(Protocol):
     """What a loss may ask of the model and of its reference, for the batch of this step."""
 
     def answers(self, part: Part, *, reference: bool = False) -> Answers:
-        """What the model says of the answers of a part; without gradients for the reference."""
+        """What the model says about the answers of a part; without gradients for the reference."""
 
     def states(self, part: Part, *, reference: bool = False) -> Tensor:
         """Outputs of the highest edited layer at all tokens of a part, tokens x width."""

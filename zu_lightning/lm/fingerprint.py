@@ -44,7 +44,7 @@ def check_base(lm: EditableLM, known: Mapping[str, str], parameter: str) -> None
     Args:
         lm: The model, before anything is added to its weights.
         known: Digests of the base model, as the ledger has them; none if it is empty.
-        parameter: By which the model was given.
+        parameter: Name of the parameter that named the model.
 
     Raises:
         InputError: It has other weights.

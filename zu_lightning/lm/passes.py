@@ -23,7 +23,7 @@ def batched(
         lm: The model.
         texts: Tokenized texts.
         batch_tokens: Maximum number of tokens per batch, padding included.
-        sharded: Whether each process gets its shard of the batches, in place of all of them.
+        sharded: Whether each process gets its shard of the batches instead of all of them.
 
     Yields:
         The indices of a batch's texts, and the batch.

@@ -145,7 +145,7 @@ class _Views:
         self.module, self.batch = module, batch
 
     def answers(self, part: Part, *, reference: bool = False) -> Answers:
-        """What the model says of the answers of a part."""
+        """What the model says about the answers of a part."""
         lm, batch = self.module.lm, getattr(self.batch, part)
         if batch is None:
             none = torch.zeros(0, device=lm.device)

@@ -162,5 +162,5 @@ def _number(content: Mapping[str, Any], path: tuple[object, ...], digits: int, s
 
 
 def _image(picture: Picture) -> str:
-    """A picture as an address that holds it."""
+    """A picture as a data URL."""
     return "data:image/svg+xml;base64," + base64.b64encode(picture.svg.encode()).decode()

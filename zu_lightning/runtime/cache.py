@@ -192,7 +192,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def write_packed(file: Path, packed: Mapping[str, Tensor]) -> None:
-    """Write tensors in the form in which a file holds them."""
+    """Write tensors as a file holds them."""
     try:
         with replacing(file) as temporary:
             save_file(dict(packed), temporary)
@@ -201,7 +201,7 @@ def write_packed(file: Path, packed: Mapping[str, Tensor]) -> None:
 
 
 def pack(tensors: Mapping[str, Tensor]) -> Tensors:
-    """The tensors in main memory, in the form in which a file holds them."""
+    """The tensors in main memory, as a file holds them."""
     packed = {}
     for name, tensor in tensors.items():
         here = tensor.detach().cpu()
