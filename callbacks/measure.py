@@ -11,9 +11,12 @@ from zu_lightning import UnlearnModule
 from zu_lightning.attacks.measurement import Attacks as AttackMeasurement
 from zu_lightning.attacks.presets import Preset
 from zu_lightning.modules.outputs import run_folder, show_picture, unlearn_module
-from zu_lightning.report.measurements import Downstream as DownstreamMeasurement
-from zu_lightning.report.measurements import Measurement, ReportedMeasurement
-from zu_lightning.report.measurements import Representations as RepresentationMeasurement
+from zu_lightning.report.measurements import (
+    Downstream as DownstreamMeasurement,
+    Measurement,
+    ReportedMeasurement,
+    Representations as RepresentationMeasurement,
+)
 
 log = logging.getLogger(__name__)
 

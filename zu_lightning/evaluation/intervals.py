@@ -6,8 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from zu_lightning.evaluation.bootstrap import TAIL
-from zu_lightning.evaluation.bootstrap import interval as bootstrap
+from zu_lightning.evaluation.bootstrap import TAIL, interval as bootstrap
 from zu_lightning.runtime.distributed import all_reduce, all_reduce_max
 
 COLUMNS = 3
