@@ -1,21 +1,22 @@
-"""Scores of single facts, and how sure the means over them are."""
+"""Scores of single facts, and the intervals of their means."""
 
 import math
 from collections.abc import Iterable
 
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
-from zu_lightning.evaluation.bootstrap import TAIL, interval as bootstrap
+from zu_lightning.evaluation.bootstrap import interval as bootstrap
 from zu_lightning.runtime.distributed import all_reduce, all_reduce_max
 
 COLUMNS = 3
-"""What is known of a fact: answers given, their probability, and answers asked for. Of a document: the negative
-log-likelihood of its tokens, 0, and its tokens."""
+"""For a fact: answers given, their probability, and answers asked for. For a document: the negative log-likelihood of
+its tokens, 0, and their number."""
 
 
 class FactScores:
-    """What each fact adds to the scores, collected batch by batch.
+    """Contributions of single facts to the scores, collected batch by batch.
 
     Args:
         metrics: Names of all metrics, the same ones in every process.
@@ -44,7 +45,7 @@ class FactScores:
 
 
 def shares(sums: Tensor) -> Tensor:
-    """Share of each fact's answers that were given, n, 0..1; NaN for facts that nothing was asked of.
+    """Share of each fact's answers that were given, n, 0..1; NaN for facts without queries.
 
     Args:
         sums: Of the facts, n x 3.
@@ -55,34 +56,32 @@ def shares(sums: Tensor) -> Tensor:
 def interval(sums: Tensor, seed: int = 0) -> tuple[float, float]:
     """The 95% interval of a mean over answers (or tokens), by a bootstrap over facts (or documents).
 
-    If all facts agree that nothing, or everything, was given, a bootstrap sees no spread at all: then the far end is
-    that of Clopper and Pearson (1934), the largest share, or the smallest, with which n facts agree by luck in 2.5% of
-    the draws.
+    If all facts agree that nothing, or everything, was given, a bootstrap has no spread: then the interval is that of
+    Clopper and Pearson (1934).
 
     Args:
         sums: Of the facts, n x 3.
         seed: Seed of the bootstrap.
 
     Returns:
-        Its low and its high end; NaN if one fact, or several that agree, do not tell.
+        Its low and its high end; NaN for one fact, or several that agree on another share.
     """
     asked = sums[sums[:, 2] > 0]
     n, share = len(asked), shares(asked)
-    if n and (share == 0).all():
-        return 0.0, 1 - TAIL ** (1 / n)
-    if n and (share == 1).all():
-        return TAIL ** (1 / n), 1.0
+    if n and ((share == 0).all() or (share == 1).all()):
+        ends = binomtest(int(share.sum()), n).proportion_ci()
+        return float(ends.low), float(ends.high)
     if n < 2 or (share == share[0]).all():
         return float("nan"), float("nan")
-    found = bootstrap(asked[:, 0], asked[:, 2], seed)
-    return found.low.item(), found.high.item()
+    ends = bootstrap(asked[:, 0], asked[:, 2], seed)
+    return ends.low.item(), ends.high.item()
 
 
 def score_intervals(by_metric: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
-    """For each score that is a mean over facts its interval, if there is one, in its units: percent, or perplexity."""
-    found: dict[str, tuple[float, float]] = {}
+    """Intervals of the scores that are means over facts, in the scores' units: percent, or perplexity."""
+    intervals: dict[str, tuple[float, float]] = {}
     for name, sums in by_metric.items():
         low, high = interval(sums)
         if not math.isnan(low):
-            found[name] = (math.exp(low), math.exp(high)) if name == "perplexity" else (100 * low, 100 * high)
-    return found
+            intervals[name] = (math.exp(low), math.exp(high)) if name == "perplexity" else (100 * low, 100 * high)
+    return intervals

@@ -1,4 +1,4 @@
-"""How an edit moves representations: what edited projections return for facts, in two dimensions and in numbers.
+"""Movement of representations by an edit: outputs of edited projections for facts, in two dimensions and in numbers.
 
 After figures 3 and 8 to 10 of ZeroUnlearn (arXiv 2605.18879), which show the outputs of an edited layer's MLP for the
 forgotten facts. N facts in three groups, D outputs of a projection.
@@ -27,10 +27,10 @@ from zu_lightning.tracing.geometry import movement, principal_components, separa
 FILE_NAME = "representations.json"
 
 GROUPS = ("forget", "kept", "unseen")
-"""Forgotten facts, protected facts about others, of which the method was told, and others that it has never seen."""
+"""Forgotten facts, protected facts about other subjects, and retained facts that the method is not given."""
 
 IN_EVERY_RUN = ("forget", "unseen")
-"""Groups that runs of different methods on the same draw have in common."""
+"""Groups that runs of different methods on the same draw share."""
 
 Points = tuple[tuple[float, float], ...]
 
@@ -40,9 +40,9 @@ class Plane:
     """Facts in the plane of two principal components, before and after an edit.
 
     Attributes:
-        explained: Share of the variance of what the components were fit on that each of them explains, 0..1.
+        explained: Share of the variance that each component explains, 0..1, of the states that they were fit on.
         before: Coordinates of the N facts before the edit.
-        after: And after it.
+        after: Their coordinates after it.
     """
 
     explained: tuple[float, float]
@@ -51,7 +51,7 @@ class Plane:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Plane":
-        """What JSON made of a plane."""
+        """Parse a plane from JSON."""
         before, after = (tuple((float(x), float(y)) for x, y in content[when]) for when in ("before", "after"))
         first, second = content["explained"]
         return cls((first, second), before, after)
@@ -59,14 +59,14 @@ class Plane:
 
 @dataclass(frozen=True)
 class Shift:
-    """How far an edit has moved a group of facts, in all D dimensions.
+    """Movement of a group of facts by an edit, in all D dimensions.
 
     Attributes:
         facts: Number of facts.
         distance: Distance between the means before and after, in standard deviations within the group before.
-        moved: How far a fact has moved by itself (root mean square), in the same unit. Both are ``None`` without a
-            unit, see :func:`zu_lightning.tracing.geometry.movement`.
-        auc: 0.5 if before and after cannot be told apart, 1 if they can; ``None`` for fewer than two facts. See
+        moved: Root mean square distance between each fact's states before and after, in the same unit. Both are
+            ``None`` without a unit, see :func:`zu_lightning.tracing.geometry.movement`.
+        auc: 0.5 if before and after cannot be told apart, 1 if they can; ``None`` for fewer than three facts. See
             :func:`zu_lightning.tracing.geometry.separability`.
     """
 
@@ -78,14 +78,14 @@ class Shift:
 
 @dataclass(frozen=True)
 class LayerRepresentations:
-    """What an edit did to the outputs of a layer's projection.
+    """Effect of an edit on the outputs of a layer's projection.
 
     Attributes:
         layer: Index of the layer, from 0.
-        pooled: Components of all groups, before and after together: where the picture shows most of what there is.
-        base: Components of the unedited model, of the groups that all runs on the same draw have (``IN_EVERY_RUN``):
+        pooled: Components of all groups, before and after together, which show the most variance.
+        base: Components of the unedited model, of the groups that all runs on the same draw share (``IN_EVERY_RUN``):
             the same for all methods, so that their pictures can be compared.
-        shifts: For each group how far it has moved.
+        shifts: Movement of each group.
     """
 
     layer: int
@@ -95,7 +95,7 @@ class LayerRepresentations:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "LayerRepresentations":
-        """What JSON made of a layer."""
+        """Parse a layer from JSON."""
         shifts = {str(group): Shift(**shift) for group, shift in content["shifts"].items()}
         pooled, base = (Plane.from_json(content[name]) for name in ("pooled", "base"))
         return cls(int(content["layer"]), pooled, base, shifts)
@@ -118,14 +118,14 @@ class RepresentationMap:
     @property
     def numbers(self) -> dict[str, float]:
         """Every number by name, such as ``layer_0/forget_auc``; those that are undefined are left out."""
-        found: dict[str, float | None] = {}
+        numbers: dict[str, float | None] = {}
         for at in self.layers:
             for i, share in enumerate(at.pooled.explained, 1):
-                found[f"layer_{at.layer}/explained_{i}"] = share
+                numbers[f"layer_{at.layer}/explained_{i}"] = share
             for group, shift in at.shifts.items():
                 for name in ("distance", "moved", "auc"):
-                    found[f"layer_{at.layer}/{group}_{name}"] = getattr(shift, name)
-        return {name: value for name, value in found.items() if value is not None}
+                    numbers[f"layer_{at.layer}/{group}_{name}"] = getattr(shift, name)
+        return {name: value for name, value in numbers.items() if value is not None}
 
     def write(self, folder: Path) -> Path:
         """Write ``representations.json`` into a folder; its path."""
@@ -149,7 +149,7 @@ class RepresentationMap:
 
 
 def groups_of(request: Request, most: int) -> dict[str, list[Fact]]:
-    """The facts to look at, by group: at most so many of each, the first ones; a group without facts is left out.
+    """The facts to represent, by group: the first of each, at most ``most``; a group without facts is left out.
 
     Other facts about the forgotten subjects are in no group: at the lookup token they are nearly the forgotten ones.
     """
@@ -162,12 +162,12 @@ def groups_of(request: Request, most: int) -> dict[str, list[Fact]]:
 def projection_outputs(
     lm: EditableLM, facts: Sequence[Fact], layers: Sequence[int], batch_tokens: int = BATCH_TOKENS
 ) -> dict[int, Tensor]:
-    """What output projections return at the lookup tokens of the bare prompts, an adapter's part included.
+    """Outputs of output projections at the lookup tokens of the bare prompts, an adapter's part included.
 
-    To be called in all processes, which share the facts.
+    All processes must call this; they share the facts.
 
     Args:
-        lm: The model; dropout is off while it is read.
+        lm: The model; dropout is turned off meanwhile.
         facts: N facts.
         layers: Indices of layers.
         batch_tokens: Maximum number of tokens per batch.
@@ -177,14 +177,14 @@ def projection_outputs(
     """
     texts = tokenize_facts(lm.tokenizer, facts)
     modules = [adapter_around(lm.model, lm.projections[layer]) for layer in layers]
-    found = [
+    by_layer = [
         torch.zeros(len(facts), lm.weight(layer).shape[0], dtype=torch.float64, device=lm.device) for layer in layers
     ]
     with _without_dropout(lm):
         for indices, batch in batched(lm, texts, batch_tokens, sharded=True):
-            for outputs, record in zip(found, lm.record(batch, modules), strict=True):
+            for outputs, record in zip(by_layer, lm.record(batch, modules), strict=True):
                 outputs[indices] = record.output[range(len(indices)), batch.lookup].double()
-    return dict(zip(layers, all_reduce(*found), strict=True))
+    return dict(zip(layers, all_reduce(*by_layer), strict=True))
 
 
 @contextmanager
@@ -202,12 +202,12 @@ def _without_dropout(lm: EditableLM) -> Iterator[None]:
 def representation_map(
     groups: Mapping[str, Sequence[Fact]], before: Mapping[int, Tensor], after: Mapping[int, Tensor]
 ) -> RepresentationMap:
-    """The picture of an edit and the numbers behind it.
+    """Representations before and after an edit, in two dimensions and in numbers.
 
     Args:
         groups: Facts by group; N in all.
         before: For each layer the outputs for these facts, group after group, before the edit, N x D.
-        after: And after it.
+        after: The same after the edit.
     """
     names = tuple(group for group, facts in groups.items() for _ in facts)
     ids = tuple(fact.id for facts in groups.values() for fact in facts)
