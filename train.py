@@ -123,7 +123,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class UnlearnCLI(LightningCLI):
-    """LightningCLI with editing and its data by default, and the closed form's rule as ``closed_form``."""
+    """LightningCLI with editing and its data by default, and the method as an option of its own."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Name the defaults that need no ``class_path``."""

@@ -10,6 +10,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from zu_lightning import LayerProblem, UnlearnModule
+from zu_lightning.editing.closed_forms import NullSpaceMethod
 from zu_lightning.modules.outputs import boards, run_folder, show_picture, show_results, unlearn_module
 from zu_lightning.modules.results import results_of
 from zu_lightning.report.page import write_page
@@ -52,7 +53,8 @@ class Report(Callback):
         with module.monitor.timed("spectrum"):
             eigenvalues = torch.linalg.eigvalsh(batch.second_moment).flip(0)
             shares = (eigenvalues / eigenvalues.mean()).clamp(min=1e-12)
-            threshold = _threshold(module, eigenvalues)
+            method = module.method
+            threshold = method.threshold_over_mean(eigenvalues) if isinstance(method, NullSpaceMethod) else None
             show_picture(trainer, self.folder, draw_spectrum(batch.layer, shares.tolist(), threshold))
         for i in range(0, len(shares), max(1, len(shares) // SPECTRUM_POINTS)):
             for board in boards(trainer):
@@ -103,13 +105,3 @@ class Report(Callback):
         folder = run_folder(trainer)
         if folder is not None:
             log.info("completions in %s", folder / "predictions.jsonl")
-
-
-def _threshold(module: UnlearnModule, eigenvalues: torch.Tensor) -> float | None:
-    """Threshold of the null space, relative to the mean eigenvalue; ``None`` for a method without one."""
-    rule: Any = getattr(module, "rule", None) or getattr(module, "objective", None)
-    if not hasattr(rule, "threshold"):
-        return None
-    mean = eigenvalues.mean().item()
-    units = {"absolute": 1.0 if rule.scale_free else 1 / mean, "relative": eigenvalues[0].item() / mean}
-    return float(rule.threshold) * units[rule.criterion] if rule.criterion in units else None

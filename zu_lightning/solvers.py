@@ -209,7 +209,7 @@ def zero_unlearn_soft(
     retain_weight: float = 15000.0,
     ridge: float = 1.0,
 ) -> LowRankUpdate:
-    """The additive rule with all terms of Eq. 4 and no projector.
+    """The additive form with all terms of Eq. 4 and no projector.
 
     Minimizes over X::
 

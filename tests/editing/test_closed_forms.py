@@ -163,6 +163,21 @@ def test_a_null_space_can_be_asked_for_before_it_is_solved_in() -> None:
         ZeroUnlearnGD(threshold=0.0).null_space(problem)
 
 
+@pytest.mark.parametrize("scale_free", [True, False])
+@pytest.mark.parametrize("criterion", ["absolute", "relative"])
+def test_the_threshold_of_a_picture_lies_where_the_null_space_ends(
+    scale_free: bool, criterion: solvers.NullSpaceCriterion
+) -> None:
+    _, problem = random_problem()
+    method = AlphaEdit(threshold=0.5, criterion=criterion, scale_free=scale_free)
+    eigenvalues = torch.linalg.eigvalsh(problem.second_moment)
+    threshold = method.threshold_over_mean(eigenvalues)
+    assert threshold is not None
+    free = int((eigenvalues / eigenvalues.mean() <= threshold).sum())
+    assert 0 < free == method.null_space(method.in_units(problem)).shape[1]
+    assert AlphaEdit(criterion="energy").threshold_over_mean(eigenvalues) is None
+
+
 @dataclass(frozen=True, kw_only=True)
 class LeastSquares(EditingMethod):
     """A rule that the package does not know: the smallest update that takes a share of the way for every fact."""

@@ -55,6 +55,16 @@ class NullSpaceMethod(EditingMethod):
         )  # fmt: skip
         return basis
 
+    def threshold_over_mean(self, eigenvalues: Tensor) -> float | None:
+        """The threshold relative to the mean eigenvalue, for a picture; ``None`` if it is a share of all energy.
+
+        Args:
+            eigenvalues: Of the second moment, in the model's units.
+        """
+        mean = eigenvalues.mean().item()
+        units = {"absolute": 1.0 if self.scale_free else 1 / mean, "relative": eigenvalues.max().item() / mean}
+        return self.threshold * units[self.criterion] if self.criterion in units else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class RetainMethod(EditingMethod):

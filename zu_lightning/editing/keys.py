@@ -72,7 +72,7 @@ def mean_keys(
     variants: PromptVariants,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Tensor:
-    """The same for any phrasings: K, d_in x n, float64."""
+    """The same for any prompt variants: K, d_in x n, float64."""
 
     def found() -> Iterator[tuple[Sequence[int], Tensor]]:
         for put in _keys_as_put(lm, facts, layer, variants, batch_tokens):

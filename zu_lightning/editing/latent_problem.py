@@ -29,7 +29,7 @@ class LatentObjective:
 
     Attributes:
         answers: Answer to each prompt, N; empty texts if the next token should be distributed as the references say.
-        references: Log-probabilities of the next token, phrasings x N x vocabulary; ``None`` for words.
+        references: Log-probabilities of the next token, variants x N x vocabulary; ``None`` for words.
         truth: First token of each true answer, N; only with references.
     """
 

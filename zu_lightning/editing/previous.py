@@ -24,8 +24,8 @@ def with_previous(
     """A layer's problem with the facts of previous requests as more columns.
 
     Their residuals are zero: the outputs at their keys, neutral by now, stay as they are. Their values stay in the span
-    of what is removed. So a rule treats them as it treats facts that have arrived at their targets, with one weight for
-    all.
+    of what is removed. So a method treats them as it treats facts that have arrived at their targets, with one weight
+    for all.
 
     Args:
         problem: Of the n facts of the request.

@@ -22,7 +22,7 @@ class References:
 
     Args:
         lm: The model, unedited.
-        variants: How the facts are put.
+        variants: Prompt variants of the facts.
     """
 
     def __init__(self, lm: EditableLM, variants: PromptVariants, batch_tokens: int = BATCH_TOKENS) -> None:
@@ -31,9 +31,9 @@ class References:
 
     @torch.no_grad()
     def of(self, facts: Sequence[Fact], unknown_subjects: Sequence[tuple[str, ...]]) -> Tensor:
-        """Log of the mean probability of the next token, phrasings x n x vocabulary, float32.
+        """Log of the mean probability of the next token, variants x n x vocabulary, float32.
 
-        A fact with fewer phrasings than others has those of its bare prompt in place of the rest.
+        A fact with fewer variants than others has those of its bare prompt instead of the rest.
 
         Args:
             facts: n facts with subjects.

@@ -155,14 +155,16 @@ class Request:
             InputError: There are too few facts, an id does not exist, or every document names a forgotten subject.
         """
         number = method.protect_num if protect is None else protect
-        gone, watched, protected = split_facts(
+        forgotten, retained, protected = split_facts(
             facts, forget, retain, number, seed=seed, split_halves=method.release.split_halves, by_record=by_record
         )
         if method.protect_same_subject if protect_same_subject is None else protect_same_subject:
-            taken = {fact.id for fact in (*watched, *protected)}
-            protected += [fact for fact in about_subjects_of(gone, facts) if fact.id not in taken]
-        log.info("%d facts to forget, %d to measure only, %d more to protect", len(gone), len(watched), len(protected))
-        documents = retain_documents(corpus, gone)
+            taken = {fact.id for fact in (*retained, *protected)}
+            protected += [fact for fact in about_subjects_of(forgotten, facts) if fact.id not in taken]
+        log.info(
+            "%d facts to forget, %d to measure only, %d more to protect", len(forgotten), len(retained), len(protected)
+        )
+        documents = retain_documents(corpus, forgotten)
         if corpus and not documents:
             raise InputError(
                 "corpus", f"{len(corpus)} documents", "every document names a forgotten subject: add retain text."
@@ -178,10 +180,10 @@ class Request:
             # Wherever a draw's last tenth begins: what all draws keep ends near here.
             corpus = corpus[: len(corpus) - len(corpus) // 10]
         return cls(
-            forget=gone,
+            forget=forgotten,
             text=RetainText(documents, reading, corpus),
             protect=protected,
-            retain=watched,
+            retain=retained,
             known=facts,
             heldout=heldout[: reading.heldout_documents],
             seed=seed,

@@ -1,4 +1,4 @@
-"""Which facts are forgotten, which are only watched, and which are protected."""
+"""Which facts are forgotten, which are only measured, and which are protected."""
 
 import random
 from collections.abc import Mapping, Sequence
