@@ -178,7 +178,7 @@ def test_an_evaluation_without_a_fit_measures_nothing(tmp_path: Path) -> None:
 
 
 @needs_lm_eval
-def test_a_rule_without_strength_changes_no_score(folder: Path, tmp_path: Path) -> None:
+def test_a_method_without_strength_changes_no_score(folder: Path, tmp_path: Path) -> None:
     prose = (f"--downstream.wikitext={DEMO}/heldout.txt", "--downstream.limit=2")
     untouched = run(tmp_path, *options(folder, *NO_STRENGTH, *prose), configs=CONFIGS)
     assert not changed_weights(untouched)

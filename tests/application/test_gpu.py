@@ -32,16 +32,16 @@ from zu_lightning import (
 
 pytestmark = pytest.mark.gpu
 
-RULES = [AlphaEdit(), Erase(), Memit(), Rome(), ZeroUnlearn(), ZeroUnlearnGD(threshold=0.5), ZeroUnlearnSoft()]
+METHODS = [AlphaEdit(), Erase(), Memit(), Rome(), ZeroUnlearn(), ZeroUnlearnGD(threshold=0.5), ZeroUnlearnSoft()]
 PROCESSES = 2
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
-def test_a_solution_in_float64_is_that_of_the_cpu(rule: EditingMethod) -> None:
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_a_solution_in_float64_is_that_of_the_cpu(method: EditingMethod) -> None:
     weight, problem = random_problem()
     on_gpu: dict[str, Any] = {name: value.cuda() for name, value in vars(problem).items() if torch.is_tensor(value)}
-    expected = rule(weight, problem).dense()
-    found = rule(weight.cuda(), replace(problem, **on_gpu)).dense()
+    expected = method(weight, problem).dense()
+    found = method(weight.cuda(), replace(problem, **on_gpu)).dense()
     assert found.dtype == torch.float64
     assert (found.cpu() - expected).norm() <= 1e-9 * expected.norm()
 

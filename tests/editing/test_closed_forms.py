@@ -1,4 +1,4 @@
-"""Rules: units that carry over from model to model, refusals, and a rule added from outside the package."""
+"""Methods: units that carry over from model to model, refusals, and a method added from outside the package."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from zu_lightning import (
 )
 from zu_lightning.editing.closed_forms import RetainMethod
 
-RULES = [
+METHODS = [
     ZeroUnlearn(),
     ZeroUnlearnGD(threshold=0.5),
     ZeroUnlearnSoft(),
@@ -41,71 +41,71 @@ RULES = [
 ]
 
 
-def name(rule: EditingMethod) -> str:
-    return type(rule).__name__
+def name(method: EditingMethod) -> str:
+    return type(method).__name__
 
 
-@pytest.mark.parametrize("rule", RULES, ids=name)
-def test_scale_free_rules_do_the_same_in_a_model_of_another_scale(rule: EditingMethod) -> None:
+@pytest.mark.parametrize("method", METHODS, ids=name)
+def test_scale_free_methods_do_the_same_in_a_model_of_another_scale(method: EditingMethod) -> None:
     weight, problem = random_problem()
     scaled_weight, scaled_problem = random_problem(scale=100.0)
-    effect = rule(weight, problem).dense() @ problem.keys
-    scaled_effect = rule(scaled_weight, scaled_problem).dense() @ scaled_problem.keys
+    effect = method(weight, problem).dense() @ problem.keys
+    scaled_effect = method(scaled_weight, scaled_problem).dense() @ scaled_problem.keys
     assert effect.norm() > 0.1
     assert torch.allclose(effect, scaled_effect, rtol=1e-6, atol=1e-9)
 
 
 def test_the_releases_units_do_not_carry_over() -> None:
-    rule = ZeroUnlearn(scale_free=False, retain_weight=15000.0, forget_weight=50.0, ridge=1.0)
+    method = ZeroUnlearn(scale_free=False, retain_weight=15000.0, forget_weight=50.0, ridge=1.0)
     (weight, problem), (scaled_weight, scaled_problem) = random_problem(), random_problem(scale=0.001)
-    effect = rule(weight, problem).dense() @ problem.keys
-    scaled_effect = rule(scaled_weight, scaled_problem).dense() @ scaled_problem.keys
+    effect = method(weight, problem).dense() @ problem.keys
+    scaled_effect = method(scaled_weight, scaled_problem).dense() @ scaled_problem.keys
     assert not torch.allclose(effect, scaled_effect, rtol=0.1)
 
 
 SOLVER_WEIGHTS = ("retain_weight", "forget_weight", "zero_weight", "ridge")
 
 
-def solved(rule: EditingMethod, weight: Tensor, p: LayerProblem) -> LowRankUpdate:
-    """What the solver of a rule gives with the weights that are the rule's."""
-    w = {field: value for field, value in vars(rule).items() if field in SOLVER_WEIGHTS}
-    if isinstance(rule, ZeroUnlearn):
+def solved(method: EditingMethod, weight: Tensor, p: LayerProblem) -> LowRankUpdate:
+    """What the solver of a method gives with the weights that are the method's."""
+    w = {field: value for field, value in vars(method).items() if field in SOLVER_WEIGHTS}
+    if isinstance(method, ZeroUnlearn):
         return solvers.zero_unlearn(weight, p.keys, p.residuals, p.values, p.second_moment, **w)
-    if isinstance(rule, ZeroUnlearnSoft):
+    if isinstance(method, ZeroUnlearnSoft):
         return solvers.zero_unlearn_soft(weight, p.keys, p.residuals, p.values, p.second_moment, **w)
-    if isinstance(rule, Memit):
+    if isinstance(method, Memit):
         return solvers.memit(weight, p.keys, p.residuals, p.second_moment, **w)
-    assert isinstance(rule, ZeroUnlearnGD | AlphaEdit)
-    basis = solvers.null_space(p.second_moment, rule.threshold, rule.criterion)
-    if isinstance(rule, AlphaEdit):
+    assert isinstance(method, ZeroUnlearnGD | AlphaEdit)
+    basis = solvers.null_space(p.second_moment, method.threshold, method.criterion)
+    if isinstance(method, AlphaEdit):
         return solvers.alphaedit(weight, p.keys, p.residuals, basis, **w)
     return solvers.zero_unlearn_gd(weight, p.keys, p.residuals, p.values, basis, **w)
 
 
 @pytest.mark.parametrize("scale_free", [True, False])
-@pytest.mark.parametrize("rule", RULES[:-1], ids=name)
-def test_a_rule_is_its_solver_with_every_weight_in_its_place(rule: EditingMethod, scale_free: bool) -> None:
+@pytest.mark.parametrize("method", METHODS[:-1], ids=name)
+def test_a_method_is_its_solver_with_every_weight_in_its_place(method: EditingMethod, scale_free: bool) -> None:
     weight, problem = random_problem()
     weights = {
         field: value
-        for field, value in vars(rule).items()
+        for field, value in vars(method).items()
         if isinstance(value, float) and field not in ("threshold", "tolerance")
     }
     odd: dict[str, Any] = {field: 0.3 + i for i, field in enumerate(weights)}
-    changed = replace(rule, scale_free=scale_free, **odd)
+    changed = replace(method, scale_free=scale_free, **odd)
     expected = solved(changed, weight, problem.scale_free() if scale_free else problem)
     assert torch.equal(changed(weight, problem).dense(), expected.dense())
 
 
 @pytest.mark.parametrize("scale_free", [True, False])
-@pytest.mark.parametrize("rule", RULES[:-1], ids=name)
-def test_what_is_protected_is_changed_less(rule: EditingMethod, scale_free: bool) -> None:
+@pytest.mark.parametrize("method", METHODS[:-1], ids=name)
+def test_what_is_protected_is_changed_less(method: EditingMethod, scale_free: bool) -> None:
     weight, problem = random_problem()
     keys, values = random(9, 2, seed=9), solvers.orthonormal_basis(problem.values)
 
     def change(protect_weight: float) -> float:
         """At the protected keys, across the original values, along which ZeroUnlearn removes every output."""
-        protecting = replace(rule, scale_free=scale_free, protect_weight=protect_weight)
+        protecting = replace(method, scale_free=scale_free, protect_weight=protect_weight)
         changed = protecting(weight, replace(problem, protected_keys=keys)).dense() @ keys
         return float((changed - values @ (values.mT @ changed)).norm())
 
@@ -127,38 +127,38 @@ def test_rome_of_one_fact_is_its_solver() -> None:
 
 
 NUMBERS = [
-    (rule, field)
-    for rule in RULES
-    for field, value in vars(rule).items()
-    if isinstance(value, float) and field not in rule.positive
+    (method, field)
+    for method in METHODS
+    for field, value in vars(method).items()
+    if isinstance(value, float) and field not in method.positive
 ]
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
-@pytest.mark.parametrize(("rule", "field"), NUMBERS, ids=lambda part: part if isinstance(part, str) else name(part))
-def test_a_weight_that_means_nothing_is_refused_by_name(rule: EditingMethod, field: str, value: float) -> None:
+@pytest.mark.parametrize(("method", "field"), NUMBERS, ids=lambda part: part if isinstance(part, str) else name(part))
+def test_a_weight_that_means_nothing_is_refused_by_name(method: EditingMethod, field: str, value: float) -> None:
     given: dict[str, Any] = {field: value}
-    with pytest.raises(InputError, match=rf"{name(rule)}\.{field} is {value}: give zero or a positive number"):
-        replace(rule, **given)
+    with pytest.raises(InputError, match=rf"{name(method)}\.{field} is {value}: give zero or a positive number"):
+        replace(method, **given)
 
 
 @pytest.mark.parametrize(
-    ("rule", "message"),
+    ("method", "message"),
     [
         (ZeroUnlearnGD(threshold=0.0), "ZeroUnlearnGD.threshold is 0.0: layer 0 has no solution: the null space is"),
         (AlphaEdit(threshold=0.0), "AlphaEdit.threshold is 0.0: layer 0 has no solution: the null space is empty"),
     ],
 )
-def test_a_problem_without_solution_is_refused_by_rule_and_layer(rule: EditingMethod, message: str) -> None:
+def test_a_problem_without_solution_is_refused_by_method_and_layer(method: EditingMethod, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        rule(*random_problem())
+        method(*random_problem())
 
 
 def test_a_null_space_can_be_asked_for_before_it_is_solved_in() -> None:
     _, problem = random_problem()
-    rule = ZeroUnlearnGD(threshold=0.5)
+    method = ZeroUnlearnGD(threshold=0.5)
     expected = solvers.null_space(problem.scale_free().second_moment, 0.5, "absolute")
-    assert torch.equal(rule.null_space(rule.in_units(problem)), expected)
+    assert torch.equal(method.null_space(method.in_units(problem)), expected)
     with pytest.raises(InputError, match=r"ZeroUnlearnGD\.threshold is 0\.0: layer 0 has no solution"):
         ZeroUnlearnGD(threshold=0.0).null_space(problem)
 
@@ -180,7 +180,7 @@ def test_the_threshold_of_a_picture_lies_where_the_null_space_ends(
 
 @dataclass(frozen=True, kw_only=True)
 class LeastSquares(EditingMethod):
-    """A rule that the package does not know: the smallest update that takes a share of the way for every fact."""
+    """A method that the package does not know: the smallest update that takes a share of the way for every fact."""
 
     share: float = 1.0
 
@@ -189,7 +189,7 @@ class LeastSquares(EditingMethod):
 
 
 @pytest.mark.parametrize("share", [1.0, 0.25])
-def test_a_rule_from_outside_the_package_is_a_rule_like_any_other(
+def test_a_method_from_outside_the_package_is_a_method_like_any_other(
     lm: EditableLM, facts: list[Fact], share: float
 ) -> None:
     weights = [lm.weight(layer).clone() for layer in range(3)]
@@ -202,12 +202,12 @@ def test_a_rule_from_outside_the_package_is_a_rule_like_any_other(
     assert [torch.equal(lm.weight(layer), weights[layer]) for layer in range(3)] == [True, False, True]
 
 
-def test_a_rule_from_outside_the_package_is_refused_like_any_other() -> None:
+def test_a_method_from_outside_the_package_is_refused_like_any_other() -> None:
     with pytest.raises(InputError, match=r"LeastSquares\.share is -1: give zero or a positive number"):
         LeastSquares(share=-1)
 
 
-def test_with_every_phrasing_a_rule_minimizes_the_mean_distance_over_them() -> None:
+def test_with_every_variant_a_method_minimizes_the_mean_distance_over_them() -> None:
     """Against MEMIT's normal equations with a column for every way to put every fact."""
     weight, problem = random_problem()
     put = problem.keys[:, :, None] + 0.5 * random(9, 3, 4, seed=5)
@@ -222,8 +222,8 @@ def test_with_every_phrasing_a_rule_minimizes_the_mean_distance_over_them() -> N
     assert not torch.allclose(found.dense(), Memit(scale_free=False)(weight, replace(varied, deviations=None)).dense())
 
 
-@pytest.mark.parametrize("rule", [Memit(), ZeroUnlearn(), ZeroUnlearnSoft()], ids=name)
-def test_with_every_phrasing_all_of_them_are_moved_more_alike(rule: EditingMethod) -> None:
+@pytest.mark.parametrize("method", [Memit(), ZeroUnlearn(), ZeroUnlearnSoft()], ids=name)
+def test_with_every_variant_all_of_them_are_moved_more_alike(method: EditingMethod) -> None:
     weight, problem = random_problem()
     put = problem.keys[:, :, None] + 0.5 * random(9, 3, 4, seed=5)
     mean = put.mean(2)
@@ -233,33 +233,33 @@ def test_with_every_phrasing_all_of_them_are_moved_more_alike(rule: EditingMetho
         moved = torch.einsum("oi,inp->onp", update.dense(), put - mean[:, :, None])
         return float(moved.norm())
 
-    assert spread(rule(weight, varied)) < spread(rule(weight, replace(varied, deviations=None)))
+    assert spread(method(weight, varied)) < spread(method(weight, replace(varied, deviations=None)))
 
 
 def test_methods_without_a_retain_term_solve_at_mean_keys() -> None:
     weight, problem = random_problem()
     varied = replace(problem, deviations=random(9, 3, 4, seed=5))
-    rule = AlphaEdit(threshold=0.5)
-    assert torch.equal(rule(weight, varied).dense(), rule(weight, problem).dense())
+    method = AlphaEdit(threshold=0.5)
+    assert torch.equal(method(weight, varied).dense(), method(weight, problem).dense())
 
 
-def test_every_phrasing_needs_a_weight_of_what_is_kept() -> None:
+def test_every_variant_needs_a_weight_of_what_is_kept() -> None:
     weight, problem = random_problem()
     varied = replace(problem, deviations=random(9, 3, 4, seed=5))
     with pytest.raises(InputError, match=r"Memit.retain_weight is 0"):
         Memit(retain_weight=0)(weight, varied)
 
 
-@pytest.mark.parametrize("rule", [Memit(), ZeroUnlearnSoft(ridge=0.0, zero_weight=0.0)], ids=name)
-def test_with_a_mean_over_facts_one_weight_suits_any_number_of_them(rule: RetainMethod) -> None:
+@pytest.mark.parametrize("method", [Memit(), ZeroUnlearnSoft(ridge=0.0, zero_weight=0.0)], ids=name)
+def test_with_a_mean_over_facts_one_weight_suits_any_number_of_them(method: RetainMethod) -> None:
     weight, problem = random_problem()
-    mean, total = replace(rule, retain_weight=0.1, mean_over_facts=True), replace(rule, retain_weight=0.3)
+    mean, total = replace(method, retain_weight=0.1, mean_over_facts=True), replace(method, retain_weight=0.3)
     assert torch.allclose(mean(weight, problem).dense(), total(weight, problem).dense())
     weighed = replace(problem, fact_weights=torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
     assert torch.allclose(mean(weight, weighed).dense(), total(weight, weighed).dense())
 
 
-VARIED = [*RULES, Erase(), Memit(scale_free=False, protect_weight=2.0)]
+VARIED = [*METHODS, Erase(), Memit(scale_free=False, protect_weight=2.0)]
 
 
 def problem_of_many(facts: int) -> tuple[Tensor, LayerProblem]:
@@ -280,21 +280,21 @@ def test_processes_that_share_facts_find_the_update_of_one(facts: int, processes
     def updates() -> list[Tensor]:
         own = own_columns(problem)
         assert own.keys.shape[1] <= -(-facts // processes)
-        return [rule(weight, own).dense() for rule in VARIED]
+        return [method(weight, own).dense() for method in VARIED]
 
-    expected = [rule(weight, problem).dense() for rule in VARIED]
+    expected = [method(weight, problem).dense() for method in VARIED]
     for found in in_processes(processes, updates, tmp_path):
-        for rule, ours, alone in zip(VARIED, found, expected, strict=True):
-            assert (ours - alone).norm() <= 1e-10 * alone.norm(), name(rule)
+        for method, ours, alone in zip(VARIED, found, expected, strict=True):
+            assert (ours - alone).norm() <= 1e-10 * alone.norm(), name(method)
 
 
-@pytest.mark.parametrize("rule", VARIED, ids=name)
-def test_more_facts_than_keys_have_entries_are_solved_from_their_sums(rule: EditingMethod) -> None:
+@pytest.mark.parametrize("method", VARIED, ids=name)
+def test_more_facts_than_keys_have_entries_are_solved_from_their_sums(method: EditingMethod) -> None:
     weight, problem = problem_of_many(25)
-    from_columns = rule.update(weight, rule.in_units(problem))
-    found = rule(weight, problem)
+    from_columns = method.update(weight, method.in_units(problem))
+    found = method(weight, problem)
     assert (found.dense() - from_columns.dense()).norm() <= 1e-10 * from_columns.dense().norm()
-    if isinstance(rule, Rome):
+    if isinstance(method, Rome):
         assert found.rank == 25, "facts are met one by one"
     else:
         assert found.rank < from_columns.rank or found.rank <= 9

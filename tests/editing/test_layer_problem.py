@@ -1,4 +1,4 @@
-"""The units in which a rule's weights mean the same in every model."""
+"""The units in which a method's weights mean the same in every model."""
 
 from dataclasses import replace
 

@@ -214,7 +214,7 @@ def test_a_file_is_for_what_depends_on_nothing_else(
 
 
 @pytest.mark.usefixtures("short_contexts")
-def test_two_rules_share_a_layers_eigenvectors(
+def test_two_methods_share_a_layers_eigenvectors(
     facts: list[Fact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = random_lm("llama")

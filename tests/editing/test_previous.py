@@ -56,16 +56,16 @@ def test_ways_to_put_facts_may_differ_in_number(lm: EditableLM) -> None:
     assert not found[:, 5:].any()
 
 
-@pytest.mark.parametrize("rule", [Memit(), AlphaEdit(threshold=3), ZeroUnlearnSoft(), ZeroUnlearnGD(threshold=3)])
-def test_outputs_at_earlier_keys_change_less_than_they_would(rule: EditingMethod, lm: EditableLM) -> None:
+@pytest.mark.parametrize("method", [Memit(), AlphaEdit(threshold=3), ZeroUnlearnSoft(), ZeroUnlearnGD(threshold=3)])
+def test_outputs_at_earlier_keys_change_less_than_they_would(method: EditingMethod, lm: EditableLM) -> None:
     weight, alone = random_problem()
     weight = weight - VALUES @ torch.linalg.lstsq(VALUES, weight).solution  # the earlier values are gone already
-    kept, free = (rule(weight, problem) for problem in (joined(lm), alone))
+    kept, free = (method(weight, problem) for problem in (joined(lm), alone))
     changes = [(update.dense() @ KEYS).norm().item() for update in (kept, free)]
     assert changes[0] < 0.9 * changes[1]
 
 
-def test_a_multiplicative_rule_takes_earlier_facts_too(lm: EditableLM) -> None:
+def test_a_multiplicative_method_takes_earlier_facts_too(lm: EditableLM) -> None:
     weight, _ = random_problem()
     assert torch.isfinite(ZeroUnlearn()(weight, joined(lm)).dense()).all()
 

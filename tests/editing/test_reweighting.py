@@ -32,14 +32,14 @@ from zu_lightning.editing.prompts import PromptVariants
 from zu_lightning.editing.reweighting import answer_probability, solve_with_reweighting
 from zu_lightning.lm.tokens import tokenize_fact
 
-RULES = [Memit(), ZeroUnlearn(), ZeroUnlearnSoft(), ZeroUnlearnGD(threshold=0.5), AlphaEdit(threshold=0.5)]
+METHODS = [Memit(), ZeroUnlearn(), ZeroUnlearnSoft(), ZeroUnlearnGD(threshold=0.5), AlphaEdit(threshold=0.5)]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 @pytest.mark.parametrize("scale_free", [True, False])
-def test_a_fact_of_weight_two_counts_as_if_it_were_there_twice(rule: EditingMethod, scale_free: bool) -> None:
+def test_a_fact_of_weight_two_counts_as_if_it_were_there_twice(method: EditingMethod, scale_free: bool) -> None:
     weight, problem = random_problem()
-    rule = replace(rule, scale_free=scale_free)
+    method = replace(method, scale_free=scale_free)
     deviations = torch.zeros(9, 3, 2, dtype=torch.float64)
     deviations[0, 0, 1] = deviations[3, 1, 0] = 0.2
     varied = replace(problem, deviations=deviations)
@@ -52,9 +52,9 @@ def test_a_fact_of_weight_two_counts_as_if_it_were_there_twice(rule: EditingMeth
         deviations=torch.cat([deviations, deviations[:, :1]], 1),
     )
     weighed = replace(varied, fact_weights=torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64))
-    found = rule(weight, weighed).dense()
-    assert torch.allclose(found, rule(weight, twice).dense(), atol=1e-9)
-    assert not torch.allclose(found, rule(weight, varied).dense(), atol=1e-6, rtol=1e-6)
+    found = method(weight, weighed).dense()
+    assert torch.allclose(found, method(weight, twice).dense(), atol=1e-9)
+    assert not torch.allclose(found, method(weight, varied).dense(), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -75,7 +75,7 @@ def test_the_probability_is_a_mean_over_all_ways_to_put_a_fact(architecture: str
         assert found[i].item() == pytest.approx(torch.stack(said).mean().item(), rel=1e-4)
 
 
-def test_without_rounds_it_is_the_rule(lm: EditableLM, facts: list[Fact]) -> None:
+def test_without_reweighting_it_is_the_method(lm: EditableLM, facts: list[Fact]) -> None:
     weight = lm.weight(1)
     d_out, d_in = weight.shape
     generator = torch.Generator().manual_seed(0)
@@ -90,11 +90,13 @@ def test_rounds_forget_what_one_strength_leaves_and_the_model_stays_as_it_was(
 ) -> None:
     some, variants = demo_facts[:24:6], PromptVariants()
     request = Request(some, RetainText(read_texts(str(DEMO / "corpus.txt"), 60, "corpus"), ReadingOptions()))
-    rule = ZeroUnlearnSoft(retain_weight=20.0, optimize_values=False, latents=LatentOptions(contexts=1))
-    problem = layer_problem(demo_lm, request, 0, prepare(demo_lm, request, [0], rule))
+    method = ZeroUnlearnSoft(retain_weight=20.0, optimize_values=False, latents=LatentOptions(contexts=1))
+    problem = layer_problem(demo_lm, request, 0, prepare(demo_lm, request, [0], method))
     weight, left = demo_lm.weight(0).clone(), []
     for number in (0, 4):
-        update = solve_with_reweighting(demo_lm, replace(rule, reweighting_iterations=number), problem, some, variants)
+        update = solve_with_reweighting(
+            demo_lm, replace(method, reweighting_iterations=number), problem, some, variants
+        )
         assert torch.equal(demo_lm.weight(0), weight)
         apply_update(demo_lm, 0, update)
         left.append(answer_probability(demo_lm, some, variants).max().item())
