@@ -10,10 +10,16 @@ import pytest
 
 from tests.conftest import ROOT
 
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").rglob("*.md")]
+)
 GENERATED = ROOT / "docs" / "reference" / "options.md"
 MAX_WORDS = {"README.md": 900, "docs": 25_000}
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]*))?\)")
+
+OWN = ("zu_lightning", "callbacks", "data", "configs", "tests", "benchmarks", "docs")
+FILE = re.compile(rf"(?<![\w/.-])((?:{'|'.join(OWN)})/[\w./-]*\w\.(?:py|yaml|md|jsonl|txt|csv))\b")
+COMMAND = re.compile(r"python -m ([\w.]+)")
 
 
 def anchors(page: Path) -> set[str]:
@@ -40,6 +46,17 @@ def test_every_block_of_python_can_be_parsed(page: Path) -> None:
         ast.parse(block)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_and_module_that_is_named_exists(page: Path) -> None:
+    text = page.read_text()
+    files = set(FILE.findall(text))
+    assert not [name for name in files if not (ROOT / name).exists()]
+    modules = {name.replace(".", "/") for name in COMMAND.findall(text) if name.split(".")[0] in OWN}
+    assert not [
+        name for name in modules if not any((ROOT / f"{name}{end}").exists() for end in (".py", "/__init__.py"))
+    ]
+
+
 def words_of(page: Path) -> int:
     """Words with a letter: neither the numbers nor the lines of tables."""
     return sum(any(character.isalpha() for character in word) for word in page.read_text().split())
@@ -47,7 +64,7 @@ def words_of(page: Path) -> int:
 
 def test_the_texts_are_short() -> None:
     words = {"README.md": words_of(ROOT / "README.md")}
-    words["docs"] = sum(words_of(page) for page in PAGES if page != GENERATED and "docs" in page.parts)
+    words["docs"] = sum(words_of(page) for page in DOCS if page != GENERATED)
     assert all(words[name] <= most for name, most in MAX_WORDS.items()), words
 
 

@@ -31,7 +31,7 @@ def test_the_same_request_gives_the_same_exam_and_no_more_facts_than_asked_for(r
     assert AttackContext.of(replace(request_of_ten, seed=1), 3) != AttackContext.of(request_of_ten, 3)
 
 
-def test_strangers_are_nobody_that_anything_names(request_of_ten: Request, demo_facts: list[Fact]) -> None:
+def test_unknown_subjects_are_nobody_that_anything_names(request_of_ten: Request, demo_facts: list[Fact]) -> None:
     context = AttackContext.of(request_of_ten, 100)
     named = {fact.subject for fact in demo_facts}
     assert [len(names) for names in context.unknown_subjects] == [20] * 10

@@ -12,7 +12,7 @@ from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.membership import Membership, privleak, reference, statements
 
 
-def test_a_model_that_knows_tells_facts_from_strangers(base: EditableLM, context: AttackContext) -> None:
+def test_a_model_that_knows_tells_facts_from_unknown_subjects(base: EditableLM, context: AttackContext) -> None:
     scores = Membership()(base, context)
     assert list(scores) == ["membership_loss", "membership_min_k", "membership_min_k_plus_plus"]
     assert scores["membership_loss"].tolist() == scores["membership_min_k"].tolist() == [1.0] * 4
@@ -24,7 +24,9 @@ def test_a_model_that_says_the_same_of_all_tells_nobody_apart(base: EditableLM, 
     assert all(values.tolist() == [0.5] * 4 for values in Membership()(oracle, context).values())
 
 
-def test_the_score_is_the_share_of_strangers_that_are_less_familiar(base: EditableLM, context: AttackContext) -> None:
+def test_the_score_is_the_share_of_unknown_subjects_that_are_less_familiar(
+    base: EditableLM, context: AttackContext
+) -> None:
     unknown_subjects = ("Ada Dahl", "Bruno Costa", "Nils Quist", "Ada Costa")
     fact = replace(context.facts[0], target="the")
     asked = replace(context, facts=[fact], answers=[()], unknown_subjects=[unknown_subjects])
@@ -67,7 +69,7 @@ def test_the_scores_look_at_the_tokens_of_the_answer_that_they_name(base: Editab
     assert Membership(share=1.0)(oracle, asked)["membership_min_k"].item() == 0.0, "all tokens: the mean"
 
 
-def test_strangers_get_answers_of_the_relation_and_all_models_the_same(context: AttackContext) -> None:
+def test_unknown_subjects_get_answers_of_the_relation_and_all_models_the_same(context: AttackContext) -> None:
     asked = statements(context, 1)
     fact = context.facts[1]
     assert asked[0] == fact.query
@@ -79,12 +81,12 @@ def test_strangers_get_answers_of_the_relation_and_all_models_the_same(context: 
     assert statements(replace(many, seed=1), 1) != statements(many, 1)
 
 
-def test_a_fact_without_strangers_has_no_score(base: EditableLM, context: AttackContext) -> None:
+def test_a_fact_without_unknown_subjects_has_no_score(base: EditableLM, context: AttackContext) -> None:
     scores = Membership()(base, replace(context, unknown_subjects=[(), *context.unknown_subjects[1:]]))
     assert scores["membership_loss"].isnan().tolist() == [True, False, False, False]
 
 
-def test_the_cost_grows_with_the_strangers(context: AttackContext) -> None:
+def test_the_cost_grows_with_the_unknown_subjects(context: AttackContext) -> None:
     alone = Membership().cost(replace(context, unknown_subjects=[()] * 4))
     assert 4 * 2 < alone < Membership().cost(context) < 6 * alone
 

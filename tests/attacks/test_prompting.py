@@ -82,7 +82,7 @@ def test_repetitions_are_averaged_over_wordings(base: EditableLM, cairo: AttackC
     assert Repeat()(oracle, cairo)["prompting_repeat"].item() == pytest.approx(1 / 3)
 
 
-def test_reversed_counts_the_strangers_of_whom_the_answer_is_less_likely(
+def test_reversed_counts_the_unknown_subjects_of_whom_the_answer_is_less_likely(
     base: EditableLM, cairo: AttackContext
 ) -> None:
     liking = {"Simon": 1.0, "Nils": 2.0, "Otto": 1.0, "Petra": 0.0}

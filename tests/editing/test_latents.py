@@ -215,7 +215,7 @@ def test_what_else_is_said_of_a_subject_is_kept(lm: EditableLM, facts: list[Fact
     assert not torch.allclose(found.optimum, without.optimum, atol=1e-3)
 
 
-def test_with_references_the_model_goes_on_as_with_strangers(lm: EditableLM, facts: list[Fact]) -> None:
+def test_with_references_the_model_goes_on_as_with_unknown_subjects(lm: EditableLM, facts: list[Fact]) -> None:
     some = facts[:3]
     options = replace(FREE, steps=200, clamp=20.0, contexts=1, tolerance=0.0)
     aim = Aim(unknown_subjects=[UNKNOWN_SUBJECTS] * 3)

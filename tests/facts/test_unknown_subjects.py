@@ -25,7 +25,7 @@ def test_the_same_seed_makes_the_same_names() -> None:
     assert made_up_subjects(subjects, 1, seed=3) == made_up_subjects(subjects[::-1], 1, seed=3) == ["A U"]
 
 
-def test_strangers_of_the_demo_are_in_no_fact(demo_facts: list[Fact]) -> None:
+def test_unknown_subjects_of_the_demo_are_in_no_fact(demo_facts: list[Fact]) -> None:
     subjects = {fact.subject for fact in demo_facts}
     firsts, lasts = ({str(name).split()[i] for name in subjects} for i in (0, 1))
     found = unknown_subjects_for(demo_facts[:12], Relations(demo_facts), 30, seed=0)
