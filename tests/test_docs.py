@@ -10,13 +10,11 @@ import pytest
 
 from tests.conftest import ROOT
 
-PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").rglob("*.md")]
-)
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *DOCS]
 GENERATED = ROOT / "docs" / "reference" / "options.md"
 MAX_WORDS = {"README.md": 900, "docs": 25_000}
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]*))?\)")
-
 OWN = ("zu_lightning", "callbacks", "data", "configs", "tests", "benchmarks", "docs")
 FILE = re.compile(rf"(?<![\w/.-])((?:{'|'.join(OWN)})/[\w./-]*\w\.(?:py|yaml|md|jsonl|txt|csv))\b")
 COMMAND = re.compile(r"python -m ([\w.]+)")
