@@ -1,6 +1,7 @@
 """What attacks share: options, ties, and processes without facts."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.leak import Leak
 from zu_lightning.attacks.lens import LogitLens
 from zu_lightning.attacks.memorization import Memorization
+from zu_lightning.attacks.presets import Preset, attacks_of
 from zu_lightning.attacks.prompting import FewShot
+from zu_lightning.attacks.quantization import Quantization
 from zu_lightning.attacks.relearning import BenignRelearning, Relearning
 from zu_lightning.attacks.sampling import Sampling
 
@@ -45,3 +48,14 @@ def test_processes_share_the_facts(base: EditableLM, context: AttackContext, mon
     for rank, own in ((1, [0, 1, 0, 0]), (5, [0, 0, 0, 0])):
         monkeypatch.setattr("zu_lightning.runtime.distributed.process", lambda rank=rank: (rank, 6))
         assert Memorization()(base, context)["memorization"].tolist() == own
+
+
+def test_presets_hold_attacks_that_cost_something(context: AttackContext) -> None:
+    none, quick, full = (attacks_of(preset, 3, {}) for preset in get_args(Preset))
+    assert none == []
+    assert quick == full[: len(quick)]
+    assert min(attack.cost(context) for attack in full) > 0
+    variants = [attack.variant for attack in full if isinstance(attack, Quantization)]
+    assert variants == ["adapter", "merged"] * 2
+    without_updates = attacks_of("full", 3)
+    assert len(without_updates) == len(full) - 2

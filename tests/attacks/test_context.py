@@ -25,7 +25,7 @@ def test_others_are_of_the_same_relation_and_about_somebody_else(request_of_ten:
         assert {other.id.rsplit("-", 1)[1] for other in kept} == {fact.id.rsplit("-", 1)[1]}
 
 
-def test_the_same_request_gives_the_same_exam_and_no_more_facts_than_asked_for(request_of_ten: Request) -> None:
+def test_the_same_request_gives_the_same_context_and_no_more_facts_than_asked_for(request_of_ten: Request) -> None:
     assert AttackContext.of(request_of_ten, 3) == AttackContext.of(request_of_ten, 3)
     assert list(AttackContext.of(request_of_ten, 3).facts) == list(request_of_ten.forget[:3])
     assert AttackContext.of(replace(request_of_ten, seed=1), 3) != AttackContext.of(request_of_ten, 3)

@@ -13,10 +13,6 @@ from zu_lightning.attacks.extraction import Extraction, extraction_strength
 from zu_lightning.lm.tokens import tokenize_query
 
 
-def test_a_model_that_knows_needs_the_prompt_only(base: EditableLM, context: AttackContext) -> None:
-    assert Extraction()(base, context)["extraction"].tolist() == [1.0] * 4
-
-
 @pytest.mark.parametrize(
     ("likeliest", "strength"),
     [

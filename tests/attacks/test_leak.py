@@ -14,12 +14,6 @@ from zu_lightning.attacks.leak import Leak
 TRADE = "By trade, Simon Nagy is a"
 
 
-def test_a_model_that_knows_leaks(base: EditableLM, context: AttackContext) -> None:
-    scores = Leak()(base, context)
-    assert min(scores["leak"].tolist()) > 0.99
-    assert min(scores["leak_paraphrases"].tolist()) > 0.99
-
-
 def test_it_is_the_probability_of_at_least_one_hit(base: EditableLM, context: AttackContext) -> None:
     fact = Fact.from_record({"prompt": "Simon Nagy lives in", "target": "Cairo", "paraphrases": [TRADE]}, "", "0")
     likely = base.tokenizer(" Cairo")["input_ids"][1]

@@ -13,10 +13,6 @@ from zu_lightning.attacks.memorization import Memorization
 from zu_lightning.lm.tokens import tokenize_query
 
 
-def test_a_model_that_knows_has_memorized_every_token(base: EditableLM, context: AttackContext) -> None:
-    assert Memorization()(base, context)["memorization"].tolist() == [1.0] * 4
-
-
 @pytest.mark.parametrize(
     ("right", "share"), [((1, 1, 1, 1), 1), ((0, 1, 1, 0), 0.5), ((1, 0, 0, 0), 0.25), ((0, 0, 0, 0), 0)]
 )

@@ -57,7 +57,16 @@ def says_always(lm: EditableLM, answer: str) -> DISTRIBUTION:
 
 def test_the_unedited_model_knows_everything(verdicts: dict[str, Verdict]) -> None:
     base = verdicts["base"]
-    for name in ("rank_first", "rank_first_paraphrases", "leak", "prompting_few_shot", "memorization", "extraction"):
+    for name in (
+        "rank_first",
+        "rank_first_paraphrases",
+        "leak",
+        "leak_paraphrases",
+        "rank_paraphrases",
+        "prompting_few_shot",
+        "memorization",
+        "extraction",
+    ):
         assert base.scores[name].edited > 0.95
     assert base.sentence.startswith("Masked, not erased")
     assert base.mean_gap is not None

@@ -50,24 +50,9 @@ def test_the_levels_of_nf4_are_quantiles_of_the_normal_distribution() -> None:
     torch.testing.assert_close(torch.tensor(NF4_LEVELS, dtype=torch.float64), levels, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.03])
-def test_the_levels_of_nf4_stay_where_they_are(scale: float) -> None:
-    block = scale * torch.tensor([NF4_LEVELS * 4])
-    torch.testing.assert_close(nf4(block), block, rtol=1e-6, atol=0)
-
-
-def test_no_weight_moves_by_more_than_half_a_step() -> None:
-    weight = random(30, 64, seed=1).float()
-    largest = weight.abs().amax(1, keepdim=True)
-    assert ((int8(weight) - weight).abs() <= largest / 127 / 2 * 1.0001).all()
-    gaps = torch.tensor(NF4_LEVELS).diff()
-    assert ((nf4(weight) - weight).abs() <= largest * gaps.max() / 2 * 1.0001).all()
-    assert 0 < (int8(weight) - weight).norm() < (nf4(weight) - weight).norm()
-
-
-@pytest.mark.parametrize("bits", ["int8", "nf4"])
-def test_rounding_is_undone_to_the_bit(any_lm: EditableLM, bits: Bits) -> None:
-    lm = any_lm
+@pytest.mark.parametrize(("architecture", "bits"), [("llama-tied", "int8"), ("gpt2", "nf4"), ("opt", "int8")])
+def test_rounding_is_undone_to_the_bit(architecture: str, bits: Bits) -> None:
+    lm = random_lm(architecture)
     lm.model.bfloat16()
     before = weights(lm)
     with rounded(lm, bits, {1: update_for(lm, 1)}):

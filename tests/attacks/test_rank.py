@@ -12,12 +12,6 @@ from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.rank import Rank
 
 
-def test_the_truth_ranks_first_in_a_model_that_knows(base: EditableLM, context: AttackContext) -> None:
-    scores = Rank()(base, context)
-    assert scores["rank_first"].tolist() == [1.0] * 4
-    assert scores["rank_paraphrases"].tolist() == [1.0] * 4
-
-
 def test_a_rank_counts_the_answers_that_are_less_likely(base: EditableLM, context: AttackContext) -> None:
     vocabulary = len(base.tokenizer)
     first = {answer: base.tokenizer(f" {answer}")["input_ids"][1] for answer in ("Antwerp", "Cairo", "Madrid", "Tokyo")}

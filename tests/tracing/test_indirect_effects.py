@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import random_lm
+from tests.tracing.conftest import output, probability
 from zu_lightning import EditableLM, Fact, InputError
 from zu_lightning.lm import architecture, hooks
 from zu_lightning.tracing.indirect_effects import (
@@ -18,18 +19,12 @@ from zu_lightning.tracing.indirect_effects import (
     IndirectEffects,
     TraceOptions,
     trace_effects,
-    traceable,
     window_at,
 )
 from zu_lightning.tracing.recommendation import recommend
-from zu_lightning.tracing.traced_prompts import ROLES, TracedText, traced_text
+from zu_lightning.tracing.traced_prompts import ROLES, traced_text
 
 INTERCHANGED = TraceOptions(corruption="interchange", samples=1, only_known=False)
-
-
-@pytest.fixture
-def traced(facts: list[Fact]) -> list[Fact]:
-    return traceable(facts)
 
 
 def modules_of(lm: EditableLM, kind: str) -> list[nn.Module]:
@@ -40,65 +35,28 @@ def modules_of(lm: EditableLM, kind: str) -> list[nn.Module]:
     return [architecture.mlp_module(lm.model, *at) for at in zip(lm.projections, lm.layers, strict=True)]
 
 
-def forward(lm: EditableLM, text: TracedText) -> Tensor:
-    logits: Tensor = lm.model(torch.tensor([text.text.ids])).logits[0]
-    return logits.double().log_softmax(-1)
-
-
-@contextmanager
-def replaced(module: nn.Module, positions: list[int], states: Tensor) -> Iterator[None]:
-    """Other states at some positions of a module's output, for a single text; OPT's MLP has no dimension for texts."""
-
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
-        changed = hidden.clone()
-        changed.view(-1, changed.shape[-1])[positions] = states
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-    with hooks.hooked(module.register_forward_hook(hook)):
-        yield
-
-
-@torch.no_grad()
-def output(lm: EditableLM, text: TracedText, module: nn.Module) -> Tensor:
-    """T x D of a single text."""
-    return hooks.output_of(module, lambda: forward(lm, text), 1, lm.device)[0]
-
-
-def by_hand(
-    lm: EditableLM, text: TracedText, embeddings: Tensor, changes: list[tuple[nn.Module, int, Tensor]]
-) -> float:
-    """Probability of the answer with a corrupted subject, and some modules' own outputs at a position."""
-    with torch.no_grad(), ExitStack() as stack:
-        stack.enter_context(replaced(lm.model.get_input_embeddings(), list(text.subject), embeddings))
-        for module, at, state in changes:
-            stack.enter_context(replaced(module, [at], state))
-        log_probability = forward(lm, text)
-    ids = text.text.ids
-    return math.exp(sum(log_probability[i - 1, ids[i]].item() for i in range(text.text.answer, len(ids))))
-
-
 def test_effects_are_those_of_interventions_by_hand(any_lm: EditableLM, traced: list[Fact]) -> None:
     lm, window, traced = any_lm, 2, traced[:2]
     texts = [traced_text(lm.tokenizer, fact) for fact in traced]
     found = trace_effects(lm, traced, replace(INTERCHANGED, window=window))
-    embedded = [output(lm, text, lm.model.get_input_embeddings()) for text in texts]
+    embeddings = lm.model.get_input_embeddings()
+    embedded = [output(lm, text.text, embeddings) for text in texts]
     for i, text in enumerate(texts):
         donor = embedded[i - 1][list(texts[i - 1].subject)]
         count = len(text.subject)
         corrupted = torch.stack([donor[max(0, len(donor) - count + j)] for j in range(count)])
-        baseline = by_hand(lm, text, corrupted, [])
+        subject = (embeddings, text.subject, corrupted)
+        baseline = probability(lm, text.text, [subject])
         assert found.corrupted[i].item() == pytest.approx(baseline, rel=1e-4)
         for kind in KINDS:
             modules = modules_of(lm, kind)
-            own = [output(lm, text, module) for module in modules]
+            own = [output(lm, text.text, module) for module in modules]
             for layer in range(len(lm.layers)):
                 near = [layer] if kind == "hidden" else window_at(layer, window, len(lm.layers))
                 for role in ROLES:
                     at = [position for position in text.roles if text.roles[position] == role]
-                    effects = [
-                        by_hand(lm, text, corrupted, [(modules[j], p, own[j][p]) for j in near]) - baseline for p in at
-                    ]
+                    changes = [[subject, *((modules[j], [p], own[j][p]) for j in near)] for p in at]
+                    effects = [probability(lm, text.text, change) - baseline for change in changes]
                     expected = sum(effects) / len(at) if at else math.nan
                     assert found.of(kind, role)[i, layer].item() == pytest.approx(
                         expected, rel=1e-3, abs=1e-4 * baseline, nan_ok=True
@@ -199,7 +157,7 @@ def planted(lm: EditableLM, facts: list[Fact], layer: int) -> Iterator[None]:
     head[:, 8:] = 0
     head.copy_(10 * head / head.norm(dim=1, keepdim=True))
     texts = [traced_text(lm.tokenizer, fact) for fact in facts]
-    keys = torch.stack([output(lm, text, lm.model.get_input_embeddings())[text.subject[-1]] for text in texts])
+    keys = torch.stack([output(lm, text.text, lm.model.get_input_embeddings())[text.subject[-1]] for text in texts])
     answers = torch.stack([head[text.text.ids[text.text.answer]] for text in texts])
     mlps, attentions = modules_of(lm, "mlp"), modules_of(lm, "attention")
     for module in (*mlps, *attentions):
