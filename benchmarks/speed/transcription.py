@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zu_lightning import EditableLM, Fact, LatentOptions, LayerProblem, ZeroUnlearn, solvers
-from zu_lightning.lm.tokens import TokenizedText, collate, tokenize, tokenize_fact, tokenize_query
+from zu_lightning.lm.tokens import Prompt, TokenizedText, collate, tokenize
 
 
 class Shift:
@@ -62,9 +62,9 @@ def latent(
     lm: EditableLM, site: nn.Module, fact: Fact, answer: str, contexts: Sequence[str], options: LatentOptions
 ) -> Tensor:
     """The vector at the output of ``site`` (a layer or its projection) that makes the model give ``answer``."""
-    prompts = [tokenize_fact(lm.tokenizer, fact, context=context, answer=answer) for context in contexts]
+    prompts = [tokenize(lm.tokenizer, Prompt.about(fact, context=context, answer=answer)) for context in contexts]
     subject = fact.subject or fact.prompt
-    essence = tokenize(lm.tokenizer, f"{subject} is a", lookup_end=len(subject))
+    essence = tokenize(lm.tokenizer, Prompt(f"{subject} is a", lookup_end=len(subject)))
     batch = collate([*prompts, essence], lm.tokenizer).to(lm.device)
     shift = Shift(batch.lookup, scale_free=True)
     original: Tensor | None = None
@@ -103,7 +103,7 @@ def key(lm: EditableLM, fact: Fact, layer: int, contexts: Sequence[str]) -> Tens
     """A fact's key, one context at a time: half the bare prompt's, half the mean of the others."""
     keys = []
     for context in contexts:
-        text = tokenize_fact(lm.tokenizer, fact, context=context)
+        text = tokenize(lm.tokenizer, Prompt.about(fact, context=context))
         (record,) = lm.record(collate([text], lm.tokenizer).to(lm.device), [lm.projections[layer]])
         keys.append(record.input[0, text.lookup].double())
     return (keys[0] + torch.stack(keys[1:]).mean(0)) / 2
@@ -144,7 +144,7 @@ def evaluation(lm: EditableLM, forget: Sequence[Fact], retain: Sequence[Fact], p
     queries = [fact.query for fact in (*forget, *retain)]
     for fact in forget:
         queries += [*fact.paraphrased, *fact.neighbors]
-    texts = [tokenize_query(lm.tokenizer, query) for query in queries]
+    texts = [tokenize(lm.tokenizer, query) for query in queries]
     texts += [tokenize(lm.tokenizer, text, max_length=lm.context_length) for text in prose]
     for text in texts:
         lm.model(input_ids=torch.tensor([text.ids], device=lm.device), use_cache=False).logits.float().log_softmax(-1)

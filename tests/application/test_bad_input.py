@@ -16,7 +16,7 @@ from transformers import BertConfig
 
 from tests.conftest import DEMO, ROOT, SHORT_RUN, command_line, train_py
 from zu_lightning import EditableLM
-from zu_lightning.lm.tokens import collate, tokenize
+from zu_lightning.lm.tokens import Prompt, collate, tokenize
 
 FACT = {"id": "a", "subject": "Ada Novak", "prompt": "{} works as a", "target": "baker"}
 
@@ -175,7 +175,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.usefixtures("no_computing")
 def test_the_guard_notices_every_way_to_compute(way: str, lm: EditableLM) -> None:
-    batch = collate([tokenize(lm.tokenizer, "Ada works as a", answer="baker")], lm.tokenizer)
+    batch = collate([tokenize(lm.tokenizer, Prompt("Ada works as a", "baker"))], lm.tokenizer)
     with pytest.raises(pytest.fail.Exception, match="expensive work was begun"):
         WAYS[way](lm, batch)
 

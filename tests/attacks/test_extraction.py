@@ -10,7 +10,7 @@ from tests.attacks.conftest import Oracle
 from zu_lightning import EditableLM
 from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.extraction import Extraction, extraction_strength
-from zu_lightning.lm.tokens import tokenize_query
+from zu_lightning.lm.tokens import tokenize
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,6 @@ def test_it_is_the_share_at_the_end_that_is_right(likeliest: list[bool], strengt
 
 def test_a_model_whose_last_token_alone_is_right_needs_all_others(base: EditableLM, context: AttackContext) -> None:
     fact = replace(context.facts[0], target="coachman")
-    text = tokenize_query(base.tokenizer, fact.query)
+    text = tokenize(base.tokenizer, fact.query)
     oracle = Oracle(base, lambda ids: one_hot(torch.tensor(text.ids[-1]), len(base.tokenizer)).float())
     assert Extraction()(oracle, replace(context, facts=[fact]))["extraction"].item() == 0.25, "of four tokens"

@@ -13,7 +13,7 @@ from zu_lightning import EditableLM, InputError
 from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.lens import LogitLens, is_extreme, lens_logits
 from zu_lightning.lm.hooks import Record
-from zu_lightning.lm.tokens import PaddedTokens, tokenize
+from zu_lightning.lm.tokens import PaddedTokens, Prompt, tokenize
 
 CITIES = ("Rome", "Oslo", "Cork", "Athens", "Oxford", "Vienna", "Berlin")
 
@@ -51,7 +51,7 @@ def test_through_the_last_layer_the_lens_shows_what_the_model_says(any_lm: Edita
 
 
 def test_an_answer_is_extreme_at_either_end_of_the_ranking(base: EditableLM, context: AttackContext) -> None:
-    first = [tokenize(base.tokenizer, context.facts[0].prompt, answer=city).ids for city in CITIES]
+    first = [tokenize(base.tokenizer, Prompt(context.facts[0].prompt, city)).ids for city in CITIES]
     start = len(tokenize(base.tokenizer, context.facts[0].prompt).ids)
     ids = [tokens[start] for tokens in first]
     head = base.model.get_parameter("model.embed_tokens.weight")[ids].double()

@@ -10,7 +10,7 @@ from tests.attacks.conftest import Oracle
 from zu_lightning import EditableLM
 from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.memorization import Memorization
-from zu_lightning.lm.tokens import tokenize_query
+from zu_lightning.lm.tokens import tokenize
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ def test_it_is_the_share_of_tokens_that_are_the_likeliest(
     base: EditableLM, context: AttackContext, right: tuple[int, ...], share: float
 ) -> None:
     fact = replace(context.facts[0], target="coachman")
-    text = tokenize_query(base.tokenizer, fact.query)
+    text = tokenize(base.tokenizer, fact.query)
     assert len(text.ids) - text.answer == 4
 
     def says(ids: list[int]) -> torch.Tensor:

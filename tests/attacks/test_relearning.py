@@ -15,7 +15,7 @@ from zu_lightning.attacks.answers import AnswerLogprobs, score_answers
 from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.relearning import BenignRelearning, Relearning, trained
 from zu_lightning.facts.fact import Query
-from zu_lightning.lm.tokens import TokenizedText, tokenize_query
+from zu_lightning.lm.tokens import TokenizedText, tokenize
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def context(facts: list[Fact]) -> AttackContext:
 
 def texts_of(lm: EditableLM, facts: Sequence[Fact]) -> list[TokenizedText]:
     """The facts' prompts with their answers."""
-    return [tokenize_query(lm.tokenizer, fact.query) for fact in facts]
+    return [tokenize(lm.tokenizer, fact.query) for fact in facts]
 
 
 def exact(lm: EditableLM, facts: Sequence[Fact]) -> list[bool]:

@@ -8,14 +8,14 @@ from zu_lightning.editing import keys
 from zu_lightning.editing.keys import layer_outputs, varied_keys
 from zu_lightning.editing.prompts import PromptVariants
 from zu_lightning.lm.hooks import Record
-from zu_lightning.lm.tokens import collate, tokenize_fact
+from zu_lightning.lm.tokens import Prompt, collate, tokenize
 
 CONTEXTS = ("", "It was late.", "In the morning.")
 
 
 def at_lookup(lm: EditableLM, fact: Fact, module: torch.nn.Module, context: str = "") -> Record:
     """What a module receives and returns at the lookup token of a single text."""
-    text = tokenize_fact(lm.tokenizer, fact, context=context)
+    text = tokenize(lm.tokenizer, Prompt.about(fact, context=context))
     (record,) = lm.record(collate([text], lm.tokenizer), [module])
     return Record(record.input[0, text.lookup].double(), record.output[0, text.lookup].double())
 

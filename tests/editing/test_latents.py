@@ -25,7 +25,7 @@ from zu_lightning.editing.latent_problem import LatentObjective, LatentProblem
 from zu_lightning.editing.latent_rows import Kept, Rows
 from zu_lightning.editing.latents import Aim
 from zu_lightning.editing.prompts import PromptVariants
-from zu_lightning.lm.tokens import collate, tokenize, tokenize_fact
+from zu_lightning.lm.tokens import Prompt, collate, tokenize
 
 CONTEXTS = ("", "It was late.", "In the morning, a quiet river stood.")
 OPTIONS = LatentOptions(steps=6)
@@ -70,8 +70,8 @@ def one_at_a_time(
     With unknown subjects the loss is that of references, in place of the answer's.
     """
     put = [(context, fact) for context in CONTEXTS] + [("", other) for other in rephrased]
-    prompts = [tokenize_fact(lm.tokenizer, other, context=context, answer=answer) for context, other in put]
-    essence = tokenize(lm.tokenizer, f"{fact.subject} is a", lookup_end=len(fact.subject or ""))
+    prompts = [tokenize(lm.tokenizer, Prompt.about(other, context=context, answer=answer)) for context, other in put]
+    essence = tokenize(lm.tokenizer, Prompt(f"{fact.subject} is a", lookup_end=len(fact.subject or "")))
     (record,) = lm.record(collate([prompts[0]], lm.tokenizer), [site])
     start = record.output[0, prompts[0].lookup]
     unit = start.square().mean().sqrt() if release.scale_free_latents else torch.ones(())
@@ -104,7 +104,7 @@ def one_at_a_time(
         divergence = (reference * (reference.log() - predicted)).sum()
         return divergence + options.hinge_weight * (predicted[truth] - reference[truth].log()).clamp(min=0)
 
-    kept = tokenize_fact(lm.tokenizer, same_subject_fact) if same_subject_fact else essence
+    kept = tokenize(lm.tokenizer, same_subject_fact) if same_subject_fact else essence
     after_kept = log_probabilities(kept.ids, kept.lookup)[-1].detach()
     read = essence.lookup if release.kl_position == "lookup" else -1
     original = log_probabilities(essence.ids, essence.lookup)[read].detach()
@@ -289,7 +289,7 @@ def test_what_is_known_of_an_optimum_is_what_the_model_says_with_it_in_place(lm:
         moved = found.optimum[:, i].float()
         log_probability, exact = [], []
         for answer in ("a", fact.target):
-            text = tokenize_fact(lm.tokenizer, fact, answer=answer)
+            text = tokenize(lm.tokenizer, Prompt.about(fact, answer=answer))
 
             def put_in(hidden: Tensor, lookup: int = text.lookup, moved: Tensor = moved) -> Tensor:
                 return hidden.index_put((torch.tensor([0]), torch.tensor([lookup])), moved)

@@ -36,7 +36,7 @@ from zu_lightning.editing.keys import layer_outputs
 from zu_lightning.editing.latents import Aim
 from zu_lightning.editing.method import EditingMethod
 from zu_lightning.editing.prompts import PromptVariants
-from zu_lightning.lm.tokens import tokenize_fact
+from zu_lightning.lm.tokens import Prompt, tokenize
 from zu_lightning.runtime import cache
 
 METHOD = ZeroUnlearnGD(latents=LatentOptions(steps=2))
@@ -322,7 +322,7 @@ def test_a_fact_that_the_model_can_read_alone_only_is_refused(lm: EditableLM, fa
         prompt = "very " * count + facts[0].prompt
         fact = replace(facts[0], prompt=prompt, subject_end=len(prompt))
         answers = (fact.target, "mill")
-        return fact, max(len(tokenize_fact(lm.tokenizer, fact, answer=answer).ids) for answer in answers)
+        return fact, max(len(tokenize(lm.tokenizer, Prompt.about(fact, answer=answer)).ids) for answer in answers)
 
     longest = max(count for count in range(128) if lengthened(count)[1] <= lm.context_length)
     with pytest.raises(InputError, match="number of tokens of fact '0' with an answer after a context"):

@@ -30,7 +30,7 @@ from zu_lightning import (
 from zu_lightning.editing import reweighting
 from zu_lightning.editing.prompts import PromptVariants
 from zu_lightning.editing.reweighting import answer_probability, solve_with_reweighting
-from zu_lightning.lm.tokens import tokenize_fact
+from zu_lightning.lm.tokens import Prompt, tokenize
 
 METHODS = [Memit(), ZeroUnlearn(), ZeroUnlearnSoft(), ZeroUnlearnGD(threshold=0.5), AlphaEdit(threshold=0.5)]
 
@@ -64,12 +64,12 @@ def test_the_probability_is_a_mean_over_all_ways_to_put_a_fact(architecture: str
     variants = PromptVariants(("", "It was late."), more, {some[2].id: ["Nobody saw the river."]})
     found = answer_probability(lm, some, variants)
     for i, fact in enumerate(some):
-        (first, *_) = tokenize_fact(lm.tokenizer, fact, answer=fact.target).ids[
-            len(tokenize_fact(lm.tokenizer, fact).ids) :
+        (first, *_) = tokenize(lm.tokenizer, Prompt.about(fact, answer=fact.target)).ids[
+            len(tokenize(lm.tokenizer, fact).ids) :
         ]
         said = []
         for context, put in variants.of(fact):
-            ids = torch.tensor([tokenize_fact(lm.tokenizer, put, context=context).ids])
+            ids = torch.tensor([tokenize(lm.tokenizer, Prompt.about(put, context=context)).ids])
             with torch.no_grad():
                 said.append(lm.model(ids).logits[0, -1].softmax(-1)[first])
         assert found[i].item() == pytest.approx(torch.stack(said).mean().item(), rel=1e-4)

@@ -8,7 +8,7 @@ import torch
 from tests.conftest import TEXTS
 from zu_lightning import EditableLM, Fact, InputError, Query, ReadingOptions, evaluate, evaluation_batches
 from zu_lightning.evaluation.scores import EvaluationBatch, compute_metrics, evaluation_metrics, update_metric
-from zu_lightning.lm.tokens import tokenize
+from zu_lightning.lm.tokens import Prompt, tokenize
 
 ONE_AT_A_TIME = ReadingOptions(batch_tokens=1)
 
@@ -24,7 +24,7 @@ def asked(batches: list[EvaluationBatch], metric: str) -> int:
 
 def generated(lm: EditableLM, one: Fact) -> bool:
     """Whether greedy decoding, token after token, gives the answer."""
-    text = tokenize(lm.tokenizer, one.prompt, answer=one.target)
+    text = tokenize(lm.tokenizer, Prompt(one.prompt, one.target))
     ids = torch.tensor([text.ids[: text.answer]])
     for _ in text.ids[text.answer :]:
         with torch.no_grad():
@@ -47,7 +47,7 @@ def test_exact_match_is_that_of_greedy_generation(demo_lm: EditableLM, demo_fact
 
 def test_probability_is_the_product_over_the_tokens_of_the_answer(lm: EditableLM) -> None:
     one = fact("1", "Ada Novak works as a", "quiet river")
-    text = tokenize(lm.tokenizer, one.prompt, answer=one.target)
+    text = tokenize(lm.tokenizer, Prompt(one.prompt, one.target))
     with torch.no_grad():
         log_probability = lm.model(torch.tensor([text.ids])).logits[0].double().log_softmax(-1)
     expected = sum(log_probability[i - 1, text.ids[i]] for i in range(text.answer, len(text.ids)))

@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.conftest import TEXTS
 from zu_lightning import EditableLM
 from zu_lightning.lm.suffix import Suffix, after_shared_prefix
-from zu_lightning.lm.tokens import TokenBatch, collate, tokenize
+from zu_lightning.lm.tokens import Prompt, TokenBatch, collate, tokenize, tokenize_all
 
 BEGINNINGS = ("It was late. ", "In the morning, a quiet river stood. ")
 PROMPTS = ("Ada Novak works as a baker.", "Ada Nilsen keeps a parrot and plays the cello.", "Greta Holm sings.")
@@ -19,11 +19,11 @@ PROMPTS = ("Ada Novak works as a baker.", "Ada Nilsen keeps a parrot and plays t
 def batch(any_lm: EditableLM) -> TokenBatch:
     """Prompts after two beginnings, and texts that share nothing."""
     texts = [
-        tokenize(any_lm.tokenizer, beginning + prompt, lookup_end=len(beginning) + 9)
+        tokenize(any_lm.tokenizer, Prompt(beginning + prompt, lookup_end=len(beginning) + 9))
         for beginning in BEGINNINGS
         for prompt in PROMPTS
     ]
-    texts += [tokenize(any_lm.tokenizer, text, lookup_end=5 + 3 * i) for i, text in enumerate(TEXTS)]
+    texts += [tokenize(any_lm.tokenizer, Prompt(text, lookup_end=5 + 3 * i)) for i, text in enumerate(TEXTS)]
     return collate(texts, any_lm.tokenizer)
 
 
@@ -48,8 +48,8 @@ def test_a_shared_prefix_is_left_out_and_changes_nothing(any_lm: EditableLM, bat
 
 def test_a_lookup_token_is_never_left_out(lm: EditableLM) -> None:
     """Whoever asks for the texts of a fact asks what happens at its lookup token."""
-    texts = [tokenize(lm.tokenizer, text, lookup_end=9) for text in (PROMPTS[0], PROMPTS[0], PROMPTS[0] + " Yes.")]
-    batch = collate(texts, lm.tokenizer)
+    prompts = [Prompt(text, lookup_end=9) for text in (PROMPTS[0], PROMPTS[0], PROMPTS[0] + " Yes.")]
+    batch = collate(tokenize_all(lm.tokenizer, prompts), lm.tokenizer)
     suffix = after_shared_prefix(lm, batch, torch.zeros(3, dtype=torch.long))
     assert torch.equal(suffix.start, batch.lookup)
 

@@ -11,15 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.conftest import TEXTS, train_tokenizer
 from zu_lightning import Fact, InputError, Query
-from zu_lightning.lm.tokens import (
-    TokenBatch,
-    check_lengths,
-    collate,
-    resolved_answer,
-    tokenize,
-    tokenize_fact,
-    tokenize_query,
-)
+from zu_lightning.lm.tokens import Prompt, TokenBatch, check_lengths, collate, resolved_answer, tokenize
 
 SUBJECTS = ("Ada Novak", "Zoë Ångström", "李小龙", "R2-D2 🤖", "O'Neill", "Q")
 PROMPTS = ("{} works as a", "The mother tongue of {} is", "By trade, {}, as we know, is a", "We met {}")
@@ -60,7 +52,7 @@ def test_the_lookup_token_ends_the_subject(
     tokenizer: PreTrainedTokenizerFast, subject: str, prompt: str, context: str
 ) -> None:
     fact = Fact.from_record({"subject": subject, "prompt": prompt, "target": "baker"}, "here", "1")
-    text = tokenize_fact(tokenizer, fact, context=context, answer="baker")
+    text = tokenize(tokenizer, Prompt.about(fact, context=context, answer="baker"))
     whole = f"{context} " * bool(context) + fact.prompt
     end = whole.index(fact.prompt) + fact.subject_end
     offsets = tokenizer(whole, return_offsets_mapping=True)["offset_mapping"]
@@ -72,7 +64,7 @@ def test_the_lookup_token_ends_the_subject(
 
 @pytest.mark.parametrize("target", ["baker", "New Haven", "42"])
 def test_the_answer_is_all_of_the_target(tokenizer: PreTrainedTokenizerFast, target: str) -> None:
-    text = tokenize(tokenizer, "Ada Novak works as a", answer=target)
+    text = tokenize(tokenizer, Prompt("Ada Novak works as a", target))
     prompt = tokenize(tokenizer, "Ada Novak works as a")
     assert text.ids[: text.answer] == prompt.ids
     assert str(tokenizer.decode(text.ids[text.answer :])).strip() == target
@@ -81,7 +73,7 @@ def test_the_answer_is_all_of_the_target(tokenizer: PreTrainedTokenizerFast, tar
 def test_a_special_token_is_joined_to_the_prompt_without_space() -> None:
     tokenizer = TOKENIZERS["byte-level with BOS"]
     prompt = tokenize(tokenizer, "Ada Novak works as a")
-    text = tokenize(tokenizer, "Ada Novak works as a", answer="</s>")
+    text = tokenize(tokenizer, Prompt("Ada Novak works as a", "</s>"))
     assert text.ids == [*prompt.ids, tokenizer.eos_token_id]
     assert text.answer == len(prompt.ids)
 
@@ -92,8 +84,8 @@ def test_a_tokenizer_that_closes_every_text_does_not_close_ours() -> None:
     tokenizer.backend_tokenizer.post_processor = closing
     assert tokenizer("Ada")["input_ids"][-1] == tokenizer.eos_token_id
     for answer in ("", "baker"):
-        expected = tokenize(TOKENIZERS["byte-level with BOS"], "Ada works as a", answer=answer)
-        assert tokenize(tokenizer, "Ada works as a", answer=answer) == expected
+        expected = tokenize(TOKENIZERS["byte-level with BOS"], Prompt("Ada works as a", answer))
+        assert tokenize(tokenizer, Prompt("Ada works as a", answer)) == expected
 
 
 def test_a_text_is_cut_to_the_length_asked_for() -> None:
@@ -107,14 +99,14 @@ def test_a_text_is_cut_to_the_length_asked_for() -> None:
 
 def test_there_is_one_bos_and_it_comes_first() -> None:
     tokenizer = TOKENIZERS["byte-level with BOS"]
-    text = tokenize(tokenizer, "It was late. Ada Novak works as a", answer="baker")
+    text = tokenize(tokenizer, Prompt("It was late. Ada Novak works as a", "baker"))
     assert text.ids[0] == tokenizer.bos_token_id
     assert text.ids.count(tokenizer.bos_token_id) == 1
 
 
 def test_answer_positions_predict_the_answer() -> None:
     tokenizer = TOKENIZERS["byte-level with BOS"]
-    texts = [tokenize(tokenizer, "Ada works as a", answer=answer) for answer in ("baker", "very skilled surgeon")]
+    texts = [tokenize(tokenizer, Prompt("Ada works as a", answer)) for answer in ("baker", "very skilled surgeon")]
     rows, positions, tokens = collate(texts, tokenizer).answer_positions()
     for row, text in enumerate(texts):
         assert tokens[rows == row].tolist() == text.ids[text.answer :]
@@ -131,7 +123,7 @@ def test_a_chat_prompt_ends_where_the_assistant_begins(facts: list[Fact]) -> Non
     tokenizer = train_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
     fact = facts[0].as_chat()
-    text = tokenize_fact(tokenizer, fact, context="It was late.", answer="baker")
+    text = tokenize(tokenizer, Prompt.about(fact, context="It was late.", answer="baker"))
     bos = tokenizer.bos_token or ""
     asked = f"<s>[user] It was late. {fact.prompt}\n[assistant]\n"
     assert tokenizer.decode(text.ids[: text.answer]) == asked
@@ -143,11 +135,9 @@ def test_a_chat_prompt_ends_where_the_assistant_begins(facts: list[Fact]) -> Non
 def test_a_chat_query_is_tokenized_as_a_chat_prompt() -> None:
     tokenizer = train_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
-    expected = tokenize(tokenizer, "Who is Ada?", answer="baker", chat=True)
-    assert tokenize_query(tokenizer, Query("Who is Ada?", "baker", chat=True)) == expected
-    assert tokenize_query(tokenizer, Query("Who is Ada?", "baker")) == tokenize(
-        tokenizer, "Who is Ada?", answer="baker"
-    )
+    expected = tokenize(tokenizer, Prompt("Who is Ada?", "baker", chat=True))
+    assert tokenize(tokenizer, Query("Who is Ada?", "baker", chat=True)) == expected
+    assert tokenize(tokenizer, Query("Who is Ada?", "baker")) == tokenize(tokenizer, Prompt("Who is Ada?", "baker"))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +151,7 @@ def test_a_template_without_a_place_for_the_prompt_is_refused(template: str | No
     tokenizer = train_tokenizer()
     tokenizer.chat_template = template
     with pytest.raises(InputError) as refused:
-        tokenize(tokenizer, "Who?", chat=True)
+        tokenize(tokenizer, Prompt("Who?", chat=True))
     assert message in str(refused.value)
 
 
@@ -169,9 +159,7 @@ def test_a_template_without_a_place_for_the_prompt_is_refused(template: str | No
 def test_the_first_token_of_the_subject(tokenizer: PreTrainedTokenizerFast, subject: str) -> None:
     record = {"subject": subject, "prompt": "By trade, {} is a", "target": "baker"}
     fact = replace(Fact.from_record(record, "here", "1"), fact_token="subject_first")
-    start, end = tokenizer(fact.prompt, return_offsets_mapping=True)["offset_mapping"][
-        tokenize_fact(tokenizer, fact).lookup
-    ]
+    start, end = tokenizer(fact.prompt, return_offsets_mapping=True)["offset_mapping"][tokenize(tokenizer, fact).lookup]
     assert start <= fact.prompt.index(subject) < end
 
 
@@ -182,7 +170,7 @@ def test_the_real_tokenizer_of_gpt2(shared: Path) -> None:
     tokenizer = GPT2TokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
     for subject in SUBJECTS:
         fact = Fact.from_record({"subject": subject, "prompt": "The friend of {} is", "target": "Oslo"}, "here", "1")
-        text = tokenize_fact(tokenizer, fact, answer="Oslo")
+        text = tokenize(tokenizer, Prompt.about(fact, answer="Oslo"))
         assert tokenizer.decode(text.ids[: text.lookup + 1]) == f"The friend of {subject}"
         assert tokenizer.decode(text.ids[text.answer :]) == " Oslo"
 
@@ -199,7 +187,7 @@ def test_a_text_longer_than_the_context_is_refused_by_its_name() -> None:
 def batch() -> TokenBatch:
     """A short text without and a long text with an answer."""
     tokenizer = TOKENIZERS["byte-level with BOS"]
-    texts = [tokenize(tokenizer, "Ada"), tokenize(tokenizer, "Ada Novak works as a", answer="very skilled surgeon")]
+    texts = [tokenize(tokenizer, "Ada"), tokenize(tokenizer, Prompt("Ada Novak works as a", "very skilled surgeon"))]
     return collate(texts, tokenizer)
 
 
@@ -229,7 +217,7 @@ def test_the_end_of_a_text_is_asked_for_by_one_name_whatever_the_tokenizer() -> 
     tokenizer = train_tokenizer()
     assert resolved_answer(tokenizer, "<eos>") == "</s>"
     assert resolved_answer(tokenizer, "unknown") == "unknown"
-    text = tokenize(tokenizer, "Ada works as a", answer=resolved_answer(tokenizer, "<eos>"))
+    text = tokenize(tokenizer, Prompt("Ada works as a", resolved_answer(tokenizer, "<eos>")))
     assert text.ids[text.answer :] == [tokenizer.eos_token_id]
 
 

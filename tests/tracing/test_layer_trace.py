@@ -6,13 +6,13 @@ from torch import nn
 from tests.conftest import random_lm
 from tests.tracing.conftest import output, probability
 from zu_lightning import EditableLM, Fact, causal_trace
-from zu_lightning.lm.tokens import tokenize_fact
+from zu_lightning.lm.tokens import Prompt, tokenize
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
 def test_the_trace_is_that_of_interventions_by_hand(architecture: str, traced: list[Fact]) -> None:
     lm = random_lm(architecture)
-    texts = [tokenize_fact(lm.tokenizer, fact, answer=fact.target) for fact in traced]
+    texts = [tokenize(lm.tokenizer, Prompt.about(fact, answer=fact.target)) for fact in traced]
     embeddings = lm.model.get_input_embeddings()
 
     def mean(*changes: tuple[nn.Module, int]) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.conftest import DEMO, random
 from zu_lightning import EditableLM, Fact, InputError, LoraOptions, Request, RetainText
 from zu_lightning.gradient.weights import LoraWeights
-from zu_lightning.lm.tokens import tokenize_fact
+from zu_lightning.lm.tokens import tokenize
 from zu_lightning.tracing.representations import (
     GROUPS,
     RepresentationMap,
@@ -25,7 +25,7 @@ D = 12
 def outputs_by_hand(lm: EditableLM, fact: Fact, layer: int) -> Tensor:
     found: list[Tensor] = []
     hook = lm.projections[layer].register_forward_hook(lambda module, args, output: found.append(output))
-    text = tokenize_fact(lm.tokenizer, fact)
+    text = tokenize(lm.tokenizer, fact)
     with torch.no_grad():
         lm.model(torch.tensor([text.ids]))
     hook.remove()

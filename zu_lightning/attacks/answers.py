@@ -11,7 +11,7 @@ from torch.nn.functional import log_softmax
 from zu_lightning.facts.fact import Query
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.passes import batched
-from zu_lightning.lm.tokens import tokenize_queries
+from zu_lightning.lm.tokens import tokenize_all
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def score_answers(lm: EditableLM, queries: Sequence[Query], batch_tokens: int) -
         One entry for each query, on the CPU.
     """
     different = list(dict.fromkeys(queries))
-    texts = tokenize_queries(lm.tokenizer, different)
+    texts = tokenize_all(lm.tokenizer, different)
     scores: dict[Query, AnswerLogprobs] = {}
     for indices, batch in batched(lm, texts, batch_tokens):
         rows, positions, tokens = batch.answer_positions()

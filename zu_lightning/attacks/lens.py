@@ -12,7 +12,7 @@ from zu_lightning.attacks.context import AttackContext
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.tokens import PaddedTokens, TokenizedText, collate, tokenize_query
+from zu_lightning.lm.tokens import PaddedTokens, TokenizedText, collate, tokenize, tokenize_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def is_extreme(logits: Tensor, top: int) -> float:
 
 def _prompt(lm: EditableLM, fact: Fact) -> TokenizedText:
     """A prompt as it is tokenized before its answer; the lookup token is its last."""
-    text = tokenize_query(lm.tokenizer, fact.query)
+    text = tokenize(lm.tokenizer, fact.query)
     return TokenizedText(text.ids[: text.answer], text.answer - 1, text.answer)
 
 
@@ -82,5 +82,5 @@ def _first_tokens(lm: EditableLM, context: AttackContext, i: int) -> list[int]:
     """Ids of the first tokens of a fact's answer and of the others, without repetition, its own first."""
     fact = context.facts[i]
     queries = [replace(fact.query, target=answer) for answer in (fact.target, *context.answers[i])]
-    texts = [tokenize_query(lm.tokenizer, query) for query in queries]
+    texts = tokenize_all(lm.tokenizer, queries)
     return list(dict.fromkeys(text.ids[text.answer] for text in texts))

@@ -15,7 +15,7 @@ from zu_lightning.attacks.context import AttackContext
 from zu_lightning.facts.fact import Fact, FactToken
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.passes import batched
-from zu_lightning.lm.tokens import tokenize_fact
+from zu_lightning.lm.tokens import tokenize_all
 
 ENOUGH = 10
 """Smallest number of facts to train a probe on."""
@@ -63,7 +63,7 @@ class Probe(LayerAttack):
 
     def _states(self, lm: EditableLM, facts: Sequence[Fact], batch_tokens: int) -> list[Tensor]:
         """For each fact the layers' states at the token, layers x width."""
-        texts = [tokenize_fact(lm.tokenizer, replace(fact, fact_token=self.token)) for fact in facts]
+        texts = tokenize_all(lm.tokenizer, [replace(fact, fact_token=self.token) for fact in facts])
         states: dict[int, Tensor] = {}
         for indices, batch in batched(lm, texts, batch_tokens):
             rows = torch.arange(len(indices), device=lm.device)

@@ -13,7 +13,7 @@ from zu_lightning.attacks.attack import UNDEFINED, Attack
 from zu_lightning.attacks.context import AttackContext
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.passes import batched
-from zu_lightning.lm.tokens import TokenizedText, tokenize, tokenize_queries
+from zu_lightning.lm.tokens import TokenizedText, tokenize_all
 from zu_lightning.runtime.errors import InputError
 
 
@@ -55,7 +55,7 @@ class Relearning(_TrainingAttack):
         """Train and test on each fold that has some of the facts."""
         exact = dict.fromkeys(facts, UNDEFINED)
         folds = self.groups(context)
-        texts = tokenize_queries(lm.tokenizer, [fact.query for fact in context.facts])
+        texts = tokenize_all(lm.tokenizer, [fact.query for fact in context.facts])
         for fold in folds if len(folds) > 1 else []:
             tested = [i for i in fold if i in exact]
             if tested:
@@ -100,7 +100,7 @@ class BenignRelearning(_TrainingAttack):
     def scores(self, lm: EditableLM, context: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """Train once, then test all facts; undefined without prose."""
         length = min(lm.context_length, context.batch_tokens)
-        texts = [tokenize(lm.tokenizer, text, max_length=length) for text in context.prose]
+        texts = tokenize_all(lm.tokenizer, context.prose, length)
         # Every token but the first is learned, as an answer to those before.
         texts = [replace(text, answer=1) for text in texts if len(text.ids) > 1]
         if not texts:

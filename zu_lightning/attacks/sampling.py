@@ -12,7 +12,7 @@ from zu_lightning.attacks.context import AttackContext
 from zu_lightning.facts.fact import Query
 from zu_lightning.facts.texts import mentions
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.tokens import tokenize, tokenize_query
+from zu_lightning.lm.tokens import Prompt, tokenize
 
 UNFILTERED = {"top_k": 0, "top_p": 1.0, "min_p": None, "typical_p": 1.0, "repetition_penalty": 1.0, "num_beams": 1}
 """Overrides the filters of a model's own generation settings, and of the library's (the 50 likeliest tokens)."""
@@ -55,8 +55,8 @@ class Sampling(Attack):
     @torch.no_grad()
     def continuations(self, lm: EditableLM, query: Query, seed: int) -> list[str]:
         """Texts that the model samples after a prompt; the global random state is left as it was."""
-        ids = torch.tensor([tokenize(lm.tokenizer, query.prompt, chat=query.chat).ids], device=lm.device)
-        whole = tokenize_query(lm.tokenizer, query)
+        ids = torch.tensor([tokenize(lm.tokenizer, Prompt(query.prompt, chat=query.chat)).ids], device=lm.device)
+        whole = tokenize(lm.tokenizer, query)
         options = {"do_sample": True, "temperature": self.temperature, "num_return_sequences": self.samples}
         options["max_new_tokens"] = max(self.new_tokens, len(whole.ids) - whole.answer)
         options["pad_token_id"] = lm.tokenizer.pad_token_id or 0

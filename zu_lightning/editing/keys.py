@@ -16,7 +16,7 @@ from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.passes import BATCH_TOKENS, batched
 from zu_lightning.lm.suffix import after_shared_prefix
-from zu_lightning.lm.tokens import Prompt, collate, tokenize_all, tokenize_facts
+from zu_lightning.lm.tokens import Prompt, collate, tokenize_all
 from zu_lightning.runtime.distributed import all_to_all, rank_shard
 
 
@@ -161,7 +161,7 @@ def _longest(fact: Fact, variants: PromptVariants) -> Prompt:
 
 def layer_outputs(lm: EditableLM, facts: Sequence[Fact], layer: int, batch_tokens: int = BATCH_TOKENS) -> Tensor:
     """Hidden states after a layer at the lookup tokens of the bare prompts, d_out x n, float64."""
-    texts = tokenize_facts(lm.tokenizer, facts)
+    texts = tokenize_all(lm.tokenizer, facts)
 
     def found() -> Iterator[tuple[Sequence[int], Tensor]]:
         for indices, batch in batched(lm, texts, batch_tokens, sharded=True):

@@ -20,7 +20,7 @@ from zu_lightning.editing.prompts import PromptVariants
 from zu_lightning.evaluation.functional import AnswerScores, answer_scores
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.tokens import Prompt, TokenBatch, collate, tokenize_all, tokenize_facts
+from zu_lightning.lm.tokens import Prompt, TokenBatch, collate, tokenize_all
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class LatentProblem:
     @torch.no_grad()
     def next_token(self, facts: Sequence[Fact], delta: Tensor) -> Tensor:
         """Next-token log-probabilities after the bare prompts with ``delta`` (N x D) added, N x vocabulary."""
-        texts = tokenize_facts(self.lm.tokenizer, facts)
+        texts = tokenize_all(self.lm.tokenizer, facts)
         batch = collate(texts, self.lm.tokenizer).to(self.lm.device)
         rows = torch.arange(len(facts), device=self.lm.device)
         return log_softmax(self._shifted(batch, rows, batch.lengths - 1, delta), -1)

@@ -12,7 +12,7 @@ from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.batching import alike
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.suffix import Suffix, after_shared_prefix
-from zu_lightning.lm.tokens import Prompt, TokenBatch, collate, tokenize_all, tokenize_facts
+from zu_lightning.lm.tokens import Prompt, TokenBatch, collate, tokenize_all
 
 PASS_TOKENS = 128
 """Tokens that take about as long as what a pass costs besides its tokens."""
@@ -96,7 +96,7 @@ class Rows:
         """
         put, tokenizer = variants.rows(facts), lm.tokenizer
         asked = [Prompt.about(one.fact, context=one.context, answer=answers[one.position]) for one in put]
-        texts, to_keep = tokenize_all(tokenizer, asked), tokenize_facts(tokenizer, [one.prompt for one in kept])
+        texts, to_keep = tokenize_all(tokenizer, asked), tokenize_all(tokenizer, [one.prompt for one in kept])
         count = 1 + max(one.number for one in put)
         number = [one.number for one in put] + [count + one.number for one in kept]
         variant = torch.tensor(number, device=lm.device)

@@ -16,7 +16,7 @@ from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.texts import ReadingOptions
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.tokens import TokenBatch, check_lengths, collate, tokenize, tokenize_queries
+from zu_lightning.lm.tokens import TokenBatch, check_lengths, collate, tokenize_all
 from zu_lightning.runtime.files import digest
 
 
@@ -87,13 +87,11 @@ def evaluation_batches(
         "same_subject": [(i, fact.query) for i, fact in enumerate(same_subject)],
         "protected": [(i, fact.query) for i, fact in enumerate(protect)],
     }
-    texts = {name: tokenize_queries(lm.tokenizer, [query for _, query in asked]) for name, asked in queries.items()}
+    texts = {name: tokenize_all(lm.tokenizer, [query for _, query in asked]) for name, asked in queries.items()}
     for name, tokenized in texts.items():
         names = [f"the prompt {query.prompt[:60]!r}... with its answer ({name})" for _, query in queries[name]]
         check_lengths(tokenized, names, lm.context_length)
-    documents = (
-        tokenize(lm.tokenizer, text, max_length=min(reading.max_length, lm.context_length)) for text in heldout
-    )
+    documents = tokenize_all(lm.tokenizer, heldout, min(reading.max_length, lm.context_length))
     texts["perplexity"] = [replace(document, answer=1) for document in documents if len(document.ids) > 1]
     about = {name: [i for i, _ in asked] for name, asked in queries.items()}
     about["perplexity"] = list(range(len(texts["perplexity"])))

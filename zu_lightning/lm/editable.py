@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zu_lightning.lm import architecture, hooks, offload
 from zu_lightning.lm.hooks import Record
 from zu_lightning.lm.loading import load_pretrained
-from zu_lightning.lm.tokens import PaddedTokens, tokenize
+from zu_lightning.lm.tokens import PaddedTokens, Prompt, tokenize
 from zu_lightning.runtime.errors import InputError
 
 
@@ -138,7 +138,7 @@ class EditableLM:
 
     def generate(self, prompt: str, max_new_tokens: int, *, chat: bool = False, **sampling: Any) -> str:
         """What the model adds to one prompt (a user's message if ``chat``), greedily unless told otherwise."""
-        ids = torch.tensor([tokenize(self.tokenizer, prompt, chat=chat).ids], device=self.device)
+        ids = torch.tensor([tokenize(self.tokenizer, Prompt(prompt, chat=chat)).ids], device=self.device)
         options = {"do_sample": False, "max_new_tokens": max_new_tokens, **sampling}
         options["pad_token_id"] = self.tokenizer.pad_token_id or 0
         tokens = self.model.generate(ids, attention_mask=torch.ones_like(ids), **options)  # type: ignore[operator]

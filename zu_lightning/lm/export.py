@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from zu_lightning.lm.adapter import CONFIG_NAME, CUT_FROM, WEIGHTS_NAME, balanced, cut, padded
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.loading import source_options
-from zu_lightning.lm.tokens import TokenBatch, collate, tokenize
+from zu_lightning.lm.tokens import TokenBatch, collate, tokenize_all
 from zu_lightning.lm.updates import apply_update
 from zu_lightning.runtime.errors import InputError
 from zu_lightning.runtime.files import replacing
@@ -126,7 +126,7 @@ def check_export(lm: EditableLM, model_folder: Path, adapter_folder: Path | None
     Returns:
         How much the logits differ.
     """
-    batch = collate([tokenize(lm.tokenizer, text) for text in texts], lm.tokenizer).to(lm.device)
+    batch = collate(tokenize_all(lm.tokenizer, texts), lm.tokenizer).to(lm.device)
     here = _logits(lm.model, batch)
     spacing = torch.finfo(lm.model.dtype).eps * here.abs().max().item()
 

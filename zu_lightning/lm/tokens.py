@@ -112,7 +112,7 @@ def resolved_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> str:
 
 
 class Prompt(NamedTuple):
-    """What is asked of a model.
+    """A prompt for the model, with or without an answer.
 
     Attributes:
         prompt: Text without trailing space.
@@ -135,33 +135,45 @@ class Prompt(NamedTuple):
         return cls(prefix + fact.prompt, answer, len(prefix) + fact.lookup_end, fact.chat)
 
     @classmethod
-    def by(cls, query: Query) -> "Prompt":
-        """A prompt with its answer."""
-        return cls(query.prompt, query.target, chat=query.chat)
+    def of(cls, text: "Text") -> "Prompt":
+        """A plain text, a fact's prompt with its lookup token, or a query's prompt with its answer."""
+        match text:
+            case Prompt():
+                return text
+            case Fact():
+                return cls.about(text)
+            case Query():
+                return cls(text.prompt, text.target, chat=text.chat)
+            case _:
+                return cls(text)
+
+
+Text = str | Fact | Query | Prompt
+"""What can be tokenized, see :meth:`Prompt.of`."""
 
 
 def tokenize_all(
-    tokenizer: PreTrainedTokenizerBase, asked: Sequence[Prompt], max_length: int | None = None
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[Text], max_length: int | None = None
 ) -> list[TokenizedText]:
-    """Tokenize prompts and answers, each as one text, so that no token is split or spaced differently.
+    """Tokenize prompts together with their answers, so that no token is split or spaced differently.
 
-    Many at a time: a fast tokenizer then takes half the time, and several threads.
+    Many at a time: a fast tokenizer then takes half the time, and uses several threads.
 
     Args:
         tokenizer: A fast tokenizer.
-        asked: Prompts and answers.
+        texts: Plain texts, facts (their prompts), queries (prompts with answers), or prompts.
         max_length: Maximum number of tokens of a text to keep; all by default.
 
     Returns:
-        For each of them the token ids with the places of the lookup token and the answer.
+        For each text its token ids, with the positions of the lookup token and the answer.
 
     Raises:
         InputError: ``chat`` is asked for, but the tokenizer's template has no place for the prompt.
     """
-    found: list[TokenizedText] = []
-    for chat, group in groupby(asked, key=lambda one: one.chat):
-        while some := list(islice(group, AT_A_TIME)):
-            laid_out = [_laid_out(tokenizer, one) for one in some]
+    tokenized: list[TokenizedText] = []
+    for chat, group in groupby(map(Prompt.of, texts), key=lambda prompt: prompt.chat):
+        while chunk := list(islice(group, AT_A_TIME)):
+            laid_out = [_laid_out(tokenizer, prompt) for prompt in chunk]
             encoded = tokenizer(
                 [text for text, _, _ in laid_out],
                 return_offsets_mapping=True,
@@ -170,8 +182,13 @@ def tokenize_all(
                 add_special_tokens=not chat,  # the template has its own
             )
             tokens = zip(laid_out, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-            found += (_located(tokenizer, ends, ids, offsets) for (_, *ends), ids, offsets in tokens)
-    return found
+            tokenized += (_located(tokenizer, ends, ids, offsets) for (_, *ends), ids, offsets in tokens)
+    return tokenized
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: Text, max_length: int | None = None) -> TokenizedText:
+    """Tokenize one text, see :func:`tokenize_all`."""
+    return tokenize_all(tokenizer, [text], max_length)[0]
 
 
 def _laid_out(tokenizer: PreTrainedTokenizerBase, asked: Prompt) -> tuple[str, int, int]:
@@ -201,19 +218,6 @@ def _located(
     return TokenizedText(ids, lookup, first)
 
 
-def tokenize(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    *,
-    answer: str = "",
-    lookup_end: int | None = None,
-    max_length: int | None = None,
-    chat: bool = False,
-) -> TokenizedText:
-    """Tokenize one text; the arguments are those of :class:`Prompt` and :func:`tokenize_all`."""
-    return tokenize_all(tokenizer, [Prompt(prompt, answer, lookup_end, chat)], max_length)[0]
-
-
 def chat_text(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str = "") -> str:
     """A user's message in the tokenizer's chat template, up to where the assistant begins, or with the answer.
 
@@ -228,28 +232,6 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str = "")
     if prompt not in text:
         raise InputError("chat", True, f"the model's chat template changes the message {prompt[:60]!r}: leave it off.")
     return text
-
-
-def tokenize_fact(
-    tokenizer: PreTrainedTokenizerBase, fact: Fact, *, context: str = "", answer: str = ""
-) -> TokenizedText:
-    """Tokenize a fact's prompt after a context, with the fact's lookup token."""
-    return tokenize_all(tokenizer, [Prompt.about(fact, context=context, answer=answer)])[0]
-
-
-def tokenize_facts(tokenizer: PreTrainedTokenizerBase, facts: Iterable[Fact]) -> list[TokenizedText]:
-    """Tokenize the prompts of facts, with their lookup tokens."""
-    return tokenize_all(tokenizer, [Prompt.about(fact) for fact in facts])
-
-
-def tokenize_queries(tokenizer: PreTrainedTokenizerBase, queries: Iterable[Query]) -> list[TokenizedText]:
-    """Tokenize prompts with their answers."""
-    return tokenize_all(tokenizer, [Prompt.by(query) for query in queries])
-
-
-def tokenize_query(tokenizer: PreTrainedTokenizerBase, query: Query) -> TokenizedText:
-    """Tokenize a prompt with its answer."""
-    return tokenize_all(tokenizer, [Prompt.by(query)])[0]
 
 
 def collate(texts: Sequence[TokenizedText], tokenizer: PreTrainedTokenizerBase) -> TokenBatch:

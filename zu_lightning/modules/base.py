@@ -14,7 +14,7 @@ from zu_lightning.evaluation.scores import EvaluationBatch, batches_digest
 from zu_lightning.lm.export import export_adapter, export_model
 from zu_lightning.lm.fingerprint import open_cache, weights_digest
 from zu_lightning.lm.passes import batched
-from zu_lightning.lm.tokens import tokenize_queries
+from zu_lightning.lm.tokens import tokenize_all
 from zu_lightning.lm.weights import check_projections
 from zu_lightning.modules.evaluation import EvaluationModule
 from zu_lightning.modules.previous import apply_previous, previous_edits
@@ -139,7 +139,7 @@ class UnlearnModule(EvaluationModule):
 
         By default the prompts to forget with their answers, as TokenBatches, the same ones in every process.
         """
-        texts = tokenize_queries(self.lm.tokenizer, [fact.query for fact in self.request.forget])
+        texts = tokenize_all(self.lm.tokenizer, [fact.query for fact in self.request.forget])
         for _, batch in batched(self.lm, texts, self.request.text.reading.batch_tokens):
             yield batch
 

@@ -17,7 +17,7 @@ from zu_lightning.gradient.method import NPO, Answers, GradientMethod, Part, joi
 from zu_lightning.gradient.weights import FullWeights, LoraWeights, TrainedWeights
 from zu_lightning.lm import hooks
 from zu_lightning.lm.export import export_model
-from zu_lightning.lm.tokens import TokenBatch, TokenizedText, collate, tokenize, tokenize_fact
+from zu_lightning.lm.tokens import Prompt, TokenBatch, TokenizedText, collate, tokenize_all
 from zu_lightning.modules.base import UnlearnModule
 from zu_lightning.runtime.distributed import all_reduce, process, rank_shard
 from zu_lightning.runtime.errors import InputError
@@ -83,8 +83,8 @@ class GradientModule(UnlearnModule):
         facts = rng.sample(list(request.forget), len(request.forget))
         for start in range(0, len(facts), size):
             some = facts[start : start + size]
-            true = [tokenize_fact(self.lm.tokenizer, fact, answer=fact.target) for fact in some]
-            neutral = [tokenize_fact(self.lm.tokenizer, fact, answer=self.neutral_target) for fact in some]
+            true = tokenize_all(self.lm.tokenizer, [Prompt.about(fact, answer=fact.target) for fact in some])
+            neutral = tokenize_all(self.lm.tokenizer, [Prompt.about(fact, answer=self.neutral_target) for fact in some])
             retain = rng.sample(self.keep, min(len(some), len(self.keep)))
             yield GradientBatch(self._share(true), self._share(neutral), self._share(retain))
 
@@ -124,8 +124,8 @@ class GradientModule(UnlearnModule):
     def _texts_to_keep(self) -> list[TokenizedText]:
         tokenizer, length = self.lm.tokenizer, self.method.training.retain_length
         if self.request.protect:
-            return [tokenize_fact(tokenizer, fact, answer=fact.target) for fact in self.request.protect]
-        documents = [tokenize(tokenizer, text, max_length=length) for text in self.request.text.documents]
+            return tokenize_all(tokenizer, [Prompt.about(fact, answer=fact.target) for fact in self.request.protect])
+        documents = tokenize_all(tokenizer, self.request.text.documents, length)
         return [TokenizedText(text.ids, 0, 1) for text in documents if len(text.ids) > 1]
 
     def _share(self, texts: Sequence[TokenizedText]) -> TokenBatch | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zu_lightning.evaluation.functional import answer_scores
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.tokens import collate, tokenize_fact
+from zu_lightning.lm.tokens import Prompt, collate, tokenize_all
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def causal_trace(lm: EditableLM, facts: Sequence[Fact]) -> CausalTrace:
     """
     if len(facts) < 2:
         raise ValueError(f"causal tracing puts one fact's state into another's prompt, but `facts` has {len(facts)}.")
-    texts = [tokenize_fact(lm.tokenizer, fact, answer=fact.target) for fact in facts]
+    texts = tokenize_all(lm.tokenizer, [Prompt.about(fact, answer=fact.target) for fact in facts])
     batch = collate(texts, lm.tokenizer).to(lm.device)
     rows = torch.arange(len(facts), device=lm.device)
     answer, positions, tokens = batch.answer_positions()

@@ -19,7 +19,7 @@ from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.architecture import adapter_around
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.passes import BATCH_TOKENS, batched
-from zu_lightning.lm.tokens import tokenize_facts
+from zu_lightning.lm.tokens import tokenize_all
 from zu_lightning.runtime.distributed import all_reduce
 from zu_lightning.runtime.files import read_json, replacing
 from zu_lightning.tracing.geometry import movement, principal_components, separability
@@ -175,7 +175,7 @@ def projection_outputs(
     Returns:
         For each layer N x D, float64, the same in all processes.
     """
-    texts = tokenize_facts(lm.tokenizer, facts)
+    texts = tokenize_all(lm.tokenizer, facts)
     modules = [adapter_around(lm.model, lm.projections[layer]) for layer in layers]
     by_layer = [
         torch.zeros(len(facts), lm.weight(layer).shape[0], dtype=torch.float64, device=lm.device) for layer in layers

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from zu_lightning.facts.fact import Fact, FactToken
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.passes import batched
-from zu_lightning.lm.tokens import TokenizedText, tokenize_fact
+from zu_lightning.lm.tokens import Prompt, TokenizedText, tokenize
 from zu_lightning.runtime.errors import InputError
 from zu_lightning.runtime.files import digest
 
@@ -65,7 +65,7 @@ def traced_text(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> TracedText:
     if fact.subject is None:
         raise InputError("subject", None, f"fact {fact.id!r} needs one to be traced: add it, or leave the fact out.")
     first, text = (
-        tokenize_fact(tokenizer, replace(fact, fact_token=token), answer=fact.target)
+        tokenize(tokenizer, Prompt.about(replace(fact, fact_token=token), answer=fact.target))
         for token in ("subject_first", "subject_last")
     )
     subject = range(min(first.lookup, text.lookup), text.lookup + 1)
