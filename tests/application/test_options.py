@@ -105,7 +105,7 @@ def test_an_error_of_a_constructor_is_found_in_what_jsonargparse_makes_of_it(mon
         ("--data.draw=some", "--data.draw is 'some': give one of facts, records."),
         ("--attacks.preset=some", "--attacks.preset is 'some': give one of none, quick, full."),
         ("--trainer.max_epochs=x", "--trainer.max_epochs is 'x': give an integer or null."),
-        ("--method=Foo", "--method is 'Foo': give the class_path of a Method or null."),
+        ("--method=Foo", "--method is 'Foo': give one of AlphaEdit, Erase, FineTuning, GradientAscent, "),
         ("--method.retain_weight=x", "--method.retain_weight is 'x': give a number."),
         ("--method.latents.stpes=1", "--method.latents.stpes: there is no such option: "),
         ("--method.latents={a: 1}", "--method.latents.a: there is no such option: "),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import isabstract
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,11 @@ def class_of(config: Mapping[str, Any]) -> str | None:
     method = config.get("method")
     name = method.get("class_path") if isinstance(method, Mapping) else method
     return name if isinstance(name, str) else None
+
+
+def known_methods() -> list[str]:
+    """Names of the methods that can be chosen, in alphabetical order."""
+    return sorted({method.__name__ for method in methods() if not isabstract(method)} - {Method.__name__})
 
 
 def methods(cls: type[Method] = Method) -> list[type[Method]]:

@@ -9,7 +9,8 @@ import yaml
 from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
-from zu_lightning.cli.method_option import MethodChoice
+from zu_lightning.cli.method_option import MethodChoice, known_methods
+from zu_lightning.editing.method import Method
 from zu_lightning.renamed_options import translate_config
 
 TYPES = {
@@ -109,7 +110,12 @@ def _allowed(types: str) -> Iterator[str]:
             yield values[0] if len(values) == 1 else f"one of {', '.join(values)}"
         else:
             name = (found["name"] or found["generic"]).rpartition(".")[2]
-            yield TYPES.get(name) or f"the class_path of a {name}"
+            if name == Method.__name__:
+                yield f"one of {', '.join(known_methods())}, or the class path of your own method"
+            elif name not in TYPES:
+                yield f"the class path of a {name}"
+            else:
+                yield TYPES[name]
 
 
 def _one_line(message: str) -> str:
