@@ -1,13 +1,14 @@
 """Keys and hidden states at the lookup tokens, on every architecture, against one text at a time."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from zu_lightning import EditableLM, Fact, lookup_keys
-from zu_lightning.editing import keys
-from zu_lightning.editing.keys import layer_outputs, varied_keys
+from zu_lightning.editing.keys import layer_outputs, mean_keys, varied_keys
 from zu_lightning.editing.prompts import PromptVariants
-from zu_lightning.lm.hooks import Record
+from zu_lightning.lm.hooks import Record, hooked
 from zu_lightning.lm.tokens import Prompt, collate, tokenize
 
 CONTEXTS = ("", "It was late.", "In the morning.")
@@ -60,17 +61,17 @@ def test_outputs_are_those_of_the_bare_prompts(any_lm: EditableLM, facts: list[F
         assert torch.allclose(found[:, i], at_lookup(any_lm, fact, any_lm.layers[1]).output, atol=1e-5)
 
 
-def test_batches_do_not_matter(lm: EditableLM, facts: list[Fact], monkeypatch: pytest.MonkeyPatch) -> None:
-    together = lookup_keys(lm, facts, 1, CONTEXTS), layer_outputs(lm, facts, 1)
-    monkeypatch.setattr(keys, "BATCH_TOKENS", 1)
-    alone = lookup_keys(lm, facts, 1, CONTEXTS), layer_outputs(lm, facts, 1)
-    for a, b in zip(together, alone, strict=True):
-        assert torch.allclose(a, b, atol=1e-6)
+@pytest.mark.parametrize("compute", [mean_keys, layer_outputs])
+def test_batches_do_not_matter(lm: EditableLM, facts: list[Fact], compute: Callable[..., torch.Tensor]) -> None:
+    variants = [PromptVariants(CONTEXTS)] * (compute is mean_keys)
+    passes: list[int] = []
+    with hooked(lm.layers[1].register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))):
+        together, alone = (compute(lm, facts, 1, *variants, batch_tokens) for batch_tokens in (2048, 1))
+    assert len(passes) > len(facts)
+    assert torch.allclose(together, alone, atol=1e-6)
 
 
-def test_every_way_to_put_a_fact_weighs_alike_and_deviations_give_its_covariance(
-    any_lm: EditableLM, facts: list[Fact]
-) -> None:
+def test_every_variant_weighs_equally_and_deviations_give_the_covariance(any_lm: EditableLM, facts: list[Fact]) -> None:
     ada, bruno = facts[:2]
     otherwise = ada.within(("In the morning,", " stood behind the"))
     variants = PromptVariants(CONTEXTS, {ada.id: [otherwise]}, {bruno.id: ["Ada Novak works as a baker."]})
@@ -85,7 +86,7 @@ def test_every_way_to_put_a_fact_weighs_alike_and_deviations_give_its_covariance
         assert torch.allclose(found.deviations[:, i] @ found.deviations[:, i].mT, covariance, atol=1e-5)
 
 
-def test_a_fact_with_fewer_ways_than_others_has_no_more_covariance(lm: EditableLM, facts: list[Fact]) -> None:
+def test_a_fact_with_fewer_variants_has_no_more_covariance(lm: EditableLM, facts: list[Fact]) -> None:
     more = PromptVariants(("",), examples={facts[0].id: ["It was late.", "In the morning."]})
     together, alone = varied_keys(lm, facts[:2], 1, more), varied_keys(lm, facts[1:2], 1, PromptVariants(CONTEXTS[:1]))
     assert together.deviations.shape[1:] == (2, 3)
