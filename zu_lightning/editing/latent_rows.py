@@ -12,7 +12,7 @@ from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.batching import alike
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.suffix import Suffix, after_shared_prefix
-from zu_lightning.lm.tokens import Prompt, TokenBatch, collate, tokenize_all
+from zu_lightning.lm.tokens import TokenBatch, collate, tokenize_all
 
 PASS_TOKENS = 128
 """Tokens that take about as long as what a pass costs besides its tokens."""
@@ -95,7 +95,7 @@ class Rows:
             kept: Prompts to keep.
         """
         put, tokenizer = variants.rows(facts), lm.tokenizer
-        asked = [Prompt.about(one.fact, context=one.context, answer=answers[one.position]) for one in put]
+        asked = [one.prompt(answers[one.position]) for one in put]
         texts, to_keep = tokenize_all(tokenizer, asked), tokenize_all(tokenizer, [one.prompt for one in kept])
         count = 1 + max(one.number for one in put)
         number = [one.number for one in put] + [count + one.number for one in kept]

@@ -21,7 +21,7 @@ from zu_lightning.lm.architecture import check_layers
 from zu_lightning.lm.contexts import CONTEXT_STARTS, sample_contexts
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.fingerprint import open_cache
-from zu_lightning.lm.tokens import Prompt, check_lengths, tokenize_all
+from zu_lightning.lm.tokens import check_lengths, tokenize_all
 from zu_lightning.runtime.errors import InputError
 from zu_lightning.runtime.timing import Monitor
 
@@ -198,8 +198,7 @@ def _check_lengths(lm: EditableLM, request: Request, variants: PromptVariants, n
     """Refuse facts that do not fit into the model's context in their longest variant, with the longer answer."""
     prompts, names = [], []
     for fact in (*request.forget, *request.protect):
-        context, longest = max(variants.of(fact), key=lambda variant: len(variant[0]) + len(variant[1].prompt))
-        prompts += [Prompt.about(longest, context=context, answer=answer) for answer in (neutral_target, fact.target)]
+        prompts += [variants.longest(fact, answer) for answer in (neutral_target, fact.target)]
         names += [f"fact {fact.id!r} with an answer after a context"] * 2
     check_lengths(tokenize_all(lm.tokenizer, prompts), names, lm.context_length)
 

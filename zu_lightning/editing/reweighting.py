@@ -15,7 +15,7 @@ from zu_lightning.editing.references import first_tokens
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.passes import BATCH_TOKENS, next_token_probabilities
-from zu_lightning.lm.tokens import Prompt, tokenize_all
+from zu_lightning.lm.tokens import tokenize_all
 from zu_lightning.lm.updates import edited
 from zu_lightning.runtime.distributed import all_reduce, rank_slice
 from zu_lightning.solvers import LowRankUpdate
@@ -23,7 +23,7 @@ from zu_lightning.solvers import LowRankUpdate
 log = logging.getLogger(__name__)
 
 KNOWN, RAISE = 0.1, 3.0
-"""A fact with an answer probability above the first of these is upweighted by the second. The others keep their weight:
+"""The weight of a fact with an answer probability above the first is multiplied by the second. The others keep theirs:
 with less, attacks recover more of them."""
 
 
@@ -37,15 +37,15 @@ def solve_with_reweighting(
 ) -> LowRankUpdate:
     """Solve a layer, measure each fact's answer probability, upweight facts, and solve again.
 
-    Facts differ in how hard they are to forget: at the same forgetting, a weight for each of them costs less retention
-    than one strength for all.
+    Facts differ in how hard they are to forget: at equal forgetting, a weight per fact costs less retention than one
+    strength for all.
 
     Args:
-        lm: The model, with all other layers in their final state; it is left as it was.
-        method: Solves the layer; facts are reweighted ``method.reweighting_iterations`` times, fewer if none still has
+        lm: The model, with all other layers in their final state; it is not changed.
+        method: Solves the layer, again after each of at most ``reweighting_iterations``; none are made once no fact has
             a high answer probability.
         problem: The layer's problem, n facts.
-        facts: These facts, all of them on every process.
+        facts: These n facts, all of them on every process.
         variants: Their prompt variants.
         batch_tokens: Maximum number of tokens per batch.
 
@@ -82,11 +82,11 @@ def answer_probability(
     lm: EditableLM, facts: Sequence[Fact], variants: PromptVariants, batch_tokens: int = BATCH_TOKENS
 ) -> Tensor:
     """Probability of the first token of each fact's answer, a mean over its prompt variants: n, float64."""
-    put, truth = variants.rows(facts), first_tokens(lm, facts)
-    texts = tokenize_all(lm.tokenizer, [Prompt.about(one.fact, context=one.context) for one in put])
-    position = torch.tensor([one.position for one in put], device=lm.device)
-    found = torch.zeros(len(texts), dtype=torch.float64, device=lm.device)
+    rows, truth = variants.rows(facts), first_tokens(lm, facts)
+    texts = tokenize_all(lm.tokenizer, [row.prompt() for row in rows])
+    position = torch.tensor([row.position for row in rows], device=lm.device)
+    by_row = torch.zeros(len(texts), dtype=torch.float64, device=lm.device)
     for indices, probability in next_token_probabilities(lm, texts, batch_tokens, sharded=True):
-        found[indices] = probability.gather(1, truth[position[indices], None])[:, 0].double()
-    total = torch.zeros(len(facts), dtype=torch.float64, device=lm.device).index_add(0, position, all_reduce(found)[0])
+        by_row[indices] = probability.gather(1, truth[position[indices], None])[:, 0].double()
+    total = torch.zeros(len(facts), dtype=torch.float64, device=lm.device).index_add(0, position, all_reduce(by_row)[0])
     return total / position.bincount()
