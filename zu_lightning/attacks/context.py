@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from zu_lightning.editing.request import Request
 from zu_lightning.facts.fact import Fact
+from zu_lightning.facts.texts import BATCH_TOKENS
 from zu_lightning.facts.unknown_subjects import unknown_subjects_for
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ class AttackContext:
     unknown_subjects: Sequence[tuple[str, ...]]
     prose: Sequence[str]
     seed: int = 0
-    batch_tokens: int = 2048
+    batch_tokens: int = BATCH_TOKENS
 
     @classmethod
     def of(cls, request: Request, number: int) -> "AttackContext":

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from zu_lightning.editing.prompts import PromptVariants
 from zu_lightning.facts.fact import Fact
+from zu_lightning.facts.texts import BATCH_TOKENS
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.passes import BATCH_TOKENS, batched
+from zu_lightning.lm.passes import batched
 from zu_lightning.lm.suffix import after_shared_prefix
 from zu_lightning.lm.tokens import collate, tokenize_all
 from zu_lightning.runtime.distributed import all_to_all, rank_shard

@@ -16,9 +16,9 @@ from zu_lightning.editing.method import EditingMethod
 from zu_lightning.editing.prompts import PromptVariants
 from zu_lightning.editing.references import References, first_tokens
 from zu_lightning.facts.fact import Fact
+from zu_lightning.facts.texts import BATCH_TOKENS
 from zu_lightning.lm.batching import even_batches, retry_with_smaller_batch
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.passes import BATCH_TOKENS
 from zu_lightning.lm.tokens import Prompt, tokenize_all
 from zu_lightning.runtime.distributed import all_gather, all_to_all, gather_to_rank_zero, rank_shard, rank_slice
 from zu_lightning.runtime.timing import Monitor

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from zu_lightning.editing.prompts import PromptVariants
 from zu_lightning.facts.fact import Fact
+from zu_lightning.facts.texts import BATCH_TOKENS
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.passes import BATCH_TOKENS, next_token_probabilities
+from zu_lightning.lm.passes import next_token_probabilities
 from zu_lightning.lm.tokens import Prompt, tokenize_all
 
 Key = tuple[str, tuple[str, str], tuple[str, ...]]

@@ -13,8 +13,9 @@ from zu_lightning.editing.method import EditingMethod
 from zu_lightning.editing.prompts import PromptVariants
 from zu_lightning.editing.references import first_tokens
 from zu_lightning.facts.fact import Fact
+from zu_lightning.facts.texts import BATCH_TOKENS
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.passes import BATCH_TOKENS, next_token_probabilities
+from zu_lightning.lm.passes import next_token_probabilities
 from zu_lightning.lm.tokens import tokenize_all
 from zu_lightning.lm.updates import edited
 from zu_lightning.runtime.distributed import all_reduce, rank_slice

@@ -14,6 +14,8 @@ from zu_lightning.facts.records import is_file, read_records
 from zu_lightning.runtime.errors import InputError, require_positive
 
 RECORD_ENDINGS = (".json", ".jsonl", ".csv", ".parquet")
+BATCH_TOKENS = 2048
+"""Default of ``reading.batch_tokens``."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class ReadingOptions:
     """Maximum number of documents of the held-out text."""
     max_length: int = 512
     """Maximum number of tokens of a document; never more than the model's context."""
-    batch_tokens: int = 2048
+    batch_tokens: int = BATCH_TOKENS
     """Maximum number of tokens per batch of text or queries, padding included."""
 
     def __post_init__(self) -> None:

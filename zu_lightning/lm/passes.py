@@ -5,13 +5,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from zu_lightning.facts.texts import BATCH_TOKENS
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.tokens import TokenBatch, TokenizedText, collate
 from zu_lightning.runtime.distributed import rank_shard
-
-BATCH_TOKENS = 2048
-"""Maximum number of tokens per batch unless ``reading.batch_tokens`` says otherwise, padding included."""
 
 
 def batched(

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from zu_lightning.editing.request import Request, about_subjects_of
 from zu_lightning.facts.fact import Fact
+from zu_lightning.facts.texts import BATCH_TOKENS
 from zu_lightning.lm.architecture import adapter_around
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.passes import BATCH_TOKENS, batched
+from zu_lightning.lm.passes import batched
 from zu_lightning.lm.tokens import tokenize_all
 from zu_lightning.runtime.distributed import all_reduce
 from zu_lightning.runtime.files import read_json, replacing
