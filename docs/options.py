@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 import callbacks  # noqa: E402
 import zu_lightning as zu  # noqa: E402
-from data import UnlearnDataModule  # noqa: E402
+from data import UnlearnDataModule, WorldTextDataModule  # noqa: E402
 from zu_lightning.attacks.measurement import Attacks  # noqa: E402
 from zu_lightning.report.measurements import Downstream, Representations  # noqa: E402
 
@@ -40,6 +40,7 @@ SECTIONS: list[tuple[str, type]] = [
     ("attacks", Attacks),
     ("downstream", Downstream),
     ("representations", Representations),
+    ("data: data.WorldTextDataModule", WorldTextDataModule),
     ("trainer.callbacks: callbacks.ExportEditedModel", callbacks.ExportEditedModel),
     ("trainer.callbacks: callbacks.Report", callbacks.Report),
     ("trainer.callbacks: callbacks.TraceLayers", callbacks.TraceLayers),
