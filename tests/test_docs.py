@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from zu_lightning.renamed_modules import MODULES, PACKAGES
+from zu_lightning.renamed_options import RENAMED
 
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *DOCS]
@@ -73,6 +75,12 @@ def test_every_option_that_is_named_is_in_the_reference(page: Path) -> None:
     known = documented_options()
     assert "method.latents.steps" in known
     assert not [name for name in named - known if not name.endswith((".help", ".py", ".txt", ".md", ".json"))]
+
+
+def test_the_changelog_lists_every_renamed_name() -> None:
+    renamed = RENAMED | {f"zu_lightning.{old}": f"zu_lightning.{new}" for old, new in (PACKAGES | MODULES).items()}
+    table = dict(re.findall(r"^\| `([^`]*)` \| `([^`]*)` \|$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE))
+    assert {old: table.get(old) for old in renamed} == renamed
 
 
 def words_of(page: Path) -> int:
