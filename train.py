@@ -37,7 +37,7 @@ from zu_lightning import (
 from zu_lightning.attacks.measurement import Attacks
 from zu_lightning.cli.method_option import MethodChoice, methods
 from zu_lightning.cli.stopping import ending, full_disk_told_once, stopped_by_sigterm
-from zu_lightning.cli.usage import HelpFormatter, Parser
+from zu_lightning.cli.usage import CommandParser, HelpFormatter, Parser, UsageError
 from zu_lightning.editing.method import Method, ReleaseProtocol
 from zu_lightning.modules.outputs import check_writable, remove_refused, run_folder
 from zu_lightning.renamed_options import translate_arguments
@@ -200,6 +200,8 @@ def option_of(parameter: str) -> str:
     return parameter
 
 
+LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
+"""Commands of Lightning."""
 COMMANDS = {
     "compare": "compare methods over models, data sets, and seeds: tables, figures, a report",
     "ledger": "list, verify, revert, merge, or compose the requests of a project folder",
@@ -221,12 +223,19 @@ options of fit: --method CLASS (Erase, Memit, ZeroUnlearnGD, NPO, ...), --method
 
 
 def run_command(name: str, arguments: list[str]) -> None:
-    """Run a command that is not one of Lightning's."""
+    """Run a command that is not one of Lightning's.
+
+    Raises:
+        UsageError: There is no such command, or an argument is wrong.
+    """
+    if name not in COMMANDS:
+        wrong = f"there is no command {name!r}" if name else "a command is missing"
+        raise UsageError(f"{wrong}: give one of {', '.join((*LIGHTNING_COMMANDS, *COMMANDS))}.")
     if name == "compare":
         # By its name, for the processes that runs are given.
         import_module("zu_lightning.comparison.command").main(arguments, import_module("train").main)
     else:
-        import_module(f"zu_lightning.{name}").main(arguments)
+        import_module(f"zu_lightning.{name}").main(arguments, CommandParser)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -248,10 +257,11 @@ def main(args: list[str] | None = None) -> None:
     else:
         args = words
     Parser.method = MethodChoice.of(words)
+    command = words[0] if words else ""
     try:
         with stopped_by_sigterm(), full_disk_told_once():
-            if words and words[0] in COMMANDS:
-                run_command(words[0], words[1:])
+            if command not in LIGHTNING_COMMANDS and not command.startswith("-"):
+                run_command(command, words[1:])
                 return
             UnlearnCLI(
                 LightningModule,
@@ -266,7 +276,7 @@ def main(args: list[str] | None = None) -> None:
                 args=args,
             )
     except BaseException as error:
-        end = ending(error, option_of, words)
+        end = ending(error, str if command in COMMANDS else option_of, words)
         if end is None:
             raise
         close_bars()

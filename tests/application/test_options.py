@@ -125,6 +125,30 @@ def test_a_wrong_option_is_told_in_one_line(
     assert "usage:" not in "".join(capsys.readouterr())
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("", "a command is missing: give one of fit, validate, test, predict, compare, ledger, serving."),
+        ("forget", "there is no command 'forget': give one of fit, "),
+        ("ledger list", "the following arguments are required: list.project"),
+        ("ledger list . --x=1", "--x: there is no such option: `python train.py ledger --help` "),
+        ("ledger merge . . --requests=x", "--requests is 'x': give a list or null."),
+        ("serving --run=. --url=u --model=m --facts=x", "--facts is 'x': give an integer."),
+    ],
+)
+def test_a_wrong_command_is_told_in_one_line(words: str, line: str, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train_py(words.split())
+    assert stopped.value.code == 2
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert said.startswith(f"train.py: error: {line}")
+
+
+def test_an_argument_of_a_command_is_not_taken_for_an_option_of_a_run(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"train\.py: error: project is .*: it contains no ledger"):
+        train_py(["ledger", "list", str(tmp_path)])
+
+
 def test_a_wrong_value_in_a_file_is_told_by_its_option(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "wrong.yaml").write_text("method: {init_args: {latents: {clamp: high}}}")
     with pytest.raises(SystemExit):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
 from zu_lightning.cli.method_option import MethodChoice, known_methods
@@ -39,7 +39,7 @@ OF_A_KEY = re.compile(r'Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)', re.DOTALL)
 A_TYPE = re.compile(r"(?:typing\.)?Literal\[(?P<values>.*?)\]|<class '(?P<name>.*?)'>|(?P<generic>[\w.]+)\[.*?\]")
 """Names that it gives to types: the last one is ``list[...]``, and other classes of more than one part."""
 
-NO_SUCH_OPTION = "there is no such option: `python train.py fit --help` says how to list them."
+NO_SUCH_OPTION = "there is no such option: `python train.py %s --help` says how to list them."
 
 
 class UsageError(SystemExit):
@@ -50,8 +50,20 @@ class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Leaves the lines of a description as they are."""
 
 
-class Parser(LightningArgumentParser):
+class CommandParser(ArgumentParser):
     """Leaves it to the caller to show an error."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Instead of the names of all options.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(message) from ex
+
+
+class Parser(CommandParser, LightningArgumentParser):
+    """The parser of Lightning's commands."""
 
     method = MethodChoice()
     """The method that the command line chooses; options of others in configuration files do not count."""
@@ -63,14 +75,6 @@ class Parser(LightningArgumentParser):
             config = Parser.method.without_others(translate_config(config), content)
             content = yaml.safe_dump(config, sort_keys=False)
         return super()._load_config_parser_mode(content, *args, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Instead of the names of all options.
-
-        Raises:
-            UsageError: Always.
-        """
-        raise UsageError(message) from ex
 
 
 def usage_line(message: str, option_of: Callable[[str], str], words: Sequence[str]) -> str:
@@ -96,7 +100,8 @@ def usage_line(message: str, option_of: Callable[[str], str], words: Sequence[st
     if found := NOT_ACCEPTED.search(message):
         names = [word.partition("=")[0].removeprefix("--") for word in (found["words"] or "").split()]
         keys = names or [".".join(filter(None, (found["group"], found["key"])))]
-        return f"{' '.join(map(option, keys))}: {NO_SUCH_OPTION}"
+        command = words[0] if words and not words[0].startswith("-") else "fit"
+        return f"{' '.join(map(option, keys))}: {NO_SUCH_OPTION % command}"
     if found := OF_A_KEY.match(message):
         return f"{option(found['key'])}: {_one_line(found['rest'])}"
     return _one_line(message)

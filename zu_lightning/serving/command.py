@@ -109,15 +109,20 @@ def request_of(run: Path) -> Request:
     return request
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], parser_class: type[ArgumentParser] = ArgumentParser) -> None:
     """Run the command, and exit with 0 only if the edit is active.
+
+    Args:
+        arguments: The options.
+        parser_class: Parser that reports wrong arguments.
 
     Raises:
         InputError: An option is wrong, the run cannot be read, or no such model is served.
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
     try:
-        found = auto_cli(check, args=list(arguments), as_positional=False, prog="python train.py serving")
+        prog = "python train.py serving"
+        found = auto_cli(check, args=list(arguments), as_positional=False, prog=prog, parser_class=parser_class)
     except InputError as error:
         if error.parameter in inspect.signature(check).parameters and not error.where:
             raise InputError(f"--{error.parameter}", error.value, error.remedy) from error
