@@ -1,13 +1,10 @@
-"""Progress bars with units, and log lines above them."""
+"""Progress bars with units."""
 
-import logging
-import sys
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
-from tqdm.auto import tqdm
 
 from zu_lightning import EditingModule
 
@@ -61,20 +58,3 @@ class Progress(TQDMProgressBar):
 def _counting(bar: Tqdm, unit: str) -> Tqdm:
     bar.unit = f" {unit}"
     return bar
-
-
-def close_bars() -> None:
-    """End all progress bars."""
-    for bar in list(tqdm._instances):  # type: ignore[attr-defined]
-        bar.close()
-
-
-class BesideBars(logging.Handler):
-    """Writes log lines above the progress bars."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one line to standard error."""
-        try:
-            tqdm.write(self.format(record), file=sys.stderr)
-        except Exception:  # as logging handlers do
-            self.handleError(record)

@@ -7,14 +7,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from zu_lightning import InputError, UnlearnModule, replacing
+from zu_lightning.modules.outputs import checkpoint_path
 
 CONTINUE = "The same command with --ckpt_path last continues it."
 """Advice after an early end, once there is a checkpoint."""
-
-
-def checkpoint_path(default_root_dir: str) -> Path:
-    """Path of the checkpoint of the runs under a folder."""
-    return Path(default_root_dir) / "checkpoints" / "last.ckpt"
 
 
 class Resume(Checkpoint):

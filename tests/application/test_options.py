@@ -12,6 +12,7 @@ import yaml
 import train
 from tests.conftest import ROOT, command_line, train_py
 from zu_lightning import InputError
+from zu_lightning.cli.unlearn_cli import launcher_arguments
 from zu_lightning.cli.usage import usage_line
 from zu_lightning.serving.command import check
 
@@ -37,7 +38,7 @@ from zu_lightning.serving.command import check
     ],
 )
 def test_parameters_of_the_library_become_options(parameter: str, option: str) -> None:
-    assert train.option_of(parameter) == option
+    assert train.APPLICATION.option_of(parameter) == option
 
 
 NOT_OPTIONS = {
@@ -64,7 +65,7 @@ def test_every_parameter_that_an_error_names_is_an_option() -> None:
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py") if "comparison" not in path.parts]
     named = {name for path in files for name in parameters_in(path)}
     assert {"layers", "corpus", "target_kind", "ckpt_path"} < named
-    assert {name for name in named if not train.option_of(name).startswith("--")} <= NOT_OPTIONS
+    assert {name for name in named if not train.APPLICATION.option_of(name).startswith("--")} <= NOT_OPTIONS
 
 
 def stopped_by(error: Exception, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -73,7 +74,7 @@ def stopped_by(error: Exception, monkeypatch: pytest.MonkeyPatch) -> str:
     def fail(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr(train, "UnlearnCLI", fail)
+    monkeypatch.setattr("zu_lightning.cli.command.UnlearnCLI", fail)
     with pytest.raises(SystemExit) as stopped:
         train_py(["fit"])
     return str(stopped.value.code)
@@ -157,7 +158,7 @@ def test_a_wrong_value_in_a_file_is_told_by_its_option(tmp_path: Path, caplog: p
 
 
 def test_what_is_not_understood_is_still_one_line() -> None:
-    assert usage_line("Something\n  - new\n", train.option_of, []) == "Something - new"
+    assert usage_line("Something\n  - new\n", train.APPLICATION.option_of, []) == "Something - new"
 
 
 @pytest.mark.parametrize(("option", "value"), [("accelerator", "abacus"), ("strategy", "x"), ("devices", "9x")])
@@ -197,9 +198,9 @@ def test_a_launcher_decides_the_number_of_processes(
 ) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
     monkeypatch.setenv("WORLD_SIZE", world)
-    assert train.launcher_arguments() == expected
+    assert launcher_arguments() == expected
 
 
 def test_without_a_launcher_options_decide() -> None:
     assert "LOCAL_WORLD_SIZE" not in os.environ
-    assert train.launcher_arguments() == {}
+    assert launcher_arguments() == {}

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 
 import zu_lightning.ledger.commands as commands
 from callbacks import Measure, Resume
-from callbacks.resume import checkpoint_path
 from data import UnlearnDataModule
 from tests.conftest import DEMO, ROOT, SHORT_RUN, command_line, latest_run, run, train_py
 from zu_lightning import EditableLM, InputError, Results
 from zu_lightning.ledger import Ledger, locked
 from zu_lightning.ledger.files import write_facts
+from zu_lightning.modules.outputs import checkpoint_path
 from zu_lightning.serving.command import request_of
 
 WEIGHT = "model.layers.0.mlp.down_proj.weight"

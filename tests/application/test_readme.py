@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-import train
 from tests.conftest import ROOT, command_line, train_py
+from zu_lightning.cli.command import COMMANDS
 
 README = (ROOT / "README.md").read_text()
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -27,7 +27,7 @@ def commands() -> list[tuple[str, ...]]:
     lines = re.findall(r"train\.py (?!\{)(.*)", shell.replace("\\\n", " "))
     found = dict.fromkeys(tuple(shlex.split(line, comments=True)) for line in lines)
     options = ("--model", "--data", "--trainer", "--method", "--attacks")
-    return [words for words in found if words[0] not in train.COMMANDS and any(w.startswith(options) for w in words)]
+    return [words for words in found if words[0] not in COMMANDS and any(w.startswith(options) for w in words)]
 
 
 def options_in(config: dict[str, Any], prefix: str = "-") -> Iterator[str]:

@@ -20,10 +20,11 @@ from transformers import PreTrainedModel
 
 import train
 from callbacks import ClosedForm, Measure, Resume
-from callbacks.resume import checkpoint_path
 from tests.application.test_processes import assert_same, launch
 from tests.conftest import DEMO, ROOT, SHORT_RUN, command_line, latest_run, run, train_py
 from zu_lightning import EditableLM, EditingModule, Request, Results, RunState
+from zu_lightning.cli import command
+from zu_lightning.modules.outputs import checkpoint_path
 
 TWO_LAYERS = ("--model.layers=[0,1]", "--ckpt_path=last", *SHORT_RUN)
 BASE = DEMO / "model" / "model.safetensors"
@@ -84,7 +85,7 @@ def kill(moment: str, root: Path) -> tuple[object, list[str]]:
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(train.TRAINER_DEFAULTS, "callbacks", [ClosedForm(), Resume(), KillAt(*KILLS[moment][:3])])
-        patch.setattr(train.log, "error", lambda message, *rest: said.append(message % rest))
+        patch.setattr(command.log, "error", lambda message, *rest: said.append(message % rest))
         with pytest.raises(SystemExit) as stopped:
             train_py(command_line(root, *TWO_LAYERS))
     signal.signal(signal.SIGINT, handler)

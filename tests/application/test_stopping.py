@@ -11,6 +11,7 @@ import train
 from zu_lightning import InputError
 from zu_lightning.cli.stopping import ending, full_disk_told_once, stopped_by_sigterm
 
+option_of = train.APPLICATION.option_of
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -23,7 +24,7 @@ def raised(error: BaseException, while_dealing_with: BaseException) -> BaseExcep
 def test_a_full_disk_that_shows_while_another_error_is_dealt_with_still_says_how_to_continue() -> None:
     first = RuntimeError("the first")
     first.add_note("Do this.")
-    end = ending(raised(FULL, first), train.option_of, [])
+    end = ending(raised(FULL, first), option_of, [])
     assert end == (
         1,
         "error: a file in the run's folder cannot be written: the disk is full. Free some space. Do this.",
@@ -31,12 +32,12 @@ def test_a_full_disk_that_shows_while_another_error_is_dealt_with_still_says_how
 
 
 def test_input_is_not_to_blame_for_an_error_that_came_after_it() -> None:
-    assert ending(raised(RuntimeError("a bug"), InputError("steps", 0, "remedy")), train.option_of, []) is None
+    assert ending(raised(RuntimeError("a bug"), InputError("steps", 0, "remedy")), option_of, []) is None
 
 
 @pytest.mark.parametrize("error", [SystemExit(0), SystemExit(3), RuntimeError("a bug")], ids=str)
 def test_other_ends_are_left_alone(error: BaseException) -> None:
-    assert ending(error, train.option_of, []) is None
+    assert ending(error, option_of, []) is None
 
 
 def test_sigterm_stops_at_once_and_its_handler_is_put_back() -> None:

@@ -11,11 +11,11 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from callbacks import ExportEditedModel, Report, Resume
-from callbacks.resume import checkpoint_path
 from data import UnlearnDataModule
 from tests.conftest import DEMO
 from zu_lightning import Method, ReadingOptions, Results, UnlearnModule
 from zu_lightning.lm.tokens import TokenBatch
+from zu_lightning.modules.outputs import checkpoint_path
 
 WEIGHT = "model.layers.0.mlp.down_proj.weight"
 

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM
 
 from callbacks import ExportEditedModel, Report, Resume
 from callbacks.export import tell_how_to_serve
-from callbacks.resume import checkpoint_path
 from data import UnlearnDataModule
 from tests.conftest import DEMO
 from zu_lightning import (
@@ -37,6 +36,7 @@ from zu_lightning import (
 )
 from zu_lightning.gradient.method import Answers
 from zu_lightning.lm.adapter import VLLM_RANKS
+from zu_lightning.modules.outputs import checkpoint_path
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # trained without dropout, as it is used
 

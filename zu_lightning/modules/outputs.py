@@ -45,6 +45,11 @@ OF_LOGGERS = ("events.out.tfevents.", "hparams.yaml")
 """Prefixes of the files that Lightning's loggers write when a run begins."""
 
 
+def checkpoint_path(default_root_dir: str) -> Path:
+    """Path of the checkpoint of the runs under a folder."""
+    return Path(default_root_dir) / "checkpoints" / "last.ckpt"
+
+
 def check_writable(folder: str) -> None:
     """Make a folder, and refuse one that cannot be written to.
 
