@@ -23,7 +23,7 @@ from zu_lightning import (
     ZeroUnlearn,
     ZeroUnlearnGD,
 )
-from zu_lightning.renamed_modules import MODULES, PACKAGES
+from zu_lightning.renamed_modules import CALLBACKS, MODULES, NAMES, PACKAGES
 from zu_lightning.renamed_options import RENAMED, new_option, translate_arguments, translate_config
 
 PAPER = """
@@ -113,18 +113,32 @@ def test_a_present_file_stays_as_it_is(path: Any) -> None:
     [
         (["--closed_form.rule.retain_weight=0.1"], ["--method.retain_weight=0.1"]),
         (["--closed_form.rule", "zu_lightning.Memit"], ["--method=zu_lightning.Memit"]),
+        (
+            ["--model=zu_lightning.GradientModule", "--model.loss=NPO", "--model.training.scale_free=true"],
+            [
+                "--model=zu_lightning.GradientModule",
+                "--method=NPO",
+                "--method.training.learning_rate=1e-05",
+                "--method.training.scale_free=true",
+            ],
+        ),
+        (["--model.loss=SimNPO"], ["--method=SimNPO"]),
         (["--closed_form.rule=null"], ["--method=ZeroUnlearnGD", "--method.solve=descent"]),
         (["--model.init_args.training.epochs", "3"], ["--method.training.epochs=3"]),
-        (["fit", "--model.latents.strangers=4", "--trainer.devices=2"], None),
+        (
+            ["fit", "--model.latents.strangers=4", "--trainer.devices=2"],
+            ["fit", "--method.latents.unknown_subjects=4", "--trainer.devices=2"],
+        ),
         (["--model.tiny=true", "--data.seed", "1"], ["--model.random_tiny_model=true", "--data.seed", "1"]),
     ],
 )
 def test_an_old_option_is_warned_about_and_taken(
-    old: list[str], new: list[str] | None, caplog: pytest.LogCaptureFixture
+    old: list[str], new: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    assert translate_arguments(old) == (new or ["fit", "--method.latents.unknown_subjects=4", "--trainer.devices=2"])
-    assert caplog.text.count("is now --") == 1
+    assert translate_arguments(old) == new
+    given, present = ({word.partition("=")[0] for word in words if word.startswith("--")} for words in (old, new))
+    assert caplog.text.count("is now --") == len(given - present)
 
 
 def test_no_new_name_is_an_old_one() -> None:
@@ -141,6 +155,21 @@ def test_an_old_module_is_the_new_one(old: str, new: str) -> None:
     messages = [str(warning.message) for warning in caught]
     assert any(message.startswith(f"zu_lightning.{old} is now zu_lightning.{new};") for message in messages)
     assert found is importlib.import_module(f"zu_lightning.{new}")
+
+
+@pytest.mark.parametrize(("old", "new"), [*CALLBACKS.items()])
+def test_an_old_callback_is_found(old: str, new: str) -> None:
+    sys.modules.pop(old, None)
+    with pytest.warns(FutureWarning, match=f"{old} is now {new};"):
+        found = importlib.import_module(old)
+    assert found is importlib.import_module(new)
+
+
+@pytest.mark.parametrize(("old", "new"), [*NAMES.items()])
+def test_an_old_public_name_is_the_new_one(old: str, new: str) -> None:
+    with pytest.warns(FutureWarning, match=f"zu_lightning.{old} is now zu_lightning.{new};"):
+        found = getattr(zu_lightning, old)
+    assert found is getattr(zu_lightning, new)
 
 
 def test_a_module_that_never_was_is_not_found() -> None:

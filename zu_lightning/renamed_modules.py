@@ -53,13 +53,17 @@ MODULES = {
     "metrics.perplexity": "evaluation.metrics",
 }
 """Old and new names, within ``zu_lightning``."""
+CALLBACKS = {f"callbacks.{name}": "callbacks.measure" for name in ("attacks", "downstream", "representations")}
+"""Old and new modules outside it."""
+NAMES = {"Loss": "GradientMethod", "Rule": "EditingMethod", "own_share": "rank_shard"}
+"""Old and new public names of ``zu_lightning``."""
 
 
 def new_name(name: str) -> str | None:
     """The present name of a module of the previous release; ``None`` if it has kept its name, or never was one."""
     root, _, rest = name.partition(".")
     if root != "zu_lightning":
-        return None
+        return CALLBACKS.get(name)
     package, _, module = rest.partition(".")
     if rest in MODULES:
         return f"{root}.{MODULES[rest]}"
@@ -79,8 +83,19 @@ class RenamedModules(MetaPathFinder, Loader):
         """Put the module of the new name in the place of the old one."""
         new = new_name(module.__name__)
         assert new is not None
-        warnings.warn(f"{module.__name__} is now {new}; the old name goes with the next release.", FutureWarning, 2)
+        _warn(module.__name__, new)
         sys.modules[module.__name__] = importlib.import_module(new)
+
+
+def present_name(name: str) -> str:
+    """The present one of a public name of ``zu_lightning``."""
+    if name in NAMES:
+        _warn(f"zu_lightning.{name}", f"zu_lightning.{NAMES[name]}")
+    return NAMES.get(name, name)
+
+
+def _warn(old: str, new: str) -> None:
+    warnings.warn(f"{old} is now {new}; the old name goes with the next release.", FutureWarning, 3)
 
 
 sys.meta_path.insert(0, RenamedModules())

@@ -42,6 +42,8 @@ ZERO_TERM = ("ZeroUnlearn", "ZeroUnlearnGD", "ZeroUnlearnSoft")
 """Methods that have the option ``optimize_values``."""
 DESCENT = ("steps", "tolerance", "learning_rate", "objective")
 """Options of gradient descent, which every module had."""
+TRAINING = {"learning_rate": 1e-5, "scale_free": False}
+"""Defaults of gradient methods that have changed."""
 
 
 def new_option(name: str) -> str | None:
@@ -58,6 +60,7 @@ def translate_arguments(words: Sequence[str]) -> list[str]:
     """A command line of the previous release in the options of this one; each that was renamed is warned about."""
     found: list[str] = []
     words = list(words)
+    given = " ".join(words)
     while words:
         option, has_value, value = words.pop(0).partition("=")
         new = new_option(option.removeprefix("--")) if option.startswith("--") else None
@@ -71,6 +74,9 @@ def translate_arguments(words: Sequence[str]) -> list[str]:
             found += ["--method=ZeroUnlearnGD", "--method.solve=descent"]
         else:
             found.append(f"--{new}={value}")
+        if option.endswith(".loss") and "GradientModule" in given:  # not in a file, which says how to train
+            unset = {name: value for name, value in TRAINING.items() if f"training.{name}" not in given}
+            found += [f"--method.training.{name}={value}".lower() for name, value in unset.items()]
     return found
 
 
@@ -91,8 +97,7 @@ def translate_config(config: Mapping[str, Any], *, quiet: bool = False) -> dict[
     short, descends = str(method).rpartition(".")[2], method is not None and not loss and not rule
     found: dict[str, Any] = {}
     if loss:
-        # The defaults of the previous release.
-        found = {"method.training.learning_rate": 1e-5, "method.training.scale_free": False}
+        found = {f"method.training.{name}": value for name, value in TRAINING.items()}
     for name, value in leaves.items():
         option = name.split(".")[1] if name.startswith("model.") else ""
         is_dropped = (option in DESCENT and not descends) or (option == "optimize_values" and short not in ZERO_TERM)
