@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from tests.conftest import SHORT_RUN, run
+from tests.conftest import SHORT_RUN, command_line, run, train_py
 from zu_lightning import Results
 
 OWN_METHODS = '''
@@ -50,7 +51,6 @@ def own_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "expected"),
     [
         (("--method=Memit", "--method.retain_weight=0.1"), {"name": "Memit", "retain_weight": 0.1}),
-        (("--method=ZeroUnlearnGD", "--method.solve=descent"), {"name": "ZeroUnlearnGD", "solve": "descent"}),
         (("--method=NPO", "--method.beta=0.2", "--method.training.epochs=2"), {"name": "NPO", "beta": 0.2}),
         (("--method=my_methods.LeastSquares", "--method.share=0.5"), {"name": "LeastSquares", "share": 0.5}),
         (("--method=my_methods.Uniform", "--method.training.epochs=3"), {"name": "Uniform"}),
@@ -68,10 +68,16 @@ def test_a_method_is_chosen_by_one_option(
         assert torch.isclose(torch.tensor(after), torch.tensor(0.5 * before))
 
 
-def test_another_method_starts_from_its_own_defaults(tmp_path: Path) -> None:
-    first = tmp_path / "first.yaml"
-    first.write_text("method: {class_path: Memit, init_args: {retain_weight: 0.7, protect_weight: 0.3}}\n")
-    same = Results.read(run(tmp_path / "same", *OPTIONS, f"--config={first}", "--method=Memit"))
-    assert (same.method["retain_weight"], same.method["protect_weight"]) == (0.7, 0.3)
-    other = Results.read(run(tmp_path / "other", *OPTIONS, f"--config={first}", "--method=ZeroUnlearnSoft"))
-    assert (other.method["retain_weight"], other.method["protect_weight"]) == (0.5, 0.1)
+@pytest.mark.parametrize(
+    ("option", "weights"),
+    [("--method=Memit", (0.7, 0.3)), ("--method.protect_num=7", (0.7, 0.3)), ("--method=ZeroUnlearnSoft", (0.5, 0.1))],
+)
+def test_only_another_method_starts_from_its_own_defaults(
+    option: str, weights: tuple[float, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("method: {class_path: Memit, init_args: {retain_weight: 0.7, protect_weight: 0.3}}")
+    with pytest.raises(SystemExit):
+        train_py(command_line(tmp_path, f"--config={mine}", option, "--print_config"))
+    method = yaml.safe_load(capsys.readouterr().out)["method"]["init_args"]
+    assert (method["retain_weight"], method["protect_weight"]) == weights
