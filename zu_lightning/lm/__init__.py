@@ -1,1 +1,1 @@
-"""A causal language model that can be read and edited, and everything that knows about tokens and layers."""
+"""The causal language model: reading and editing it, tokens, layers, and batched passes."""

@@ -1,6 +1,6 @@
-"""LoRA adapters: factors of one rank for all layers, the commands that serve them, and what others have written.
+"""LoRA adapters: factors of one rank for all layers, the commands that serve them, and adapters written by others.
 
-What each server takes was read from its code, and is told in docs/how-to/serving.md.
+The limits of each server were read from its code; see docs/how-to/serving.md.
 """
 
 import json
@@ -22,16 +22,16 @@ log = logging.getLogger(__name__)
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 CUT_FROM = "cut_from_rank"
-"""In the metadata of an adapter's weights: the rank that it would have had."""
+"""Key in the metadata of an adapter's weights: the rank before it was truncated."""
 
 NAME = "default"
 """PEFT's name for the only adapter of a model."""
 
 SERVED_NAME = "edited"
-"""What the edited model is called in commands; the server keeps the base under the base's name."""
+"""Name of the edited model in commands; the server offers the base model by its own name."""
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What ``--max-lora-rank`` of vLLM may be (``MaxLoRARanks`` in vllm/config/lora.py; newer versions also take 1)."""
+"""Values that vLLM accepts for ``--max-lora-rank`` (``MaxLoRARanks`` in vllm/config/lora.py; newer ones also 1)."""
 
 
 def balanced(update: LowRankUpdate) -> LowRankUpdate:
@@ -39,19 +39,19 @@ def balanced(update: LowRankUpdate) -> LowRankUpdate:
     left, right_factor = torch.linalg.qr(update.left.double())
     right, left_factor = torch.linalg.qr(update.right.double().mT)
     u, s, v = torch.linalg.svd(right_factor @ left_factor.mT, full_matrices=False)
-    kept = s > torch.finfo(s.dtype).eps * len(s) * s.max()
-    kept[0] = True
-    root = s[kept].sqrt()
-    return LowRankUpdate(left @ u[:, kept] * root, root[:, None] * (v[kept] @ right.mT))
+    is_nonzero = s > torch.finfo(s.dtype).eps * len(s) * s.max()
+    is_nonzero[0] = True
+    root = s[is_nonzero].sqrt()
+    return LowRankUpdate(left @ u[:, is_nonzero] * root, root[:, None] * (v[is_nonzero] @ right.mT))
 
 
 def cut(update: LowRankUpdate, max_rank: int | None) -> LowRankUpdate:
-    """The closest update of at most this rank (a truncated SVD) to a balanced one."""
+    """The closest update of at most this rank (a truncated SVD), from a balanced one."""
     return LowRankUpdate(update.left[:, :max_rank], update.right[:max_rank])
 
 
 def padded(update: LowRankUpdate, rank: int) -> LowRankUpdate:
-    """The same update with factors of a higher rank: what is added to them is zero."""
+    """The same update with factors of a higher rank, padded by zeros."""
     missing = rank - update.rank
     return LowRankUpdate(pad(update.left, (0, missing)), pad(update.right, (0, 0, 0, missing)))
 
@@ -63,14 +63,14 @@ def adapter_rank(folder: Path) -> int | None:
 
 
 def cut_from(folder: Path) -> int | None:
-    """The rank that the adapter in a folder would have if it had not been cut; ``None`` if it is whole."""
+    """The rank before the adapter in a folder was truncated; ``None`` if it was not."""
     with safe_open(folder / WEIGHTS_NAME, "pt") as file:
         rank = (file.metadata() or {}).get(CUT_FROM)
     return None if rank is None else int(rank)
 
 
 def vllm_max_rank(rank: int) -> int | None:
-    """The lowest ``--max-lora-rank`` of vLLM that takes an adapter of this rank; ``None`` if none does."""
+    """The lowest ``--max-lora-rank`` of vLLM that accepts an adapter of this rank; ``None`` if none does."""
     return next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
 
 
@@ -98,14 +98,14 @@ def serving_commands(base: str, adapter: str, rank: int) -> dict[str, str]:
 
 
 def read_adapter(lm: EditableLM, folder: str | Path) -> dict[int, LowRankUpdate]:
-    """What a LoRA adapter adds to each output projection, scaled as PEFT scales it; float64.
+    """The updates of a LoRA adapter by layer, scaled as PEFT scales them; float64.
 
     Args:
-        lm: The base model; it is left as it was.
+        lm: The base model; it is not changed.
         folder: The adapter, written by :func:`zu_lightning.export_adapter` or by anything else.
 
     Raises:
-        InputError: It is no LoRA adapter, does not fit the model, or changes other weights, too.
+        InputError: It is not a LoRA adapter, does not fit the model, or changes other weights, too.
     """
     layers = {lm.weight_name(layer): layer for layer in range(len(lm.layers))}
     if not (Path(folder) / CONFIG_NAME).is_file():  # PEFT would ask the hub
@@ -118,22 +118,22 @@ def read_adapter(lm: EditableLM, folder: str | Path) -> dict[int, LowRankUpdate]
         raise InputError("adapters", str(folder), remedy) from error
     if config.base_model_name_or_path not in (None, "", lm.name_or_path):
         log.warning(
-            "%s was made for %s, not for %s: if these are other weights, the sum means nothing.",
+            "%s was made for %s, not for %s: if these weights differ, the sum is meaningless.",
             folder, config.base_model_name_or_path, lm.name_or_path,
         )  # fmt: skip
-    found: dict[int, LowRankUpdate] = {}
+    updates: dict[int, LowRankUpdate] = {}
     others: list[str] = []
     for name, module in lm.model.named_modules():
         if isinstance(module, LoraLayer) and NAME in module.scaling:
             if name in layers:
-                found[layers[name]] = _factors(module)
+                updates[layers[name]] = _factors(module)
             else:
                 others.append(name)
     model.unload()
-    if others or not found:
+    if others or not updates:
         what = f"it changes {', '.join(others[:3])}, ..." if others else "it changes no weights"
         raise InputError("adapters", str(folder), f"{what}: only output projections of MLPs can be composed.")
-    return found
+    return updates
 
 
 def _factors(module: LoraLayer) -> LowRankUpdate:

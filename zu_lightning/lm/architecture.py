@@ -1,4 +1,4 @@
-"""How decoders are built: where the layers are, and which module is an MLP's output projection."""
+"""Where decoders have their layers, attention, and MLP output projections."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -10,17 +10,17 @@ from transformers.pytorch_utils import Conv1D
 from zu_lightning.runtime.errors import InputError
 
 PROJECTION_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out")
-"""What decoders call an MLP's output projection: Llama, Qwen, Mistral, Gemma, Phi-3; GPT-2; GPT-NeoX; OPT; GPT-J."""
+"""Names of an MLP's output projection: Llama, Qwen, Mistral, Gemma, Phi-3; GPT-2; GPT-NeoX; OPT; GPT-J."""
 
 ATTENTION_NAMES = ("self_attn", "attn", "attention")
-"""What decoder layers call their attention: Llama, Qwen, Mistral, Gemma, OLMo, Phi-3, OPT; GPT-2, GPT-J; GPT-NeoX."""
+"""Names of a layer's attention: Llama, Qwen, Mistral, Gemma, OLMo, Phi-3, OPT; GPT-2, GPT-J; GPT-NeoX."""
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder layers, lowest first.
 
     Raises:
-        InputError: There is no list of as many layers as the configuration names.
+        InputError: No list of modules has as many layers as the configuration says.
     """
     count = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
@@ -57,7 +57,7 @@ def enclosing_mlp(model: PreTrainedModel, projection: nn.Module, layer: nn.Modul
 
 
 def mlp_module(model: PreTrainedModel, projection: nn.Module, layer: nn.Module) -> nn.Module:
-    """The module whose output is what an MLP writes: the MLP, or its output projection where it has no module (OPT)."""
+    """The module that returns an MLP's output: the MLP, or its output projection where it has no module (OPT)."""
     return enclosing_mlp(model, projection, layer) or projection
 
 
@@ -65,7 +65,7 @@ def attention(layer: nn.Module, model: PreTrainedModel) -> nn.Module:
     """The attention of a decoder layer.
 
     Raises:
-        InputError: The layer has none by a name that decoders use.
+        InputError: The layer has none of the known names.
     """
     for name, module in layer.named_children():
         if name in ATTENTION_NAMES:
@@ -74,18 +74,13 @@ def attention(layer: nn.Module, model: PreTrainedModel) -> nn.Module:
     raise InputError("model", type(model).__name__, remedy)
 
 
-def holds(layer: nn.Module, module: nn.Module) -> bool:
-    """Whether ``module`` is a layer or one of its parts."""
-    return any(part is module for part in layer.modules())
-
-
 def name_of(model: nn.Module, module: nn.Module) -> str:
     """The name of a module in ``model.named_modules()``."""
     return next(str(name) for name, candidate in model.named_modules() if candidate is module)
 
 
 def adapter_around(model: nn.Module, module: nn.Module) -> nn.Module:
-    """The PEFT adapter that stands in a module's place and calls it; without one the module itself."""
+    """The PEFT adapter that wraps a module; without one the module itself."""
     return next((other for other in model.modules() if getattr(other, "base_layer", None) is module), module)
 
 
@@ -107,7 +102,7 @@ def check_layers(layers: Sequence[int], count: int) -> None:
         count: Number of layers of the model.
 
     Raises:
-        InputError: See above.
+        InputError: A layer does not exist, or they are not in strictly increasing order.
     """
     if not layers:
         raise InputError("layers", [], f"name at least one of 0..{count - 1}.")

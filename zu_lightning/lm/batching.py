@@ -1,4 +1,4 @@
-"""Batches of texts of similar length, and batches that shrink to what memory holds."""
+"""Batches of texts of similar length, and smaller batches where memory is short."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,7 +32,7 @@ def batches(texts: Sequence[TokenizedText], batch_tokens: int) -> Iterator[list[
 
 
 def even_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices of similar ``lengths``, at most ``size`` per batch; even, so that processes get even shares."""
+    """Indices of similar ``lengths``, at most ``size`` per batch, evenly divided so that ranks get equal shards."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     while order:
         alike = [i for i in order if lengths[i] <= PADDED * lengths[order[0]]]
@@ -42,11 +42,11 @@ def even_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def alike(lengths: Sequence[int], overhead: int) -> list[list[int]]:
-    """Indices in groups of similar ``lengths``: those with the fewest tokens, padding included.
+    """Indices in groups of similar ``lengths``, with the fewest tokens in all, padding included.
 
     Args:
         lengths: Lengths of texts, in tokens.
-        overhead: What a group costs besides, in tokens.
+        overhead: Fixed cost of a group, in tokens.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     ends = [i for i in range(1, len(order) + 1) if i == len(order) or lengths[order[i]] > lengths[order[i - 1]]]
@@ -62,18 +62,18 @@ def alike(lengths: Sequence[int], overhead: int) -> list[list[int]]:
 def retry_with_smaller_batch(
     work: Callable[[list[int]], T], shares: Iterable[list[int]], name: str
 ) -> Iterator[tuple[list[int], T]]:
-    """Work on batches of indices; one for which there is not enough memory is halved, and so are all later ones.
+    """Work on batches of indices; a batch that does not fit into memory is halved, and so are all later ones.
 
     Args:
         work: Called with the indices of a batch.
         shares: Batches, in order.
-        name: What the work is called, for messages.
+        name: Name of the work, for messages.
 
     Yields:
-        The indices of each batch that was done, with the result.
+        The indices of each finished batch, with the result.
 
     Raises:
-        RuntimeError: There is not enough memory for a batch of one, or ``work`` raised it for another reason.
+        RuntimeError: A batch of one does not fit into memory, or ``work`` raised it for another reason.
     """
     waiting = list(shares)[::-1]
     fits = max(map(len, waiting), default=0)

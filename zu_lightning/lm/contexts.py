@@ -1,4 +1,4 @@
-"""Context templates: texts put before a prompt, so that a key does not depend on what happens to precede it."""
+"""Context templates: texts before a prompt, so that a key does not depend on one context."""
 
 from collections.abc import Sequence
 
@@ -15,10 +15,10 @@ def sample_contexts(
     """The bare prompt's empty context, then one text per start, continued by the model, as MEMIT does.
 
     Args:
-        lm: The model that continues each start, by sampling from its five likeliest tokens.
+        lm: The model that continues each start, by sampling from its five most likely tokens.
         starts: First words.
         length: Number of tokens sampled after each.
-        seed: Seed of the sampling; the global random state is left as it was.
+        seed: Seed of the sampling; the global random state is not changed.
 
     Returns:
         ``1 + len(starts)`` contexts, the first empty.

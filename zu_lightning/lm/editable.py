@@ -37,7 +37,7 @@ class EditableLM:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, load_options: dict[str, Any] | None = None
     ) -> None:
         if not tokenizer.is_fast:
-            remedy = "it gives no character offsets, by which the subject is found: load a fast tokenizer."
+            remedy = "it gives no character offsets, which locate the subject: load a fast tokenizer."
             raise InputError("tokenizer", type(tokenizer).__name__, remedy)
         self.model, self.tokenizer, self.load_options = model, tokenizer, load_options or {}
         model.requires_grad_(False).train(False)
@@ -56,17 +56,17 @@ class EditableLM:
 
     @property
     def name_or_path(self) -> str:
-        """Where the unedited model came from; empty if it was made in memory."""
+        """Hub id or directory of the unedited model; empty if it was made in memory."""
         return str(self.model.name_or_path or "")
 
     @property
     def device(self) -> torch.device:
-        """Where token ids must be, and where everything that is read from the model is put."""
+        """Device of token ids, and of everything that is read from the model."""
         return offload.input_device(self.model)
 
     @property
     def is_dispatched(self) -> bool:
-        """Whether accelerate has spread the model over several places (``device_map``)."""
+        """Whether accelerate has spread the model over several devices (``device_map``)."""
         return offload.is_dispatched(self.model)
 
     @property
@@ -93,7 +93,7 @@ class EditableLM:
         return architecture.name_of(self.model, self.projections[layer])
 
     def record(self, tokens: PaddedTokens, modules: Sequence[nn.Module]) -> list[Record]:
-        """What decoder layers or projections receive and return; nothing above the last of them is computed."""
+        """Inputs and outputs of decoder layers or projections; nothing above the last of them is computed."""
         with torch.no_grad(), hooks.recording(modules, len(tokens.input_ids), self.device, stop=True) as records:
             self._forward(tokens)
         return records
@@ -121,14 +121,14 @@ class EditableLM:
             places x vocabulary, float32.
         """
         last = self.layers[-1]
-        mlp = None if any(architecture.holds(last, module) for module in watched) else self._last_mlp
+        mlp = None if {*last.modules()}.intersection(watched) else self._last_mlp
         head = architecture.output_head(self.model)
         with hooks.input_selected(head, rows, positions), hooks.computed_at(mlp, rows, positions):
             logits: Tensor = self._forward(tokens, **options).logits
         return logits.float()
 
     def shifted(self, module: nn.Module, shift: Callable[[Tensor], Tensor], rows: int) -> AbstractContextManager[None]:
-        """Within this context the output of ``module`` (rows x length x width) is replaced by ``shift`` of it."""
+        """Within this context ``shift`` is applied to the output of ``module`` (rows x length x width)."""
         return hooks.shifted(module, shift, rows, self.device)
 
     def resumed(self, layer: int, hidden: Tensor | None) -> AbstractContextManager[None]:
@@ -137,7 +137,7 @@ class EditableLM:
         return hooks.skipped(self.layers[:layer], hidden, as_tuple=as_tuple)
 
     def generate(self, prompt: str, max_new_tokens: int, *, chat: bool = False, **sampling: Any) -> str:
-        """What the model adds to one prompt (a user's message if ``chat``), greedily unless told otherwise."""
+        """The model's continuation of a prompt (a user's message if ``chat``); greedy decoding by default."""
         ids = torch.tensor([tokenize(self.tokenizer, Prompt(prompt, chat=chat)).ids], device=self.device)
         options = {"do_sample": False, "max_new_tokens": max_new_tokens, **sampling}
         options["pad_token_id"] = self.tokenizer.pad_token_id or 0
@@ -158,7 +158,7 @@ class EditableLM:
 
     @cached_property
     def _layers_return_tuples(self) -> bool:
-        """Whether decoder layers return a tuple (transformers 4) or a tensor (5); found out with one token."""
+        """Whether decoder layers return a tuple (transformers 4) or a tensor (5), tested with one token."""
         ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         return hooks.returns_tuple(self.layers[0], lambda: self._forward(PaddedTokens(ids, torch.ones_like(ids))))
 

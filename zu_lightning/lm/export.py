@@ -34,7 +34,7 @@ def export_model(lm: EditableLM, folder: str | Path) -> Path:
         The folder.
 
     Raises:
-        InputError: The folder holds something else, or is where the unedited model came from.
+        InputError: The folder has other files, or the unedited model came from there.
     """
     if lm.name_or_path and Path(folder).resolve() == Path(lm.name_or_path).resolve():
         raise InputError("folder", str(folder), "the unedited model came from there: choose another folder.")
@@ -50,11 +50,11 @@ def export_adapter(
     """Write an edit as a PEFT LoRA adapter of the exact low-rank difference.
 
     Its rank is at most 2 n per layer, or as high as the weight's after a dense Delta was trained. All layers get the
-    rank of the highest, with factors padded by zeros, and alpha is the rank: servers know one rank and one alpha only.
+    highest rank, with factors padded by zeros, and alpha is the rank: servers support one rank and one alpha only.
 
     Args:
         lm: The edited model.
-        updates: For each edited layer, all that was added to its weight.
+        updates: For each edited layer, the sum of all updates of its weight.
         folder: Where to write; replaced if it exists, and never half written.
         max_rank: A layer's difference of a higher rank is replaced by the closest one of this rank (a truncated SVD);
             by default it is exact, whatever its rank.
@@ -63,14 +63,14 @@ def export_adapter(
         The folder. ``PeftModel.from_pretrained(base, folder)`` is the edited model, ``unload()`` the base again.
 
     Raises:
-        InputError: The folder holds something else.
+        InputError: The folder has other files.
         ValueError: There are no updates.
     """
     if not updates:
         raise ValueError("there is no adapter to write: nothing has been edited.")
-    whole = {lm.weight_name(layer): balanced(update) for layer, update in sorted(updates.items())}
-    factors = {name: cut(update, max_rank) for name, update in whole.items()}
-    rank, rank_of_all = (max(update.rank for update in some.values()) for some in (factors, whole))
+    exact = {lm.weight_name(layer): balanced(update) for layer, update in sorted(updates.items())}
+    factors = {name: cut(update, max_rank) for name, update in exact.items()}
+    rank, exact_rank = (max(update.rank for update in by_name.values()) for by_name in (factors, exact))
     config = LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=lm.name_or_path,
@@ -88,7 +88,7 @@ def export_adapter(
         tensors[f"base_model.model.{name}.lora_B.weight"] = equal.left.float().cpu().contiguous()
     with exported(Path(folder)) as temporary:
         config.save_pretrained(str(temporary))
-        metadata = {"format": "pt"} | ({CUT_FROM: str(rank_of_all)} if rank < rank_of_all else {})
+        metadata = {"format": "pt"} | ({CUT_FROM: str(exact_rank)} if rank < exact_rank else {})
         save_file(tensors, temporary / WEIGHTS_NAME, metadata=metadata)
     return Path(folder)
 
@@ -99,12 +99,12 @@ class ExportCheck:
 
     Attributes:
         model: Between the reloaded model and the one in memory.
-        adapter: Between the base with the adapter and the one in memory; ``None`` without an adapter. Zero up to
+        adapter: Between the base with the adapter and the model in memory; ``None`` without an adapter. Zero up to
             rounding in float32; in bfloat16 and float16 the edited weights were rounded, and the adapter was not.
-        edit: Between the base and the one in memory: what the edit did.
-        rounded: Between the base with the adapter and the same with factors rounded to bfloat16, as most servers keep
-            them; ``None`` without an adapter.
-        spacing: At the largest logit, distance to the next number of the model's dtype: what rounding a logit can do.
+        edit: Between the base and the model in memory, as the size of the edit's effect.
+        rounded: Between the base with the adapter and the same with factors rounded to bfloat16, in which most servers
+            hold them; ``None`` without an adapter.
+        spacing: At the largest logit, distance to the next number of the model's dtype, the precision of a logit.
     """
 
     model: float
@@ -115,16 +115,16 @@ class ExportCheck:
 
 
 def check_export(lm: EditableLM, model_folder: Path, adapter_folder: Path | None, texts: Sequence[str]) -> ExportCheck:
-    """Reload what was exported and compare it with the model in memory.
+    """Reload the exported model and adapter, and compare them with the model in memory.
 
     Args:
         lm: The edited model.
         model_folder: Written by :func:`export_model`.
-        adapter_folder: Written by :func:`export_adapter`, if it was; its base is loaded from where ``lm`` came from.
+        adapter_folder: Written by :func:`export_adapter`; ``None`` without an adapter. The base is loaded again.
         texts: Texts to compare on.
 
     Returns:
-        How much the logits differ.
+        The largest differences of logits.
     """
     batch = collate(tokenize_all(lm.tokenizer, texts), lm.tokenizer).to(lm.device)
     here = _logits(lm.model, batch)
@@ -179,7 +179,7 @@ def _logits(model: PreTrainedModel | PeftModel, batch: TokenBatch) -> Tensor:
 
 @contextmanager
 def exported(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of ``folder``, which must not hold anything but an earlier export."""
+    """A temporary folder that replaces ``folder``, which may be a previous export but must not have other files."""
     markers = ("config.json", CONFIG_NAME)
     is_export = any((folder / name).exists() for name in markers)
     if folder.exists() and not is_export and (not folder.is_dir() or any(folder.iterdir())):

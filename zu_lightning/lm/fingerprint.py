@@ -1,4 +1,4 @@
-"""Digests by which the weights of a model are recognized, whatever file they came from."""
+"""Fingerprint of the loaded weights, whatever file they came from."""
 
 import json
 from collections.abc import Container, Iterable, Mapping
@@ -13,45 +13,45 @@ from zu_lightning.runtime.errors import InputError
 from zu_lightning.runtime.files import digest
 
 OTHERS = "other weights"
-"""Name of all weights but the output projections."""
+"""Name of the digest of all weights but the output projections."""
 
 SAMPLE = 256
-"""Number of values of each other weight that count."""
+"""Number of values of each other weight in a digest."""
 
 
 def digests_of(lm: EditableLM, layers: Iterable[int]) -> dict[str, str]:
-    """A digest of every entry of some output projections, and of a sample of all weights that are no such projection.
+    """Digests of some output projections (every entry), and of all weights but output projections (a sample).
 
-    They are the same in every precision that can hold the weights.
+    They are the same in every precision that can represent the weights.
 
     Args:
-        lm: The model. If it is spread over devices, only projections are looked at.
+        lm: The model. If it is spread over devices, only projections are digested.
         layers: Layers of the projections.
 
     Returns:
-        By name, ``layer N`` or ``OTHERS``.
+        Digests by name, ``layer N`` or ``OTHERS``.
     """
-    found = {name_of(layer): tensor_digest(lm.weight(layer)) for layer in sorted(set(layers))}
+    digests = {name_of(layer): tensor_digest(lm.weight(layer)) for layer in sorted(set(layers))}
     if not lm.is_dispatched:
         projections = {f"{lm.weight_name(layer)}.weight" for layer in range(len(lm.layers))}
-        found[OTHERS] = digest(*_sampled(lm, projections))
-    return found
+        digests[OTHERS] = digest(*_sampled(lm, projections))
+    return digests
 
 
 def check_base(lm: EditableLM, known: Mapping[str, str], parameter: str) -> None:
-    """Refuse a model that is not the one with which the ledger of a project began.
+    """Refuse a model that is not the base model of a project's ledger.
 
     Args:
         lm: The model, before anything is added to its weights.
-        known: Digests of the base model, as the ledger has them; none if it is empty.
+        known: Digests of the base model in the ledger; none if it is empty.
         parameter: Name of the parameter that named the model.
 
     Raises:
         InputError: It has other weights.
     """
-    here = digests_of(lm, layers_in(known)) if known else {}
+    digests = digests_of(lm, layers_in(known)) if known else {}
     for name, value in known.items():
-        if here.get(name, value) != value:
+        if digests.get(name, value) != value:
             remedy = (
                 f"its weights ({name}) are not those with which the ledger of the project began: give the base model, "
                 "without any request, that the project has had from the start."
@@ -70,16 +70,16 @@ def layers_in(digests: Mapping[str, str]) -> list[int]:
 
 
 def tensor_digest(weight: torch.Tensor) -> str:
-    """A digest of every entry of a matrix, the same in every precision that can hold it."""
+    """A digest of every entry of a matrix, the same in every precision that can represent it."""
     return digest(tuple(weight.shape), weight.detach().float().cpu().contiguous().numpy().tobytes())
 
 
 def weights_digest(lm: EditableLM, layers: Iterable[int] = ()) -> str:
-    """A digest of a model as it is, its configuration and its precision included, which no other model would have.
+    """A digest of a model in its present state, with its configuration and its precision.
 
     Args:
-        lm: The model. It must not be spread over devices: weights that are elsewhere cannot be looked at.
-        layers: Layers of which every entry of the output projection counts, where of other weights a sample does.
+        lm: The model. It must not be spread over devices: offloaded weights cannot be read.
+        layers: Layers whose output projections are digested in full, where other weights are sampled.
     """
     precisions = [parameter.dtype for parameter in lm.model.parameters()]
     whole = [tensor_digest(lm.weight(layer)) for layer in layers]
@@ -87,14 +87,13 @@ def weights_digest(lm: EditableLM, layers: Iterable[int] = ()) -> str:
 
 
 def open_cache(folder: Path | None, lm: EditableLM, edited: Iterable[int] = ()) -> Cache:
-    """The cache of what is computed with a model in its present state.
+    """The cache of results that were computed with a model in its present state.
 
     Args:
-        folder: Where the files are; ``None`` to compute everything and keep nothing. A model that is spread over
-            devices has no cache: its weights cannot be read to recognize them.
+        folder: Where the files are; ``None`` for no cache. A model that is spread over devices has none: its weights
+            cannot be read for a digest.
         lm: The model.
-        edited: Layers whose weights may have been edited: each of their entries counts, where of other weights a sample
-            does.
+        edited: Layers whose weights may have been edited; they are digested in full, where other weights are sampled.
     """
     if folder is None or lm.is_dispatched:
         return Cache(None, lm.device)
@@ -103,13 +102,13 @@ def open_cache(folder: Path | None, lm: EditableLM, edited: Iterable[int] = ()) 
 
 def _described(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
     described = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Settings of its last call are not part of what it is.
-    own = {name: value for name, value in described.items() if name not in ("truncation", "padding")}
-    return own | {"chat": tokenizer.chat_template, "special": tokenizer.special_tokens_map}
+    # Settings of its last call are not part of the tokenizer.
+    lasting = {name: value for name, value in described.items() if name not in ("truncation", "padding")}
+    return lasting | {"chat": tokenizer.chat_template, "special": tokenizer.special_tokens_map}
 
 
 def _sampled(lm: EditableLM, without: Container[str] = ()) -> list[object]:
-    """Name, shape, and some values of every weight but those with some names."""
+    """Name, shape, and a sample of the values of every weight, without those of some names."""
     parts: list[object] = []
     for name, parameter in lm.model.named_parameters():
         if name not in without:

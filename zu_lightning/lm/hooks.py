@@ -1,4 +1,4 @@
-"""Looking into a forward pass, and changing it: context managers over the modules of a model.
+"""Context managers that record or change what the modules of a model compute in a forward pass.
 
 Shapes: R rows (texts), T positions of a row, D width of a module's output, P places (each a row and a position).
 """
@@ -14,35 +14,35 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Record:
-    """What a module received and returned in one forward pass (R x T x D for decoder layers and projections)."""
+    """A module's input and output in one forward pass (R x T x D for decoder layers and projections)."""
 
     input: Tensor
     output: Tensor
 
 
 class _AllSeenError(Exception):
-    """Raised by a hook when everything asked for has been seen."""
+    """Raised by a hook to end a forward pass once all modules have been recorded."""
 
 
 @contextmanager
 def recording(
     modules: Sequence[nn.Module], rows: int, device: torch.device, *, stop: bool = False
 ) -> Iterator[list[Record]]:
-    """Keep what ``modules`` receive and return in the forward pass that follows, in a list that it fills.
+    """Record inputs and outputs of ``modules`` in the next forward pass, in a list that the pass fills.
 
     Args:
         modules: Decoder layers or projections.
         rows: R, number of texts in that pass.
         device: Where to put the records.
-        stop: Whether to leave the context when the last of them has been seen.
+        stop: Whether to leave the context once all of them have been recorded.
     """
     seen: dict[int, Record] = {}
     records: list[Record] = []
 
     def keep(i: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            received = args[0] if args else kwargs["hidden_states"]
-            seen[i] = Record(*(_by_row(x.detach().to(device), rows) for x in (received, _hidden(output))))
+            hidden = args[0] if args else kwargs["hidden_states"]
+            seen[i] = Record(*(_by_row(x.detach().to(device), rows) for x in (hidden, _hidden(output))))
             if len(seen) == len(modules):
                 records.extend(seen[i] for i in range(len(modules)))
                 if stop:
@@ -59,7 +59,7 @@ def recording(
 
 @contextmanager
 def shifted(module: nn.Module, shift: Callable[[Tensor], Tensor], rows: int, device: torch.device) -> Iterator[None]:
-    """Within this context the output of ``module`` (R x T x D, on ``device``) is replaced by ``shift`` of it."""
+    """Within this context ``shift`` is applied to the output of ``module`` (R x T x D, on ``device``)."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         hidden = _hidden(output)
@@ -102,7 +102,7 @@ def computed_at(mlp: nn.Module | None, rows: Tensor, positions: Tensor) -> Itera
 
 @contextmanager
 def input_selected(module: nn.Module, rows: Tensor, positions: Tensor) -> Iterator[None]:
-    """Within this context ``module`` sees its input at the given P places only (P x D)."""
+    """Within this context ``module`` receives its input at the given P places only (P x D)."""
 
     def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (args[0][rows.to(args[0].device), positions.to(args[0].device)],)
@@ -134,36 +134,34 @@ def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterato
 
 
 def output_of(module: nn.Module, forward: Callable[[], Any], rows: int, device: torch.device) -> Tensor:
-    """What ``module`` returns (R x T x D) when ``forward`` runs the model; nothing above it is computed.
+    """The output of ``module`` (R x T x D) when ``forward`` runs the model; nothing above it is computed.
 
     Unlike :func:`recording` it keeps gradients.
     """
-    found: list[Tensor] = []
-
-    def look(module: nn.Module, args: Any, output: Any) -> None:
-        found.append(_by_row(_hidden(output), rows).to(device))
-        raise _AllSeenError
-
-    with hooked(module.register_forward_hook(look)), suppress(_AllSeenError):
-        forward()
-    return found[0]
+    return _by_row(_hidden(_first_output(module, forward)), rows).to(device)
 
 
 def returns_tuple(module: nn.Module, forward: Callable[[], Any]) -> bool:
-    """Whether ``module`` returns a tuple when ``forward`` runs the model, of which nothing above it is computed."""
-    found: list[bool] = []
+    """Whether ``module`` returns a tuple when ``forward`` runs the model; nothing above it is computed."""
+    with torch.no_grad():
+        return isinstance(_first_output(module, forward), tuple)
 
-    def look(module: nn.Module, args: Any, output: Any) -> None:
-        found.append(isinstance(output, tuple))
+
+def _first_output(module: nn.Module, forward: Callable[[], Any]) -> Any:
+    """Run the model up to the first call of ``module``, and return that call's output."""
+    outputs: list[Any] = []
+
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        outputs.append(output)
         raise _AllSeenError
 
-    with torch.no_grad(), hooked(module.register_forward_hook(look)), suppress(_AllSeenError):
+    with hooked(module.register_forward_hook(stop)), suppress(_AllSeenError):
         forward()
-    return found[0]
+    return outputs[0]
 
 
 def _hidden(output: Any) -> Tensor:
-    """The hidden states in what a decoder layer returns: a tensor in transformers 5, a tuple in 4."""
+    """The hidden states in a decoder layer's output: a tensor in transformers 5, the first of a tuple in 4."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
 

@@ -1,4 +1,4 @@
-"""Loading a causal language model and its tokenizer, with errors that say what to do."""
+"""Load a causal language model and its tokenizer, with errors that name the remedy."""
 
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from zu_lightning.runtime.errors import InputError
 
 SOURCE_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
-"""Arguments of ``from_pretrained`` that say where a model comes from; others (``device_map``) say how it is loaded."""
+"""Arguments of ``from_pretrained`` for a model's source; others (``device_map``) are about how it is loaded."""
 
 DECIDING_OPTIONS = ("revision", "subfolder", "trust_remote_code")
-"""Those of them that decide which model it is; of the others one may be a secret."""
+"""Those of them that determine the model; of the others, ``token`` is a secret."""
 
 
 def load_pretrained(
@@ -40,11 +40,11 @@ def load_pretrained(
 
 
 def check_model(name_or_path: str | Path, **load_options: Any) -> int:
-    """Check that a name stands for a causal language model, without loading its weights.
+    """Check that a name is that of a causal language model, without loading its weights.
 
     Args:
         name_or_path: Hub id or directory.
-        load_options: Arguments of ``from_pretrained``; those that say where the model comes from are used.
+        load_options: Arguments of ``from_pretrained``, of which :data:`SOURCE_OPTIONS` are used.
 
     Returns:
         The number of its decoder layers.
@@ -69,7 +69,7 @@ def check_model(name_or_path: str | Path, **load_options: Any) -> int:
 
 
 def source_options(load_options: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``load_options`` that say where a model comes from."""
+    """The options among :data:`SOURCE_OPTIONS`."""
     return {name: value for name, value in load_options.items() if name in SOURCE_OPTIONS}
 
 

@@ -1,4 +1,4 @@
-"""Parameters of an output projection, wherever they are: on a device, in main memory, or on disk."""
+"""Parameters of an output projection on a device, in main memory, or on disk."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from transformers.pytorch_utils import Conv1D
 
 
 def places(model: PreTrainedModel) -> set[int | str]:
-    """The places over which accelerate has spread a model; empty if it has not."""
+    """The devices over which accelerate has spread a model, ``disk`` included; empty if it has not."""
     return set(getattr(model, "hf_device_map", {}).values())
 
 
 def is_dispatched(model: PreTrainedModel) -> bool:
-    """Whether accelerate has spread the model over several places (``device_map``)."""
+    """Whether accelerate has spread the model over several devices (``device_map``)."""
     return len(places(model)) > 1 or "disk" in places(model)
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where token ids must be."""
+    """Device of token ids."""
     if is_dispatched(model):
         accelerators = {place for place in places(model) if place not in ("cpu", "disk")}
         return torch.device(min(accelerators, key=str, default="cpu"))
@@ -28,7 +28,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def read_parameter(projection: nn.Module, name: str) -> Tensor:
-    """A parameter of a projection; a weight is d_out x d_in, whichever way the module stores it."""
+    """A parameter of a projection; a weight is d_out x d_in, even if the module stores it transposed."""
     stored: Tensor = projection.get_parameter(name)
     value: Tensor = _weights_map(projection)[name] if stored.is_meta else stored
     return value.mT if _is_transposed(projection, name) else value
@@ -55,5 +55,5 @@ def _is_transposed(projection: nn.Module, name: str) -> bool:
 
 
 def _weights_map(projection: nn.Module) -> Any:
-    """Accelerate's map of a module's weights that are not on the module."""
+    """Accelerate's map of a module's offloaded weights."""
     return projection._hf_hook.weights_map  # type: ignore[union-attr]

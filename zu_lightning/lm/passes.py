@@ -1,4 +1,4 @@
-"""The one way in which texts go through a language model: batches of similar length, on its device."""
+"""Batched passes of texts through a language model, in batches of similar length on its device."""
 
 from collections.abc import Iterator, Sequence
 

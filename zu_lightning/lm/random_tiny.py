@@ -1,4 +1,4 @@
-"""Tiny random models of any architecture, to try a configuration before its weights are downloaded."""
+"""Tiny random models of any architecture, to test a configuration before its weights are downloaded."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ SIZES = {
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
-def write_tiny_model(name_or_path: str, depth: int, folder: str | Path) -> None:
+def write_random_tiny_model(name_or_path: str, depth: int, folder: str | Path) -> None:
     """Write a model directory with the architecture that a name contains, random weights, and a tokenizer of bytes.
 
     Args:
@@ -38,8 +38,8 @@ def write_tiny_model(name_or_path: str, depth: int, folder: str | Path) -> None:
     architectures = [kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if _plain(kind) in name]
     if not architectures:
         raise InputError(
-            "model_name_or_path", str(name_or_path), "it does not contain the name of an architecture, which a tiny "
-            "stand-in needs: choose a name that contains one, such as llama, qwen3, mistral, or gpt2.",
+            "model_name_or_path", str(name_or_path), "it does not contain the name of an architecture, which a random "
+            "tiny model needs: choose a name that contains one, such as llama, qwen3, mistral, or gpt2.",
         )  # fmt: skip
     tokenizer = _byte_tokenizer()
     sizes = SIZES | {"num_hidden_layers": depth, "vocab_size": len(tokenizer)}
@@ -53,7 +53,7 @@ def write_tiny_model(name_or_path: str, depth: int, folder: str | Path) -> None:
 
 
 def _plain(name: str) -> str:
-    """``Phi-3`` and ``phi3`` are the same."""
+    """A name without case and punctuation: ``Phi-3`` and ``phi3`` are the same."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 

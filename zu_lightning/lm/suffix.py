@@ -1,7 +1,7 @@
 """Forward passes over the end of a text only, with cached keys and values for its beginning.
 
-Attention is causal: what is added at a token changes nothing before it, and texts that begin alike are computed alike
-as far as they agree.
+Attention is causal: a change at a token has no effect on earlier tokens, and texts with a common prefix have the same
+states within it.
 
 Shapes: R rows (texts), T positions of a row from where it starts, S positions of the cached prefix, H heads, D width,
 P places (each a row and a position).
@@ -26,14 +26,14 @@ KeysAndValues = tuple[tuple[Tensor, Tensor], ...]
 
 @dataclass(frozen=True)
 class Suffix:
-    """Texts from some token on, with what the layers computed for the tokens before it.
+    """Texts from some token on, with cached keys and values of the tokens before it.
 
     Attributes:
-        layer: Where a pass starts; the number of layers for the output of the last.
+        layer: Layer at which a pass starts; the number of layers to start from the last one's output.
         hidden: Input of that layer, R x T x D; ``None`` at layer 0 for the embeddings.
         input_ids: R x T.
-        start: R, where in its text each row begins.
-        attention_mask: R x (S + T), 0 for what is not a token of the text.
+        start: R, position in its text at which each row begins.
+        attention_mask: R x (S + T), 0 for padding.
         prefix: Keys and values of the tokens before ``start``, for ``layer`` and those above.
     """
 
@@ -51,7 +51,7 @@ class Suffix:
 
     @property
     def lengths(self) -> Tensor:
-        """R, tokens of each row from where it starts."""
+        """R, number of tokens of each row from ``start`` on."""
         return self.attention_mask[:, self.prefix_length :].sum(1)
 
     def select(self, rows: Tensor) -> "Suffix":
@@ -76,7 +76,7 @@ class Suffix:
         return self._logits(lm, rows, positions, self._cache(), watched)
 
     def record(self, lm: EditableLM, modules: Sequence[nn.Module]) -> list[Record]:
-        """What modules receive and return (R x T x D); nothing above the last of them is computed."""
+        """Inputs and outputs of modules (R x T x D); nothing above the last of them is computed."""
         nowhere = self.start[:0]
         with torch.no_grad(), hooks.recording(modules, len(self.input_ids), lm.device, stop=True) as records:
             self._logits(lm, nowhere, nowhere, self._cache(), modules)
@@ -85,20 +85,20 @@ class Suffix:
     def seen(
         self, lm: EditableLM, modules: Sequence[nn.Module], rows: Tensor, positions: Tensor
     ) -> tuple[list[Record], Tensor, KeysAndValues]:
-        """A pass without gradients: what modules saw, logits, and the keys and values of all tokens in all layers."""
+        """A pass without gradients: records of modules, logits, and keys and values of all tokens in all layers."""
         cache = self._cache()
         with torch.no_grad(), hooks.recording(modules, len(self.input_ids), lm.device) as records:
             logits = self._logits(lm, rows, positions, cache, modules)
         return records, logits, tuple((layer.keys, layer.values) for layer in cache.layers)
 
     def later(self, lookup: Tensor, layer: int, hidden: Tensor, cached: KeysAndValues) -> "Suffix":
-        """The part from later tokens on, over what a pass has :meth:`seen`.
+        """The part from later tokens on, after a pass of :meth:`seen`.
 
         Args:
-            lookup: R, where in its text each row will begin.
-            layer: Where passes over it will start.
-            hidden: Input of that layer, as the pass has seen it.
-            cached: Keys and values of that pass.
+            lookup: R, position in its text at which each row will begin.
+            layer: Layer at which passes over it will start.
+            hidden: Input of that layer in the pass.
+            cached: Keys and values of the pass.
 
         Returns:
             The shorter suffix.
@@ -146,12 +146,12 @@ class Suffix:
 
 
 def after_shared_prefix(lm: EditableLM, batch: TokenBatch, group: Tensor) -> Suffix:
-    """The texts from where those of a group differ, or from a lookup token on; what they share is computed once.
+    """The texts of each group from their first difference or lookup token on; their common prefix is computed once.
 
     Args:
         lm: The model.
         batch: Texts.
-        group: R, which group each row belongs to, from 0.
+        group: R, each row's group, from 0.
 
     Returns:
         The suffix, at layer 0.
@@ -160,7 +160,7 @@ def after_shared_prefix(lm: EditableLM, batch: TokenBatch, group: Tensor) -> Suf
     ids = batch.input_ids
     agrees = (ids == ids[first][group]).long().cumprod(1).sum(1).minimum(batch.lookup)
     shared = torch.stack([agrees[group == g].min() for g in range(len(first))])
-    # A group that shares nothing gets one token nevertheless, which nothing looks at.
+    # A group without a common prefix gets one token nevertheless, which is masked.
     length = max(1, int(shared.max()))
     index = torch.arange(length, device=lm.device)
     cache: Any = DynamicCache()
@@ -181,7 +181,7 @@ def after_shared_prefix(lm: EditableLM, batch: TokenBatch, group: Tensor) -> Suf
 
 
 def _tails(start: Tensor, end: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Columns from ``start`` on, R x T, and which of them come before ``end``; all lie within ``width``."""
+    """Columns from ``start`` on, R x T, and whether they come before ``end``; all lie within ``width``."""
     columns = start[:, None] + torch.arange(int((end - start).max()), device=start.device)
     # The padding of shorter tails lies beyond the text, where any token will do.
     return columns.clamp(max=width - 1), columns < end[:, None]

@@ -19,7 +19,7 @@ AT_A_TIME = 1024
 """Number of texts that are tokenized at a time."""
 
 END_OF_TEXT = "<eos>"
-"""Stands for a tokenizer's own end-of-text token where an answer is asked for."""
+"""In place of an answer: the tokenizer's own end-of-text token."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TokenizedText:
 
 @dataclass(frozen=True)
 class PaddedTokens:
-    """What a forward pass needs to know of texts, padded on the right.
+    """Input of a forward pass: texts padded on the right.
 
     Attributes:
         input_ids: rows x length.
@@ -52,7 +52,7 @@ class PaddedTokens:
 
 @dataclass(frozen=True)
 class TokenBatch(PaddedTokens):
-    """Texts padded on the right, where padding cannot change what a causal model computes.
+    """Texts padded on the right, where padding does not affect a causal model, with the positions to look at.
 
     Attributes:
         lookup: rows, index of each row's lookup token.
@@ -69,7 +69,7 @@ class TokenBatch(PaddedTokens):
         return TokenBatch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
     def select(self, rows: Tensor) -> "TokenBatch":
-        """Some rows, by their indices, with no more padding than they need."""
+        """Some rows, by their indices, without padding that none of them needs."""
         length = int(self.lengths[rows].max())
         return TokenBatch(
             input_ids=self.input_ids[rows, :length],
@@ -81,16 +81,16 @@ class TokenBatch(PaddedTokens):
 
     @property
     def read(self) -> Tensor:
-        """rows, number of tokens that a model has to read: nothing asks what follows the last token of an answer."""
+        """rows, number of tokens that a model has to read: no prediction after an answer's last token is used."""
         return torch.where(self.without_answer, self.lengths, self.lengths - 1)
 
     @property
     def without_answer(self) -> Tensor:
-        """rows, which of them have no answer."""
+        """rows, whether a row has no answer."""
         return self.answer == self.lengths
 
     def answer_positions(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Row and position of every logit that predicts an answer token, and that token's id (each: answer tokens)."""
+        """Row and position of each logit that predicts an answer token, and the token's id (each: answer tokens)."""
         index = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
         predicts = (index >= self.answer[:, None] - 1) & (index < self.lengths[:, None] - 1)
         rows, positions = predicts.nonzero(as_tuple=True)
@@ -98,7 +98,7 @@ class TokenBatch(PaddedTokens):
 
 
 def resolved_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> str:
-    """A neutral answer as this tokenizer writes it: ``<eos>`` is its end-of-text token, all else stays as it is.
+    """A neutral answer for a tokenizer: ``<eos>`` becomes its end-of-text token, all else is unchanged.
 
     Raises:
         InputError: ``<eos>`` is asked for, but the tokenizer has no end-of-text token.
@@ -173,15 +173,15 @@ def tokenize_all(
     tokenized: list[TokenizedText] = []
     for chat, group in groupby(map(Prompt.of, texts), key=lambda prompt: prompt.chat):
         while chunk := list(islice(group, AT_A_TIME)):
-            laid_out = [_laid_out(tokenizer, prompt) for prompt in chunk]
+            whole = [_with_answer(tokenizer, prompt) for prompt in chunk]
             encoded = tokenizer(
-                [text for text, _, _ in laid_out],
+                [text for text, _, _ in whole],
                 return_offsets_mapping=True,
                 truncation=max_length is not None,
                 max_length=max_length,
                 add_special_tokens=not chat,  # the template has its own
             )
-            tokens = zip(laid_out, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            tokens = zip(whole, encoded["input_ids"], encoded["offset_mapping"], strict=True)
             tokenized += (_located(tokenizer, ends, ids, offsets) for (_, *ends), ids, offsets in tokens)
     return tokenized
 
@@ -191,35 +191,35 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: Text, max_length: int | N
     return tokenize_all(tokenizer, [text], max_length)[0]
 
 
-def _laid_out(tokenizer: PreTrainedTokenizerBase, asked: Prompt) -> tuple[str, int, int]:
-    """The whole text, where its lookup token ends, and where its prompt ends."""
-    prompt, answer = asked.prompt, asked.answer
-    lookup_end = len(prompt) if asked.lookup_end is None else asked.lookup_end
-    if asked.chat:
-        prompt = chat_text(tokenizer, asked.prompt)
-        lookup_end += prompt.rindex(asked.prompt)
-        joined = f"{prompt} {answer}" in chat_text(tokenizer, asked.prompt, answer)
+def _with_answer(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[str, int, int]:
+    """The whole text, and the ends of its lookup token and its prompt in characters."""
+    text, answer = prompt.prompt, prompt.answer
+    lookup_end = len(text) if prompt.lookup_end is None else prompt.lookup_end
+    if prompt.chat:
+        text = chat_text(tokenizer, prompt.prompt)
+        lookup_end += text.rindex(prompt.prompt)
+        by_space = f"{text} {answer}" in chat_text(tokenizer, prompt.prompt, answer)
     else:
-        joined = answer not in tokenizer.all_special_tokens
-    return f"{prompt} {answer}" if answer and joined else prompt + answer, lookup_end, len(prompt)
+        by_space = answer not in tokenizer.all_special_tokens
+    return f"{text} {answer}" if answer and by_space else text + answer, lookup_end, len(text)
 
 
 def _located(
     tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], ids: list[int], offsets: list[tuple[int, int]]
 ) -> TokenizedText:
-    """Where lookup token and answer are among a text's tokens; ``ends`` are those of :func:`_laid_out`."""
+    """Locate lookup token and answer among a text's tokens; ``ends`` are those of :func:`_with_answer`."""
     lookup_end, prompt_end = ends
     while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and offsets[-1][0] == offsets[-1][1]:
-        # Some tokenizers close every text: the model would be asked to continue after its end.
+        # Some tokenizers append an end-of-text token: the model would have to continue after the end.
         ids, offsets = ids[:-1], offsets[:-1]
-    # Byte-level tokenizers give the bytes of one character to several tokens: the last of them ends the subject.
+    # Byte-level tokenizers may split a character over several tokens: the last of them ends the subject.
     lookup = max((i for i, (start, end) in enumerate(offsets) if start < lookup_end <= end), default=len(ids) - 1)
     first = next((i for i, (_, end) in enumerate(offsets) if end > prompt_end), len(ids))
     return TokenizedText(ids, lookup, first)
 
 
 def chat_text(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str = "") -> str:
-    """A user's message in the tokenizer's chat template, up to where the assistant begins, or with the answer.
+    """A user's message in the chat template, up to the start of the assistant's turn, or with the answer.
 
     Raises:
         InputError: There is no template, or it does not hold the message as it is.
@@ -249,12 +249,12 @@ def collate(texts: Sequence[TokenizedText], tokenizer: PreTrainedTokenizerBase) 
 
 
 def check_lengths(texts: Sequence[TokenizedText], names: Sequence[str], limit: int) -> None:
-    """Refuse texts that the model cannot read.
+    """Refuse texts that do not fit into the model's context.
 
     Args:
-        texts: What will be given to the model.
-        names: What to call each text in the message.
-        limit: The model's context in tokens.
+        texts: Texts for the model.
+        names: Name of each text, for messages.
+        limit: Length of the model's context in tokens.
 
     Raises:
         InputError: A text has more tokens than ``limit``.

@@ -1,4 +1,4 @@
-"""Writing updates into weights, what that did, and several updates as one."""
+"""Add updates to weights, and sum several updates into one."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,18 +10,18 @@ from zu_lightning.lm.editable import EditableLM
 from zu_lightning.solvers import LowRankUpdate
 
 Updates = Mapping[int, LowRankUpdate]
-"""By layer."""
+"""Updates by layer."""
 
 
 @dataclass(frozen=True)
 class EditReport:
-    """What writing an update into a weight did.
+    """Effect of an update on the stored weight.
 
     Attributes:
         relative_norm: Frobenius norm of the update divided by that of the weight before it.
         rank: Rank of the update (an upper bound: the width of its factors).
-        stored_error: Norm of (change of the stored weight - update) divided by the norm of the update: what rounding
-            to the weight's dtype took away.
+        stored_error: Norm of (change of the stored weight - update) divided by the norm of the update: precision lost
+            to rounding to the weight's dtype.
     """
 
     relative_norm: float
@@ -38,7 +38,7 @@ def apply_update(lm: EditableLM, layer: int, update: LowRankUpdate) -> EditRepor
         update: Factors of the update.
 
     Returns:
-        What was stored, compared with what was asked for.
+        The stored change, compared with the update.
 
     Raises:
         ValueError: The update holds NaN or infinite entries; the weight is then unchanged.
@@ -58,7 +58,7 @@ def apply_update(lm: EditableLM, layer: int, update: LowRankUpdate) -> EditRepor
 
 
 def apply_updates(lm: EditableLM, several: Iterable[Updates]) -> None:
-    """Add several updates of a model to its weights, one after the other: each of them is rounded to their dtype."""
+    """Add several updates to a model's weights, one after the other; each is rounded to the weights' dtype."""
     for updates in several:
         for layer, update in updates.items():
             apply_update(lm, layer, update)
@@ -66,7 +66,7 @@ def apply_updates(lm: EditableLM, several: Iterable[Updates]) -> None:
 
 @contextmanager
 def edited(lm: EditableLM, updates: Updates) -> Iterator[None]:
-    """Within this context the updates are in the weights."""
+    """Within this context the updates are added to the weights."""
     before = {layer: lm.weight(layer).clone() for layer in updates}
     try:
         apply_updates(lm, [updates])
@@ -84,8 +84,5 @@ def summed_update(updates: Iterable[LowRankUpdate]) -> LowRankUpdate:
 
 def summed_updates(several: Iterable[Updates]) -> dict[int, LowRankUpdate]:
     """Several updates of a model as a single one, by layer."""
-    of_layer: dict[int, list[LowRankUpdate]] = {}
-    for updates in several:
-        for layer, update in updates.items():
-            of_layer.setdefault(layer, []).append(update)
-    return {layer: summed_update(of_layer[layer]) for layer in sorted(of_layer)}
+    pairs = [pair for updates in several for pair in updates.items()]
+    return {layer: summed_update(u for at, u in pairs if at == layer) for layer in sorted({at for at, _ in pairs})}

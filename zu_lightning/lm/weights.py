@@ -1,4 +1,4 @@
-"""Weights that no model can have been trained to, refused before anything is computed with them."""
+"""Refuse broken weights before anything is computed with them."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,25 +11,25 @@ from zu_lightning.runtime.errors import InputError
 
 
 def check_finite(lm: EditableLM, parameter: str = "model_name_or_path") -> None:
-    """Refuse a model some of whose weights are NaN or infinite; weights that are offloaded are not read.
+    """Refuse a model with NaN or infinite weights; offloaded weights are not read.
 
     Args:
         lm: The model.
-        parameter: What the caller calls the place that it was loaded from, for messages.
+        parameter: The option that names the model, for messages.
 
     Raises:
-        InputError: See above.
+        InputError: A weight holds NaN or infinite values.
     """
-    found = next((name for name, weight in _weights_here(lm.model) if not _is_finite(weight)), None)
-    if found is not None:
-        raise _not_finite(lm, found, parameter)
+    broken = next((name for name, weight in _loaded_weights(lm.model) if not _is_finite(weight)), None)
+    if broken is not None:
+        raise _not_finite(lm, broken, parameter)
 
 
 def check_projections(lm: EditableLM, layers: Sequence[int]) -> None:
-    """Refuse layers whose output projections cannot be edited, wherever their weights are.
+    """Refuse layers whose output projections cannot be edited, offloaded or not.
 
     Raises:
-        InputError: A weight holds NaN or infinite values, or nothing but zeros.
+        InputError: A weight holds NaN or infinite values, or only zeros.
     """
     for layer in layers:
         weight = lm.weight(layer)
@@ -37,21 +37,21 @@ def check_projections(lm: EditableLM, layers: Sequence[int]) -> None:
             raise _not_finite(lm, lm.weight_name(layer), "model_name_or_path")
         if not weight.any():
             remedy = (
-                f"the output projection of layer {layer} holds nothing but zeros, so that no fact can be in it: choose "
-                "other layers, or a model that is complete."
+                f"the output projection of layer {layer} holds nothing but zeros, so that it stores no fact: choose "
+                "other layers, or a complete model."
             )
             raise InputError("layers", list(layers), remedy)
 
 
-def _weights_here(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+def _loaded_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in model.named_parameters():
-        is_wide = parameter.is_floating_point() and torch.finfo(parameter.dtype).bits >= 16  # what can be compared
+        is_wide = parameter.is_floating_point() and torch.finfo(parameter.dtype).bits >= 16  # no comparison in 8 bits
         if is_wide and not parameter.is_meta and parameter.numel():
             yield name, parameter.detach()
 
 
 def _is_finite(weight: Tensor) -> bool:
-    """Whether all values are finite; NaN is the least and the largest value of a tensor that holds one."""
+    """Whether all values are finite; NaN is both the minimum and the maximum of a tensor with NaN."""
     return bool(torch.stack(torch.aminmax(weight)).isfinite().all())
 
 

@@ -13,7 +13,7 @@ from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.architecture import check_layers
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.loading import check_model
-from zu_lightning.lm.random_tiny import write_tiny_model
+from zu_lightning.lm.random_tiny import write_random_tiny_model
 from zu_lightning.lm.tokens import resolved_answer
 from zu_lightning.lm.weights import check_finite
 from zu_lightning.report.measurements import complete
@@ -139,6 +139,6 @@ def _written_tiny_model(module: EvaluationModule) -> str:
     weakref.finalize(module, shutil.rmtree, own, ignore_errors=True)  # not before: the export compares with the base
     folder: str = module.trainer.strategy.broadcast(own)
     if module.trainer.is_global_zero:
-        write_tiny_model(module.model_name_or_path, max(module.layers) + 2, folder)
+        write_random_tiny_model(module.model_name_or_path, max(module.layers) + 2, folder)
     module.trainer.strategy.barrier("tiny model")
     return folder
