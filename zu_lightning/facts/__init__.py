@@ -1,1 +1,1 @@
-"""What is forgotten and what is kept: facts, retain text, and how they are read and split."""
+"""Facts and retain text: reading, splitting, relations, and unknown subjects."""

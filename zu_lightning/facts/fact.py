@@ -1,4 +1,4 @@
-"""A fact, and the questions that tell whether a model knows it."""
+"""A fact, and the queries that test whether a model knows it."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from zu_lightning.facts.subjects import detect_subject
 from zu_lightning.runtime.errors import InputError
 
 ESSENCE_PROMPT = "{} is a"
-"""What the subject is must survive."""
+"""A prompt about the kind of a subject, which should be preserved (the essence prompt of ROME)."""
 
 FactToken = Literal["subject_last", "subject_first", "last"]
 """Which token is a fact's lookup token: the subject's last or first, or the prompt's last."""
@@ -17,7 +17,7 @@ FactToken = Literal["subject_last", "subject_first", "last"]
 
 @dataclass(frozen=True)
 class Query:
-    """A prompt and the answer that a model gives if it knows.
+    """A prompt with its true answer.
 
     Attributes:
         prompt: Text without trailing space.
@@ -32,22 +32,22 @@ class Query:
 
 @dataclass(frozen=True)
 class Fact:
-    """One fact, and the queries that tell whether it, and nothing else, has been forgotten.
+    """One fact, with the queries that measure whether it has been forgotten, and nothing else.
 
     Attributes:
         id: Unique name.
         prompt: Text without trailing space, with the subject filled in.
         target: The answer.
-        subject: Whom or what the fact is about; ``None`` if not given.
-        subject_end: Where the subject ends in ``prompt``, in characters; the prompt's end without a subject.
-        paraphrases: Other prompts for the same target, for Generalization.
-        neighbors: What must stay, for Specificity.
-        relation: What is said about the subject, such as ``city``, by any name; ``None`` if not given.
-        answers: Other answers that somebody who does not know the fact might give.
-        multi_hop: Questions that only a model that knows this fact and others can answer, for MultiHop.
-        fact_token: Which token is the fact's *lookup token*, where the model is edited. Without a subject it is the
-            prompt's last token.
-        records: Names of the records that the fact is a part of, which can be drawn as wholes.
+        subject: The subject; ``None`` if not given.
+        subject_end: End of the subject in ``prompt``, in characters; the prompt's end without a subject.
+        paraphrases: Other prompts for the same target, for generalization.
+        neighbors: Queries about other subjects, for specificity.
+        relation: Name of the relation, such as ``city``; ``None`` if not given.
+        answers: Plausible wrong answers.
+        multi_hop: Questions whose answers need this fact and others.
+        fact_token: Which token is the fact's *lookup token*, at which the model is edited. Without a subject it is
+            the prompt's last token.
+        records: Names of the records that the fact belongs to; a record can be drawn as a whole.
         chat: Whether prompts are given to the model as a user's message, through its chat template.
     """
 
@@ -106,24 +106,24 @@ class Fact:
             InputError: The prompt has no subject.
         """
         if self.subject is None:
-            raise InputError("subject", None, f"fact {self.id!r} needs one to be asked of others: add the subject.")
+            raise InputError("subject", None, f"fact {self.id!r} needs one that can be replaced: add the subject.")
         return replace(self, subject=subject).within(self.template)
 
     def within(self, template: tuple[str, str]) -> "Fact":
-        """The fact with the prompt that puts its subject between two texts."""
+        """The fact with another prompt: its subject between two texts."""
         before, after = template[0] + (self.subject or ""), template[1]
         return replace(self, prompt=before + after, subject_end=len(before))
 
     @property
     def lookup_end(self) -> int:
-        """Where the lookup token ends in ``prompt``, in characters: it is the token that holds the character before."""
+        """End of the lookup token in ``prompt``, in characters: it is the token with the character before."""
         if self.subject is None or self.fact_token == "last":
             return len(self.prompt)
         return self.subject_end - (len(self.subject) - 1 if self.fact_token == "subject_first" else 0)
 
     @property
     def essence(self) -> "Fact | None":
-        """A prompt that asks what the subject is, whose continuations should stay as they are."""
+        """A prompt about the kind of the subject, whose predictions should be preserved."""
         if self.subject is None:
             return None
         return replace(self, prompt=ESSENCE_PROMPT.format(self.subject), subject_end=len(self.subject))
@@ -171,7 +171,7 @@ class Fact:
 
 
 def _filled(template: str, subject: str | None, where: str) -> tuple[str, int]:
-    """The prompt with its subject filled in, and where the subject ends; its last occurrence counts."""
+    """The prompt with its subject filled in, and the end of the subject's last occurrence."""
     if "{}" in template:
         if subject is None:
             raise InputError("subject", None, "`prompt` holds {} for the subject: add the subject.", where)

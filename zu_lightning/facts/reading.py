@@ -22,14 +22,14 @@ def read_facts(
         path: JSON Lines, JSON, CSV, or Parquet, compressed by gzip or not, or ``name:configuration:split`` on the hub.
         detect_subjects: Whether to look for the subject in the prompt if a record names none.
         nq_prefix: Whether zsRE's specificity prompts keep their prefix ``nq question:``.
-        parameter: What errors call ``path``.
+        parameter: Name of the option that gives ``path``, for messages.
 
     Returns:
-        The facts in order; a fact without ``id`` is named by its line or position. Public data sets ask some questions
-        more than once: the first fact is kept, with the multi-hop questions and the records of all.
+        The facts in order; a fact without ``id`` is named by its line or position. Repeated questions of public data
+        sets become one fact, with the multi-hop questions and the records of all.
 
     Raises:
-        InputError: The source cannot be read, or holds no fact, a malformed one, or the same fact or id twice.
+        InputError: The source cannot be read, has no facts or a malformed one, or repeats a fact or an id.
     """
     facts: list[Fact] = []
     schemas: set[str] = set()
@@ -37,9 +37,9 @@ def read_facts(
     for name, where, record in read_records(path, parameter):
         schema, records = converted(record, where, nq_prefix=nq_prefix)
         schemas |= {schema} if schema else set()
-        for one in records:
-            facts.append(Fact.from_record(one, where, name, detect_subjects=detect_subjects))
-            if facts[-1].subject and not one.get("subject"):
+        for converted_record in records:
+            facts.append(Fact.from_record(converted_record, where, name, detect_subjects=detect_subjects))
+            if facts[-1].subject and not converted_record.get("subject"):
                 detected.append(facts[-1].subject)
     if not facts:
         raise InputError(
@@ -47,7 +47,7 @@ def read_facts(
         )
     if detected:
         log.info(
-            "%s: %d facts name no subject; it was found in the prompt of %d: %s, ...",
+            "%s: %d facts name no subject; it was detected in the prompt of %d: %s, ...",
             path, sum(not fact.subject for fact in facts) + len(detected), len(detected), ", ".join(detected[:3]),
         )  # fmt: skip
     if schemas:
@@ -73,11 +73,11 @@ def facts_by_id(facts: Sequence[Fact], ids: Sequence[str]) -> list[Fact]:
 def _without_repeats(facts: Iterable[Fact]) -> list[Fact]:
     first: dict[Query, Fact] = {}
     for fact in facts:
-        kept = first.setdefault(fact.query, fact)
-        if kept is not fact:
-            questions = tuple(dict.fromkeys(kept.multi_hop + fact.multi_hop))
-            records = tuple(dict.fromkeys(kept.records + fact.records))
-            first[fact.query] = replace(kept, multi_hop=questions, records=records)
+        merged = first.setdefault(fact.query, fact)
+        if merged is not fact:
+            questions = tuple(dict.fromkeys(merged.multi_hop + fact.multi_hop))
+            records = tuple(dict.fromkeys(merged.records + fact.records))
+            first[fact.query] = replace(merged, multi_hop=questions, records=records)
     return list(first.values())
 
 

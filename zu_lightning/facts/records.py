@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from zu_lightning.runtime.errors import InputError
 
 FILE_ENDINGS = (".txt", ".text", ".md", ".json", ".jsonl", ".csv", ".parquet", ".gz")
-"""Endings that only files have: nobody should wait for the hub to say that there is no such data set."""
+"""Endings of files: a missing file is then reported without asking the hub for a data set of its name."""
 
 
 class Record(NamedTuple):
-    """One record: its default name, its place (for messages), and its content."""
+    """One record: its default name, its file and line (for messages), and its content."""
 
     name: str
     where: str
@@ -24,19 +24,19 @@ class Record(NamedTuple):
 
 
 SHUFFLE_BUFFER = 10_000
-"""Number of records of a data set on the hub among which the next one is drawn."""
+"""Size of the buffer from which records of a data set on the hub are drawn."""
 
 
 def read_records(source: str | Path, parameter: str, *, seed: int | None = None) -> Iterator[Record]:
     """Read the records of a file, or of a data set on the hub.
 
     Args:
-        source: A file, whose ending tells its format (JSON or JSON Lines if it tells nothing), or a data set on the
-            hub as ``name``, ``name:configuration``, or ``name:configuration:split``, streamed. Without a split it is
-            ``train`` if there is one. The configuration may be empty.
-        parameter: What the caller calls the source, for messages.
-        seed: Seed by which a data set on the hub is shuffled as far as a stream can be: its shards, and each record
-            among the next ``SHUFFLE_BUFFER``. Files are read in order.
+        source: A file, in the format of its ending (by default JSON or JSON Lines), or a data set on the hub as
+            ``name``, ``name:configuration``, or ``name:configuration:split``, streamed. The default split is
+            ``train``, or else the first. The configuration may be empty.
+        parameter: Name of the option that gives the source, for messages.
+        seed: Seed for shuffling a data set on the hub: its shards, and records within a buffer of ``SHUFFLE_BUFFER``.
+            Files are read in order.
 
     Yields:
         The records.
@@ -65,7 +65,7 @@ def is_file(source: str | Path) -> bool:
 
 
 def _unpacked(path: Path, parameter: str) -> tuple[bytes, str]:
-    """The content of a file, and the ending that tells its format."""
+    """The uncompressed content of a file, and the ending for its format."""
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":

@@ -1,4 +1,4 @@
-"""Relations: facts that say the same of different subjects, and prompts and answers that they share."""
+"""Relations: facts with the same predicate about different subjects, and their shared prompts and answers."""
 
 import random
 from collections.abc import Collection, Sequence
@@ -11,9 +11,8 @@ from zu_lightning.facts.texts import mentions
 class Relations:
     """All facts of a data set, grouped by relation.
 
-    A fact's relation is the one that it gives, or else it is found from prompts: two facts without a given relation
-    have the same one if a prompt or paraphrase of one is, apart from the subject, also one of the other, or if a chain
-    of such facts connects them.
+    A fact's relation is its ``relation``, or else inferred from prompts: two facts without a given relation have the
+    same one if they share a prompt or paraphrase apart from the subject, directly or through a chain of other facts.
 
     Args:
         facts: All facts.
@@ -32,48 +31,49 @@ class Relations:
         return self.groups[self.names[fact.id]]
 
     def other_answers(self, fact: Fact) -> tuple[str, ...]:
-        """Answers of the same kind, sorted, without the fact's own: those that it lists, or those of its relation."""
+        """Answers of the same kind, sorted, without the fact's own: its ``answers``, or those of its relation."""
         return tuple(sorted({*(fact.answers or (other.target for other in self.of(fact)))} - {fact.target}))
 
     def rephrased(self, facts: Sequence[Fact], number: int, seed: int) -> dict[str, tuple[Fact, ...]]:
-        """For each fact's id, the fact in the prompts of other facts of its relation.
+        """By each fact's id, the fact with prompts of other facts of its relation.
 
-        A fact's own paraphrases, by which generalization is measured, are never among them.
+        A fact's own paraphrases, on which generalization is measured, are never among them.
 
         Args:
             facts: Facts; those without a subject are left out.
             number: Maximum number for each fact.
             seed: Seed of the draw.
         """
-        found = {}
+        rephrased = {}
         for fact in facts if number else ():
             if fact.subject is None:
                 continue
             prompts = {other.template: None for other in self.of(fact) if other.subject}
             drawn = random.Random(f"{seed}-{fact.id}").sample(list(prompts), len(prompts))
             candidates = (fact.within(template) for template in drawn if template != fact.template)
-            found[fact.id] = tuple(islice((one for one in candidates if one.prompt not in fact.paraphrases), number))
-        return found
+            new = (candidate for candidate in candidates if candidate.prompt not in fact.paraphrases)
+            rephrased[fact.id] = tuple(islice(new, number))
+        return rephrased
 
     def examples(
         self, facts: Sequence[Fact], number: int, seed: int, *, without: Collection[str] = (), length: int = 3
     ) -> dict[str, tuple[str, ...]]:
-        """For each fact's id, few-shot contexts: facts about other subjects of its relation.
+        """By each fact's id, few-shot contexts: facts of its relation about other subjects.
 
         Args:
-            facts: Facts; no example is about one of their subjects, or contains a fact's answer.
+            facts: Facts; no example is about one of their subjects, or contains the fact's answer.
             number: Maximum number of contexts for each fact.
             seed: Seed of the draw.
             without: Ids of facts that are not used as examples.
             length: Number of facts in a context.
         """
-        subjects, found = {fact.subject for fact in facts}, {}
+        subjects, contexts = {fact.subject for fact in facts}, {}
         for fact in facts if number else ():
             others = [o.statement for o in self.of(fact) if o.subject not in subjects and o.id not in without]
             fitting = [text for text in others if not mentions(text, fact.target)]
             drawn = random.Random(f"{seed}-{fact.id}").sample(fitting, min(number * length, len(fitting)))
-            found[fact.id] = tuple(" ".join(drawn[i : i + length]) for i in range(0, len(drawn), length))
-        return found
+            contexts[fact.id] = tuple(" ".join(drawn[i : i + length]) for i in range(0, len(drawn), length))
+        return contexts
 
 
 def relations_of(facts: Sequence[Fact]) -> list[str]:
@@ -90,11 +90,11 @@ def relations_of(facts: Sequence[Fact]) -> list[str]:
         for other in others:
             smaller, larger = sorted((root(first), root(other)))
             parent[larger] = smaller  # the smallest name, whatever the order of the facts
-    return [fact.relation or root(own[0]) for fact, own in zip(facts, templates, strict=True)]
+    return [fact.relation or root(prompts[0]) for fact, prompts in zip(facts, templates, strict=True)]
 
 
 def _templates(fact: Fact) -> list[str]:
-    """Prompt and paraphrases with the subject cut out, those that contain it."""
+    """The prompt, and the paraphrases that contain the subject, with the subject cut out."""
     subject = fact.subject or ""
     paraphrases = [text.replace(subject, "{}") for text in fact.paraphrases if subject and subject in text]
     return ["{}".join(fact.template), *paraphrases]

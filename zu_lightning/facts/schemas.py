@@ -10,11 +10,11 @@ from zu_lightning.runtime.errors import InputError
 Ours = dict[str, Any]
 
 NQ_PREFIX = "nq question: "
-"""What zsRE's specificity prompts begin with: they come from Natural Questions."""
+"""Prefix of zsRE's specificity prompts, which come from Natural Questions."""
 
 
 class Schema(NamedTuple):
-    """A public data set: the fields by which its records are recognized, and how a record is converted."""
+    """A public data set: its name, the fields that identify its records, and the conversion of a record."""
 
     name: str
     fields: frozenset[str]
@@ -22,7 +22,7 @@ class Schema(NamedTuple):
 
 
 def converted(record: Any, where: str, *, nq_prefix: bool = False) -> tuple[str | None, list[Any]]:
-    """The schema that a record follows, and the record in our format.
+    """The schema of a record, and the record in our format.
 
     Args:
         record: A record of a public data set, or one of our own.
@@ -65,7 +65,7 @@ def _counterfact(record: Mapping[str, Any]) -> list[Ours]:
 
 
 def _mquake(record: Mapping[str, Any]) -> list[Ours]:
-    """One fact for each rewritten hop; facts that belong to the true chain carry the multi-hop questions."""
+    """One fact for each rewritten hop; facts of the true chain get the multi-hop questions."""
     chain = {hop["cloze"] for hop in record["single_hops"]}
     questions = [{"prompt": question, "target": record["answer"]} for question in _list(record["questions"])]
     return [
@@ -84,10 +84,10 @@ def _mquake(record: Mapping[str, Any]) -> list[Ours]:
 
 
 def _zsre(record: Mapping[str, Any], prefix: str = "") -> list[Ours]:
-    found = re.search(re.escape(record["subject"]), record["src"], re.IGNORECASE)
+    subject = re.search(re.escape(record["subject"]), record["src"], re.IGNORECASE)
     return [
         {
-            "subject": found[0] if found and found[0] else None,
+            "subject": subject[0] if subject and subject[0] else None,
             "prompt": record["src"],
             "target": _list(record["answers"])[0],
             "paraphrases": [record["rephrase"]],
@@ -123,7 +123,7 @@ SCHEMAS = (
     Schema("zsRE", frozenset({"src", "answers"}), _zsre),
     Schema("TOFU", frozenset({"question", "answer"}), _question_and_answer),
 )
-"""The first schema whose fields a record has is taken."""
+"""In order of precedence."""
 
 KEEPING_PREFIX = Schema("zsRE", frozenset({"src", "answers"}), partial(_zsre, prefix=NQ_PREFIX))
 """zsRE as the authors of ZeroUnlearn, MEMIT, and ROME read it."""

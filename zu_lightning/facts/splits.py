@@ -22,13 +22,13 @@ def split_facts(
     Args:
         facts: All facts.
         forget: Facts to forget: how many, drawn by seed, or their ids.
-        retain: Facts to keep that are only measured, likewise.
-        protect: Facts to keep that the method is told of, likewise; if there are fewer, all that are left.
+        retain: Retained facts that are only measured, likewise.
+        protect: Retained facts that the method must preserve, likewise; if there are fewer, all that are left.
         seed: Seed of the draw. A set does not depend on the sizes of those after it in this list.
-        split_halves: Whether facts to keep are drawn from the first half of ``facts`` and facts to forget from the
+        split_halves: Whether retained facts are drawn from the first half of ``facts`` and facts to forget from the
             second, as in the authors' release.
-        by_record: Whether whole records are drawn: numbers then count records, halves are halves of the records, and
-            the facts of a drawn record go together. A fact of several records goes with the first set that draws it.
+        by_record: Whether whole records are drawn: numbers and halves are then of records, and the facts of a drawn
+            record stay together. A fact of several records belongs to the first set that draws it.
 
     Returns:
         Forget set, retain set, and protected set.
@@ -36,9 +36,9 @@ def split_facts(
     Raises:
         InputError: There are too few facts, an id does not exist, or one is in two lists.
     """
-    asked = {"forget": forget, "retain": retain, "protect": protect}
+    sizes = {"forget": forget, "retain": retain, "protect": protect}
     by_id = {fact.id: fact for fact in facts}
-    lists = {f"{kind}_ids": ids for kind, ids in asked.items() if not isinstance(ids, int)}
+    lists = {f"{kind}_ids": ids for kind, ids in sizes.items() if not isinstance(ids, int)}
     taken = _checked(lists, by_id)
     units = _units(facts, by_record)
     first_half = set(list(units)[: len(units) // 2])
@@ -49,7 +49,7 @@ def split_facts(
     ]
 
     def choose(kind: str) -> list[Fact]:
-        wanted = asked[kind]
+        wanted = sizes[kind]
         if not isinstance(wanted, int):
             return [by_id[name] for name in dict.fromkeys(wanted)]
         pool = [name for name in free if not split_halves or (name in first_half) == (kind != "forget")]
@@ -72,10 +72,10 @@ def split_facts(
 
 
 def without(facts: Sequence[Fact], others: Sequence[Fact]) -> list[Fact]:
-    """The facts that are not among others, by prompt and answer.
+    """The facts without those that are among others by prompt and answer.
 
     Raises:
-        InputError: One of those that are left has the id of one of the others.
+        InputError: A remaining fact has the id of one of the others.
     """
     queries, ids = {fact.query for fact in others}, {fact.id for fact in others}
     left = [fact for fact in facts if fact.query not in queries]
@@ -87,7 +87,7 @@ def without(facts: Sequence[Fact], others: Sequence[Fact]) -> list[Fact]:
 
 
 def _units(facts: Sequence[Fact], by_record: bool) -> dict[str, list[Fact]]:
-    """What is drawn as a whole, by name: each fact, or the facts of each record, in order."""
+    """Units of the draw by name: each fact, or the facts of each record, in order."""
     units: dict[str, list[Fact]] = {}
     for fact in facts:
         for name in (fact.records or (fact.id,)) if by_record else (fact.id,):
@@ -96,7 +96,7 @@ def _units(facts: Sequence[Fact], by_record: bool) -> dict[str, list[Fact]]:
 
 
 def _checked(lists: Mapping[str, Sequence[str]], by_id: Mapping[str, Fact]) -> set[str]:
-    """All ids that are in a list; refuses those that are in two lists, or that no fact has."""
+    """All ids of the lists; refuses ids in two lists, and ids that no fact has."""
     taken: set[str] = set()
     for name, ids in lists.items():
         both = sorted(set(ids) & taken)
@@ -104,7 +104,7 @@ def _checked(lists: Mapping[str, Sequence[str]], by_id: Mapping[str, Fact]) -> s
             raise InputError(name, both, "these facts are in another list, too: remove them from one.")
         taken |= set(ids)
     for name, ids in lists.items():
-        unknown = [one for one in ids if one not in by_id]
+        unknown = [fact_id for fact_id in ids if fact_id not in by_id]
         if unknown:
             raise InputError(name, unknown[:5], f"these are not ids of the {len(by_id)} facts: correct the list.")
     return taken

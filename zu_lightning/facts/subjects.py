@@ -1,4 +1,4 @@
-"""Finding the subject of a prompt when the record names none."""
+"""Detect the subject of a prompt when the record names none."""
 
 import re
 
@@ -8,7 +8,7 @@ POSSESSIVE = re.compile("['\u2019]s$")
 INSIDE_NAMES = frozenset(
     {"of", "de", "da", "di", "del", "della", "du", "la", "le", "van", "von", "der", "den", "the", "bin", "al"}
 )
-"""Small words that may stand inside a name, never at its end."""
+"""Lower-case words within names, never at their end."""
 FIRST_WORDS = frozenset(
     (
         "a an and any are as at before by can compare complete could define describe did discuss do does "
@@ -17,17 +17,17 @@ FIRST_WORDS = frozenset(
         "we were what when where which who whom whose why will with would write you your"
     ).split()
 )
-"""Words that are capitalized because a sentence begins with them."""
+"""Words that are capitalized only because they begin a sentence."""
 
 
 def detect_subject(prompt: str) -> str | None:
-    """The subject that a prompt names: a quoted title, else the longest run of capitalized words, the last of equals.
+    """Detect a subject: a quoted title, else the longest run of capitalized words, the last of equals.
 
     Args:
         prompt: Text.
 
     Returns:
-        The subject as it stands in the prompt, or ``None`` if no name shows, as in scripts without capitals.
+        The subject as written in the prompt, or ``None`` if no name is detected, as in scripts without capitals.
     """
     quoted = QUOTED.findall(prompt)
     if quoted:

@@ -20,7 +20,7 @@ BATCH_TOKENS = 2048
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How much text a run reads, and in what batches."""
+    """Amount of text that a run reads, and its batch size."""
 
     corpus_documents: int = 100_000
     """Maximum number of documents of the retain text."""
@@ -41,13 +41,13 @@ class ReadingOptions:
 
 @dataclass(frozen=True)
 class RetainText:
-    """Retain text, and how it is read.
+    """Retain text, and options for reading it.
 
     Attributes:
         documents: One text each.
-        reading: How much of them is read, and in what batches.
-        corpus: What the documents come from: all of it, or a part with which they have most in common. What is read
-            from it once serves all runs, whatever they leave out; empty if there is nothing to share.
+        reading: Amount of text that is read, and its batch size.
+        corpus: The corpus that the documents come from, or the part of it that overlaps most with them; its statistics
+            are cached once for all runs, whichever documents they leave out. Empty for no shared cache.
     """
 
     documents: Sequence[str]
@@ -63,7 +63,7 @@ def read_texts(source: str, limit: int = 100_000, parameter: str = "source", see
             field; or a data set on the hub with a ``text`` column, as ``name``, ``name:configuration``
             (``wikimedia/wikipedia:20231101.en``), or ``name:configuration:split``. Files may be compressed by gzip.
         limit: Maximum number of documents to read; a data set is streamed no further.
-        parameter: What the caller calls the source, for messages.
+        parameter: Name of the option that gives the source, for messages.
         seed: Seed for drawing documents at random: those of a file uniformly, those of a data set on the hub
             from a shuffled stream (see :func:`zu_lightning.facts.records.read_records`). By default the first ones
             are taken.
@@ -72,17 +72,17 @@ def read_texts(source: str, limit: int = 100_000, parameter: str = "source", see
         The documents that are not empty, in order, or in random order if they are drawn.
 
     Raises:
-        InputError: The source cannot be read or holds no text.
+        InputError: The source cannot be read, or has no text.
     """
-    found = (text for text in _documents(source, parameter, seed) if text.strip())
-    texts = list(islice(found, limit)) if seed is None or not is_file(source) else _drawn(found, limit, seed)
+    documents = (text for text in _documents(source, parameter, seed) if text.strip())
+    texts = list(islice(documents, limit)) if seed is None or not is_file(source) else _drawn(documents, limit, seed)
     if not texts:
         raise InputError(parameter, source, "it holds no text: give one document per line.")
     return texts
 
 
 def retain_documents(corpus: Iterable[str], forget: Sequence[Fact]) -> list[str]:
-    """The documents that are not empty and name no forgotten subject: what should go must not be held in place."""
+    """Documents that are not empty and name no forgotten subject, so that none of them preserves what is forgotten."""
     subjects = {fact.subject for fact in forget if fact.subject}
     return [text for text in corpus if text.strip() and not any(subject in text for subject in subjects)]
 
@@ -93,14 +93,14 @@ def mentions(text: str, answer: str) -> bool:
 
 
 def _drawn(texts: Iterable[str], count: int, seed: int) -> list[str]:
-    """``count`` of the texts, each set of them equally likely, in random order; no more are held at a time."""
+    """A uniform sample of ``count`` texts in random order, by reservoir sampling."""
     rng, drawn = random.Random(seed), list[str]()
     for i, text in enumerate(texts):
         if i < count:
             drawn.append(text)
         elif (place := rng.randrange(i + 1)) < count:
             drawn[place] = text
-    rng.shuffle(drawn)  # early texts would keep their places, and a limit on tokens would favor them
+    rng.shuffle(drawn)  # early texts keep their places, and a limit on tokens would favor them
     return drawn
 
 

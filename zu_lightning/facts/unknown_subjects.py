@@ -1,4 +1,4 @@
-"""Unknown subjects: made-up subjects of which no model can know anything."""
+"""Unknown subjects: made-up subjects that no model can know."""
 
 import logging
 import random
@@ -14,27 +14,27 @@ INVENTED = (
     "Orvelin Thasker", "Maraude Quillfen", "Tobrin Vashkell", "Elzira Montquay", "Hesper Drovanik", "Calyx Brennovar",
     "Junith Okstrand", "Perrick Alduveen", "Ysolda Kemmerath", "Davrin Soltwick", "Nerissel Farquand", "Oswin Trellaby",
 )  # fmt: skip
-"""Names that nobody has, for data with too few names to make others of."""
+"""Invented names, for data with too few names to recombine."""
 ATTEMPTS = 200
-"""Number of names that are tried for each one that is wanted."""
+"""Number of attempts for each name."""
 ENOUGH = 12
-"""If a relation has fewer subjects, names are made of those of all facts."""
+"""If a relation has fewer subjects, those of all facts are recombined."""
 
 
 def made_up_subjects(subjects: Sequence[str], number: int, seed: int, texts: Iterable[str] = ()) -> list[str]:
-    """Names put together from halves of others, such as first and last names.
+    """New names from halves of others, such as first and last names.
 
     Args:
-        subjects: Names to take halves from.
-        number: How many to make.
+        subjects: Names whose halves are recombined.
+        number: Number of new names.
         seed: Seed of the draw.
-        texts: No name that is made occurs in one of these, nor in ``subjects``.
+        texts: No new name occurs in one of these, nor in ``subjects``.
 
     Returns:
         ``number`` different names.
 
     Raises:
-        InputError: The halves do not give that many.
+        InputError: There are too few combinations.
     """
     names = sorted({name for name in subjects if len(name) > 1})
     starts, ends = zip(*map(_halves, names), strict=True) if names else ((), ())
@@ -51,7 +51,7 @@ def made_up_subjects(subjects: Sequence[str], number: int, seed: int, texts: Ite
 
 
 def _halves(name: str) -> tuple[str, str]:
-    """A name before and from its last word, or a single word cut in the middle."""
+    """The parts of a name before and from its last word, or the halves of a single word."""
     cut = name.rfind(" ") + 1 or -(-len(name) // 2)
     return name[:cut], name[cut:]
 
@@ -59,19 +59,19 @@ def _halves(name: str) -> tuple[str, str]:
 def unknown_subjects_for(
     facts: Sequence[Fact], relations: Relations, number: int, seed: int, texts: Iterable[str] = ()
 ) -> list[tuple[str, ...]]:
-    """For each fact made-up subjects of the same kind: of halves of the subjects of its relation.
+    """For each fact, made-up subjects of the same kind, from halves of the subjects of its relation.
 
-    Data with too few names gets invented ones, with a warning.
+    With too few names in the data, invented ones are used, with a warning.
 
     Args:
         facts: Facts with subjects.
         relations: All facts of the data set.
-        number: How many for each fact; facts of a relation have the same ones.
+        number: Number for each fact; facts of a relation share them.
         seed: Seed of the draw.
-        texts: No name that is made occurs in one of these.
+        texts: No unknown subject occurs in one of these.
 
     Raises:
-        InputError: Not even the invented names give that many.
+        InputError: Even the invented names have too few combinations.
     """
     everybody = sorted({fact.subject for group in relations.groups.values() for fact in group if fact.subject})
     corpus, made = list(texts), dict[str, tuple[str, ...]]()
