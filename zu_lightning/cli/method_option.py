@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+import zu_lightning
 from zu_lightning.editing.method import Method
 from zu_lightning.renamed_options import translate_config
 
@@ -79,8 +80,9 @@ def class_of(config: Mapping[str, Any]) -> str | None:
 
 
 def known_methods() -> list[str]:
-    """Names of the methods that can be chosen, in alphabetical order."""
-    return sorted({method.__name__ for method in methods() if not isabstract(method)} - {Method.__name__})
+    """Names of the project's methods, in alphabetical order."""
+    own = (method for method in methods() if method.__module__.startswith(f"{zu_lightning.__name__}."))
+    return sorted({method.__name__ for method in own if not isabstract(method)} - {Method.__name__})
 
 
 def methods(cls: type[Method] = Method) -> list[type[Method]]:
