@@ -88,37 +88,20 @@ def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch
     assert refused.value.parameter == "path"
 
 
-def test_a_data_set_of_the_hub_is_streamed_from_its_training_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_a_data_set_of_the_hub_is_streamed_by_name_configuration_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = []
 
-    def load_dataset(name: str, configuration: str | None, *, streaming: bool) -> dict[str, list[dict[str, str]]]:
-        asked.append((name, configuration, streaming))
-        return {"test": [], "train": RECORDS}
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    assert contents("somebody/counterfact:all") == RECORDS
-    assert contents("somebody/counterfact") == RECORDS
-    assert asked == [("somebody/counterfact", "all", True), ("somebody/counterfact", None, True)]
-
-
-def test_the_only_split_of_a_data_set_is_read_whatever_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: {"test": RECORDS})
-    assert contents("somebody/facts") == RECORDS
-
-
-def test_a_split_of_a_data_set_is_read_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def load_dataset(*name: str | None, streaming: bool) -> dict[str, list[int]]:
-        asked.append(name)
-        return {"train": [0], "test": [1]}
+    def load_dataset(name: str, configuration: str | None, *, streaming: bool) -> dict[str, list[int]]:
+        arguments.append((name, configuration, streaming))
+        return {"test": [1]} if name == "only/test" else {"test": [1], "train": [0]}
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    assert contents("somebody/text:raw:test") == [1]
-    assert contents("somebody/text::test") == [1]
-    assert asked == [("somebody/text", "raw"), ("somebody/text", None)]
-    with pytest.raises(InputError, match=r"path is 'somebody/text:raw:tset'.*\(KeyError: 'tset'\): check the name"):
-        contents("somebody/text:raw:tset")
+    sources = ["a/text:raw", "a/text", "a/text:raw:test", "a/text::test", "only/test"]
+    assert [contents(source) for source in sources] == [[0], [0], [1], [1], [1]]
+    names = [("a/text", "raw"), ("a/text", None), ("a/text", "raw"), ("a/text", None), ("only/test", None)]
+    assert arguments == [(*name, True) for name in names]
+    with pytest.raises(InputError, match=r"path is 'a/text:raw:tset'.*\(KeyError: 'tset'\): check the name"):
+        contents("a/text:raw:tset")
 
 
 def test_what_the_hub_does_not_give_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Unknown subjects: subjects that nobody has heard of."""
+"""Unknown subjects: made-up subjects in no fact and no text."""
 
 import pytest
 

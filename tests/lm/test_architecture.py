@@ -33,20 +33,11 @@ PROJECTIONS = {
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_every_layer_has_the_mlps_output_projection(name: str) -> None:
+def test_projections_and_mlps_are_located(name: str) -> None:
     lm = random_lm(name)
-    found = [lm.weight_name(layer) for layer in range(len(lm.layers))]
-    assert found == [PROJECTIONS[name].format(layer) for layer in range(3)]
-
-
-@pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_what_the_mlp_writes_is_normalized_in_gemma_and_olmo_only(name: str) -> None:
-    assert random_lm(name).normalizes_mlp_output == (name in ("gemma2", "gemma3", "olmo2"))
-
-
-@pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_only_opt_has_no_module_for_its_mlp(name: str) -> None:
-    lm = random_lm(name)
+    assert [lm.weight_name(layer) for layer in range(3)] == [PROJECTIONS[name].format(layer) for layer in range(3)]
+    assert len(lm.layers) == 3
+    assert lm.normalizes_mlp_output == (name in ("gemma2", "gemma3", "olmo2"))
     mlp = architecture.enclosing_mlp(lm.model, lm.projections[1], lm.layers[1])
     assert (mlp is None) == (name == "opt")
     assert mlp is None or lm.projections[1] in set(mlp.modules())

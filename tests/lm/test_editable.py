@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.conftest import TEXTS, batch_of, random_lm, update_for
+from tests.conftest import TEXTS, batch_of, random_lm
 from zu_lightning import EditableLM, InputError
 from zu_lightning.lm import hooks
 from zu_lightning.lm.tokens import PaddedTokens
@@ -26,15 +26,6 @@ def test_a_projections_output_is_its_weight_times_the_key(any_lm: EditableLM) ->
         assert any_lm.weight(layer).shape == (16, 40)
         value = record.input @ any_lm.weight(layer).T + (0.0 if bias is None else bias)
         assert torch.allclose(value, record.output, atol=1e-6)
-
-
-def test_a_weight_can_be_replaced(any_lm: EditableLM) -> None:
-    wanted = update_for(any_lm, 1).dense()
-    any_lm.set_weight(1, wanted)
-    assert torch.equal(any_lm.weight(1), wanted.float())
-    (record,) = any_lm.record(batch_of(any_lm), [any_lm.projections[1]])
-    bias = any_lm.bias(1)
-    assert torch.allclose(record.output - (0.0 if bias is None else bias), record.input @ wanted.float().T, atol=1e-5)
 
 
 def key_by_hand(mlp: Any, hidden: Tensor) -> Tensor:
@@ -62,6 +53,11 @@ def test_keys_are_those_of_the_mlp_written_out(any_lm: EditableLM) -> None:
         assert torch.allclose(record.input, expected, atol=1e-6)
 
 
+FEW = ["gpt2", "llama", "opt"]
+"""Architectures whose projections and MLPs differ most."""
+
+
+@pytest.mark.parametrize("any_lm", FEW, indirect=True)
 def test_one_pass_reads_several_layers(any_lm: EditableLM) -> None:
     together = any_lm.record(batch_of(any_lm), any_lm.projections)
     for projection, record in zip(any_lm.projections, together, strict=True):
@@ -151,6 +147,7 @@ def test_a_tokenizer_without_offsets_is_refused(lm: EditableLM, monkeypatch: pyt
         EditableLM(lm.model, lm.tokenizer)
 
 
+@pytest.mark.parametrize("any_lm", FEW, indirect=True)
 def test_generation_is_greedy_and_gives_only_what_is_new(any_lm: EditableLM) -> None:
     ids = batch_of(any_lm, ["Ada Novak works as a"]).input_ids
     prompt_length = ids.shape[1]

@@ -75,6 +75,8 @@ def test_a_special_token_is_joined_to_the_prompt_without_space() -> None:
     prompt = tokenize(tokenizer, "Ada Novak works as a")
     text = tokenize(tokenizer, Prompt("Ada Novak works as a", "</s>"))
     assert text.ids == [*prompt.ids, tokenizer.eos_token_id]
+    assert text.ids[0] == tokenizer.bos_token_id
+    assert text.ids.count(tokenizer.bos_token_id) == 1
     assert text.answer == len(prompt.ids)
 
 
@@ -95,13 +97,6 @@ def test_a_text_is_cut_to_the_length_asked_for() -> None:
     assert cut.ids == whole.ids[:5]
     assert (cut.lookup, cut.answer) == (4, 5)
     assert tokenize(tokenizer, TEXTS[2]) == whole  # the tokenizer has not been told to cut from now on
-
-
-def test_there_is_one_bos_and_it_comes_first() -> None:
-    tokenizer = TOKENIZERS["byte-level with BOS"]
-    text = tokenize(tokenizer, Prompt("It was late. Ada Novak works as a", "baker"))
-    assert text.ids[0] == tokenizer.bos_token_id
-    assert text.ids.count(tokenizer.bos_token_id) == 1
 
 
 def test_answer_positions_predict_the_answer() -> None:

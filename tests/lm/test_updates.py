@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.conftest import update_for
+from tests.conftest import batch_of, update_for
 from zu_lightning import EditableLM, LowRankUpdate, apply_update
 from zu_lightning.lm.updates import edited, summed_update, summed_updates
 
@@ -16,6 +16,10 @@ def test_an_edit_changes_its_weight_and_no_other(any_lm: EditableLM) -> None:
     changed = {name for name, value in any_lm.model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {f"{any_lm.weight_name(1)}.weight"}
     assert torch.allclose(any_lm.weight(1).double(), old + update.dense(), atol=1e-6)
+    (record,) = any_lm.record(batch_of(any_lm), [any_lm.projections[1]])
+    bias = any_lm.bias(1)
+    expected = record.input @ (old + update.dense()).float().T + (0.0 if bias is None else bias)
+    assert torch.allclose(record.output, expected, atol=1e-5)
     assert report.rank == 2
     assert report.relative_norm == pytest.approx((update.dense().norm() / old.norm()).item())
     assert report.stored_error < 1e-5
