@@ -103,10 +103,10 @@ def test_no_configuration_is_left_out() -> None:
     tested = {name for configs in METHODS for name in configs} | set(MODELS)
     overlays = {name for _, names, _ in ON_TINY_MODELS for name in names}
     contents = {name: yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text()) for name in files}
-    grids = {name for name, content in contents.items() if {"methods", "like"} & content.keys()}
+    comparisons = {name for name, content in contents.items() if {"methods", "like"} & content.keys()}
     losses = {f"methods/{name}" for name in GRADIENT_METHODS}
     assert {name.removesuffix("_release") for name in GRADIENT_METHODS} == LOSSES.keys()
-    assert files == tested | overlays | grids | losses | ELSEWHERE
+    assert files == tested | overlays | comparisons | losses | ELSEWHERE
 
 
 @pytest.mark.parametrize("name", GRADIENT_METHODS)

@@ -14,7 +14,7 @@ import pytest
 from tests.report.test_pictures import draw
 from tests.report.test_results import RESULTS
 from zu_lightning import InputError, Results
-from zu_lightning.report.page import summary, write_grid_page, write_page
+from zu_lightning.report.page import summary, write_comparison_page, write_page
 from zu_lightning.report.results import Completion, FactResult
 
 PHONE = 360
@@ -173,7 +173,7 @@ def test_a_folder_without_results_has_no_page(tmp_path: Path) -> None:
 def test_a_grid_has_its_tables_and_pictures_on_one_page(tmp_path: Path) -> None:
     draw(tmp_path)
     lines = [["Method", "Eff."], ["Base", "100.00"], ["<MEMIT>", "**3.00 ± 1.00**"]]
-    text = write_grid_page(tmp_path, "A comparison", {"demo, 10 facts": lines}, (3, 4)).read_text()
+    text = write_comparison_page(tmp_path, "A comparison", {"demo, 10 facts": lines}, (3, 4)).read_text()
     page = Page(text)
     assert "3 of 4 runs are finished" in page.text
     assert "<MEMIT>" in page.text

@@ -1,4 +1,4 @@
-"""Running a grid: on this machine, one run per GPU, or on a cluster through submitit."""
+"""Running a comparison: on this machine, one run per GPU, or on a cluster through submitit."""
 
 import logging
 import multiprocessing
@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from zu_lightning import InputError
-from zu_lightning.comparison.plan import Run
+from zu_lightning.comparison.runs import Run
 
 log = logging.getLogger(__name__)
 
 Entry = Callable[[list[str]], None]
-"""What carries out a command line, such as ``train.main``; importable by its name in another process."""
+"""Runs a command line, such as ``train.main``; importable by its name in another process."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ def slots(jobs: int | None) -> list[Slot]:
 
 
 def execute(run: Run, entry: Entry, slot: Slot = Slot()) -> str:
-    """Run one cell in a process of its own, and keep what it prints in its folder.
+    """Run a command in a process of its own, and keep what it prints in its folder.
 
     The process is forked from a server that has imported everything already, which takes longer than a small run.
 
     Args:
         run: What to run.
-        entry: Carries out its command line.
+        entry: Runs its command line.
         slot: Where.
 
     Returns:
@@ -79,11 +79,11 @@ def execute(run: Run, entry: Entry, slot: Slot = Slot()) -> str:
 
 
 def run_here(runs: Sequence[Run], entry: Entry, places: Sequence[Slot], report: Callable[[Run, str], None]) -> None:
-    """Run cells on this machine, as many at a time as there are slots.
+    """Run on this machine, as many at a time as there are slots.
 
     Args:
         runs: What to run.
-        entry: Carries out their command lines.
+        entry: Runs their command lines.
         places: Where.
         report: Called with each run when it has ended, and with how it failed, or with an empty text.
     """
@@ -105,11 +105,11 @@ def run_here(runs: Sequence[Run], entry: Entry, places: Sequence[Slot], report: 
 def run_on_cluster(
     runs: Sequence[Run], entry: Entry, folder: Path, options: dict[str, Any], report: Callable[[Run, str], None]
 ) -> None:
-    """Submit cells as an array of jobs, one GPU each, and wait for them.
+    """Submit runs as an array of jobs, one GPU each, and wait for them.
 
     Args:
         runs: What to run.
-        entry: Carries out their command lines.
+        entry: Runs their command lines.
         folder: Where submitit keeps its files; all machines must see it.
         options: ``cluster`` (``slurm``, or ``local`` to try it), and parameters of
             ``submitit.AutoExecutor``, such as ``slurm_partition``.
@@ -142,7 +142,7 @@ def error_in(output: str) -> str:
 
 def _fit(run: Run, entry: Entry, slot: Slot) -> None:
     """In a process of its own: what ``python train.py`` would do, printing into a file."""
-    threading.Thread(target=_end_with_the_grid, daemon=True).start()
+    threading.Thread(target=_end_with_the_comparison, daemon=True).start()
     output = os.open(run.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -158,9 +158,9 @@ def _fit(run: Run, entry: Entry, slot: Slot) -> None:
         sys.exit(1)
 
 
-def _end_with_the_grid() -> None:
-    """A grid that is killed must not leave runs on the GPUs that it will want again."""
-    grid = multiprocessing.parent_process()
-    if grid is not None:
-        connection.wait([grid.sentinel])
+def _end_with_the_comparison() -> None:
+    """A comparison that is killed must not leave runs on the GPUs that it will want again."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
         os._exit(1)

@@ -1,11 +1,14 @@
-"""What is kept against what is forgotten, what methods do to representations, and what else models can do."""
+"""Figures of a comparison: the trade-off of forgetting and keeping, general ability, and representations."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
 
-from zu_lightning.comparison.plan import Grid, Run
+import pandas
+
+from zu_lightning.comparison.plan import Comparison
+from zu_lightning.comparison.runs import Run
+from zu_lightning.comparison.tables import of_pair
 from zu_lightning.comparison.tuning import score_name
 from zu_lightning.evaluation.harness import TaskScore
 from zu_lightning.report.ability import Scores, TaskResult, draw_abilities, read_downstream
@@ -13,57 +16,46 @@ from zu_lightning.report.pictures import Drawing, new_figure, save_picture
 from zu_lightning.report.representation_plots import draw_methods
 from zu_lightning.tracing.representations import FILE_NAME, RepresentationMap
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 KEPT = ("specificity", "retain")
 """One panel each."""
 
 BASE = "before"
 
-Point = tuple[float, float]
 
-
-def frontier(grid: Grid, runs: Sequence[Run], model: str, data: str, score: str) -> dict[str, list[Point]]:
-    """For each method, (efficacy, score) after the edit at each strength, in its order; means over seeds."""
-    efficacy, kept = (score_name(name, grid.headline[data]) for name in ("efficacy", score))
-    found: dict[str, dict[float, list[Point]]] = {}
-    for run in runs:
-        results = run.results if (run.model, run.data) == (model, data) else None
-        if results and run.strength is not None and kept in results.after:
-            points = found.setdefault(run.method, {}).setdefault(run.strength, [])
-            points.append((results.after[efficacy], results.after[kept]))
-    lines: dict[str, list[Point]] = {}
-    for method, by_strength in found.items():
-        for _, points in sorted(by_strength.items()):
-            efficacies, scores = zip(*points, strict=True)
-            lines.setdefault(method, []).append((fmean(efficacies), fmean(scores)))
-    return lines
-
-
-def draw_frontier(grid: Grid, runs: Sequence[Run], model: str, data: str) -> Path:
-    """Draw efficacy against specificity and retained facts.
+def draw_trade_off(comparison: Comparison, tuning: pandas.DataFrame, model: str, data: str) -> Path:
+    """Draw efficacy against specificity and retained facts, a line per method over its strengths; means over seeds.
 
     Args:
-        grid: The grid, into whose folder the picture goes.
-        runs: Runs of all strengths.
+        comparison: The comparison, into whose folder the picture goes.
+        tuning: A row for each run of all strengths, as in ``tuning.csv``.
         model: Name of the model.
         data: Name of the data set.
 
     Returns:
         Path of the PNG; the SVG lies beside it.
     """
-    figure = new_figure(11, 4.5)
+    from matplotlib import colormaps
+
+    headline = comparison.headline[data]
+    efficacy, *kept = (score_name(name, headline) for name in ("efficacy", *KEPT))
+    means = of_pair(tuning, model, data).groupby(["method", "strength"]).mean(numeric_only=True)
+    lines = means[[efficacy, *(score for score in kept if score in means)]].groupby("method", sort=False)
+    figure, colors = new_figure(11, 4.5), colormaps["tab20"]
     panels = figure.subplots(1, len(KEPT), sharex=True)
-    for panel, score in zip(panels, KEPT, strict=True):
-        _draw(panel, frontier(grid, runs, model, data, score), score)
+    for panel, score in zip(panels, kept, strict=True):
+        for i, (method, points) in enumerate(lines):
+            style = {"marker": "osD^v<>PXph*"[i % 12], "color": colors(i % 20), "markersize": 5, "linewidth": 1.2}
+            if score in points:
+                panel.plot(100 - points[efficacy], points[score], label=method, **style)
+        panel.set(xlabel="forgotten: 100 - efficacy (%)", ylabel=f"{score} (%)", xlim=(-3, 103), ylim=(-3, 103))
+        panel.grid(visible=True, alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False)
     figure.suptitle(f"{model}, {data}: up and to the right is better")
-    name = f"frontier-{model}-{data}".replace(" ", "-")
+    name = f"trade-off-{model}-{data}".replace(" ", "-")
     title = f"What is kept against what is forgotten: {model}, {data}"
-    told = f"One line a method over its strengths: {', '.join(labels)}; one panel each for {' and '.join(KEPT)}."
-    return save_picture(Drawing(figure, name, title, told), grid.folder)
+    described = f"One line a method over its strengths: {', '.join(labels)}; one panel each for {' and '.join(KEPT)}."
+    return save_picture(Drawing(figure, name, title, described), comparison.folder)
 
 
 def abilities(runs: Sequence[Run], model: str, data: str) -> tuple[dict[str, TaskResult], dict[str, Scores]]:
@@ -89,7 +81,7 @@ def draw_downstream(runs: Sequence[Run], model: str, data: str, folder: Path) ->
         runs: Runs of all methods.
         model: Name of the model.
         data: Name of the data set.
-        folder: Folder of the grid; the picture is written to ``pictures`` in it.
+        folder: Folder of the comparison; the picture is written to ``pictures`` in it.
 
     Returns:
         Path of the PNG; ``None`` if nothing was measured.
@@ -106,28 +98,11 @@ def _mean(scores: Sequence[TaskScore]) -> TaskScore:
     return TaskScore(fmean(score.value for score in scores), fmean(score.stderr for score in scores))
 
 
-def _draw(panel: "Axes", lines: dict[str, list[Point]], score: str) -> None:
-    from matplotlib import colormaps
-
-    markers, colors = "osD^v<>PXph*", colormaps["tab20"]
-    for i, (method, points) in enumerate(lines.items()):
-        forgotten, kept = [100 - x for x, _ in points], [y for _, y in points]
-        style: dict[str, Any] = {
-            "marker": markers[i % len(markers)],
-            "color": colors(i % 20),
-            "markersize": 5,
-            "linewidth": 1.2,
-        }
-        panel.plot(forgotten, kept, label=method, **style)
-    panel.set(xlabel="forgotten: 100 - efficacy (%)", ylabel=f"{score} (%)", xlim=(-3, 103), ylim=(-3, 103))
-    panel.grid(visible=True, alpha=0.3)
-
-
-def draw_representations(grid: Grid, runs: Sequence[Run], model: str, data: str) -> list[Path]:
+def draw_representations(comparison: Comparison, runs: Sequence[Run], model: str, data: str) -> list[Path]:
     """Draw what the methods do to the representations of the same facts, a panel each, if their runs have written it.
 
     Args:
-        grid: The grid, into whose folder pictures are written: one for each draw and each edited layer.
+        comparison: The comparison, into whose folder pictures are written: one for each draw and each edited layer.
         runs: Runs that are reported.
         model: Name of the model.
         data: Name of the data set.
@@ -141,7 +116,7 @@ def draw_representations(grid: Grid, runs: Sequence[Run], model: str, data: str)
         if folder and (folder / FILE_NAME).is_file():
             by_seed.setdefault(run.seed, {})[run.method] = RepresentationMap.read(folder)
     return [
-        save_picture(draw_methods(found, layer, f"{model}, {data}, seed {seed}"), grid.folder)
+        save_picture(draw_methods(found, layer, f"{model}, {data}, seed {seed}"), comparison.folder)
         for seed, found in by_seed.items()
         for layer in sorted({at.layer for each in found.values() for at in each.layers})
     ]

@@ -1,4 +1,4 @@
-"""What a grid consists of: every method on every model, data set, and seed, each an ordinary ``fit``."""
+"""Plan of a comparison: every method on every model, data set, and seed, read from a YAML file."""
 
 import dataclasses
 import itertools
@@ -9,15 +9,14 @@ from typing import Any, Literal
 
 import yaml
 
-from zu_lightning import InputError, Results, digest, replacing
+from zu_lightning import InputError
+from zu_lightning.comparison.runs import Run
 
-NAMES = ("model", "data", "method", "seed", "strength")
-"""What tells one run of a grid from another."""
-
-PARTS = ("models", "data", "methods")
-REQUIRED = {*PARTS, "seeds"}
+REQUIRED = {"models", "data", "methods", "seeds"}
 OPTIONAL = {"like", "tuning_seeds", "first", "options", "headline", "protocol"}
 Headline = Literal["exact_match", "token_accuracy"]
+Strengths = dict[tuple[str, str, str], float]
+"""The strength of a method by model, data set, and method."""
 
 
 @dataclass(frozen=True)
@@ -45,107 +44,27 @@ class Part:
         Raises:
             InputError: It is something else, or a configuration does not exist.
         """
-        fields: dict[str, Any] = given if isinstance(given, dict) else {"configs": given or ()}
-        if not fields.keys() <= {attribute.name for attribute in dataclasses.fields(cls)}:
+        content: dict[str, Any] = given if isinstance(given, dict) else {"configs": given}
+        if not content.keys() <= {attribute.name for attribute in dataclasses.fields(cls)}:
             remedy = "give a path, a list of paths, or a mapping with configs, options, strength, strengths, by_model."
             raise InputError(where, given, remedy)
-        configs = fields.get("configs") or ()
-        configs = (configs,) if isinstance(configs, str) else tuple(configs)
-        for config in configs:
+        content = {name: value for name, value in content.items() if value is not None}
+        if ("strength" in content) != bool(content.get("strengths")):
+            raise InputError(where, given, "give both strength, an option, and strengths, its values.")
+        content["configs"] = _names(content.get("configs"))
+        for config in content["configs"]:
             if not Path(config).is_file():
                 raise InputError(f"{where}.configs", config, "there is no such file: correct the path.")
         try:
-            strengths = tuple(float(value) for value in fields.get("strengths") or ())
+            content["strengths"] = tuple(map(float, content.get("strengths", ())))
         except (TypeError, ValueError) as error:
-            raise InputError(f"{where}.strengths", fields["strengths"], "give a list of numbers.") from error
-        part = cls(
-            configs, fields.get("options") or {}, fields.get("strength"), strengths, fields.get("by_model") or {}
-        )
-        if (part.strength is None) != (not part.strengths):
-            raise InputError(where, given, "give both strength, an option, and strengths, its values.")
-        return part
+            raise InputError(f"{where}.strengths", content["strengths"], "give a list of numbers.") from error
+        return cls(**content)
 
 
 @dataclass(frozen=True)
-class Run:
-    """One cell of a grid.
-
-    Attributes:
-        model: Name of the model.
-        data: Name of the data set.
-        method: Name of the method.
-        seed: Seed of the draw.
-        strength: Value of the method's strength; ``None`` if it has none.
-        arguments: Of ``python train.py fit``, except for the folder.
-        folder: Where it writes.
-    """
-
-    model: str
-    data: str
-    method: str
-    seed: int
-    strength: float | None
-    arguments: tuple[str, ...]
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """The run in one word."""
-        return str(self.folder)
-
-    @property
-    def command(self) -> list[str]:
-        """What to type after ``python train.py`` to run it alone."""
-        return ["fit", *self.arguments, f"--trainer.default_root_dir={self.folder}"]
-
-    @property
-    def output(self) -> Path:
-        """What the run prints."""
-        return self.folder / "output.txt"
-
-    @property
-    def measured(self) -> Path | None:
-        """Where the run wrote what it measured, if it has succeeded with these very arguments."""
-        if self._read("finished") is None:
-            return None
-        versions = sorted(self.folder.glob("lightning_logs/version_*/metrics.json"), key=lambda p: p.stat().st_mtime)
-        return versions[-1].parent if versions else None
-
-    @property
-    def results(self) -> Results | None:
-        """What the run measured, if it has succeeded with these very arguments."""
-        folder = self.measured
-        return Results.read(folder) if folder else None
-
-    @property
-    def error(self) -> str:
-        """The last line that the run printed, if it has failed with these very arguments; otherwise empty."""
-        return self._read("failed") or ""
-
-    def finish(self, error: str = "") -> None:
-        """Remember that the run has succeeded, or how it has failed."""
-        for name in ("finished", "failed"):
-            (self.folder / name).unlink(missing_ok=True)
-        with replacing(self.folder / ("failed" if error else "finished")) as temporary:
-            temporary.write_text(f"{self._identity}\n{error}", encoding="utf-8")
-
-    def _read(self, name: str) -> str | None:
-        marker = self.folder / name
-        if not marker.is_file():
-            return None
-        identity, _, content = marker.read_text(encoding="utf-8").partition("\n")
-        return content if identity == self._identity else None
-
-    @property
-    def _identity(self) -> str:
-        """A digest of the arguments and of the configurations that they name."""
-        configs = [name.removeprefix("--config=") for name in self.arguments if name.startswith("--config=")]
-        return digest(*self.arguments, *(Path(config).read_bytes() for config in configs))
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Everything that a grid's YAML says.
+class Comparison:
+    """Everything that the YAML of a comparison says.
 
     Attributes:
         models: By name.
@@ -173,8 +92,8 @@ class Grid:
     folder: Path
 
     @classmethod
-    def read(cls, path: Path, folder: Path, options: Mapping[str, Any] | None = None) -> "Grid":
-        """Read a grid.
+    def read(cls, path: Path, folder: Path, options: Mapping[str, Any] | None = None) -> "Comparison":
+        """Read the plan of a comparison.
 
         Args:
             path: YAML with this class's attributes; ``models``, ``data``, and ``methods`` map names to what
@@ -187,20 +106,17 @@ class Grid:
             InputError: A field is missing, unknown, or malformed, or a configuration does not exist.
         """
         content = _read_yaml(path)
-        models, data, methods = (_parts(content, kind) for kind in PARTS)
-        headline: dict[str, Headline] = {**dict.fromkeys(data, "exact_match"), **_mapping(content, "headline")}
-        grid = cls(
+        models, data, methods = (_parts(content, kind) for kind in ("models", "data", "methods"))
+        return cls(
             models=models, data=data, methods=methods, seeds=_seeds(content, "seeds"),
             tuning_seeds=_seeds(content, "tuning_seeds"), options={**_mapping(content, "options"), **(options or {})},
-            headline=headline, protocol=content.get("protocol"), first=_names(content.get("first")), folder=folder,
+            headline={**dict.fromkeys(data, "exact_match"), **_mapping(content, "headline")},
+            protocol=content.get("protocol"), first=_names(content.get("first")), folder=folder,
         )  # fmt: skip
-        grid._check()
-        return grid
 
-    def _check(self) -> None:
+    def __post_init__(self) -> None:
         """Refuse names and seeds that do not fit together."""
-        both = sorted(set(self.seeds) & set(self.tuning_seeds))
-        if both:
+        if both := sorted(set(self.seeds) & set(self.tuning_seeds)):
             raise InputError("tuning_seeds", both, "these seeds are reported, too: choose strengths on others.")
         for name, method in self.methods.items():
             if method.strengths and not self.tuning_seeds:
@@ -219,11 +135,11 @@ class Grid:
             for strength in self.methods[method].strengths
         ]
 
-    def runs(self, chosen: dict[tuple[str, str, str], float]) -> list[Run]:
+    def runs(self, chosen: Strengths) -> list[Run]:
         """The runs that are reported, all methods of a draw one after the other, since they share most.
 
         Args:
-            chosen: For each model, data set, and method, the strength; a method that is left out runs as it is.
+            chosen: The strengths; a method that is left out runs as it is.
         """
         cells = itertools.product(self.models, self.data, self.seeds, self.methods)
         return [self._run(m, d, method, seed, chosen.get((m, d, method)), self.folder) for m, d, seed, method in cells]
@@ -249,7 +165,7 @@ class Grid:
     def _run(self, model: str, data: str, method: str, seed: int, strength: float | None, root: Path) -> Run:
         parts = (self.models[model], self.data[data], self.methods[method])
         options: dict[str, Any] = {
-            # A grid compares scores: it exports no models, unless its options say so.
+            # A comparison is of scores: it exports no models, unless its options say so.
             "trainer.callbacks": [{"class_path": "callbacks.Report"}],
             "trainer.enable_progress_bar": False,
             "data.cache": str(self.folder / "cache"),
@@ -259,30 +175,27 @@ class Grid:
         options |= {"data.seed": seed} | ({} if strength is None else {str(parts[2].strength): strength})
         configs = (f"--config={config}" for part in parts for config in part.configs)
         arguments = (*configs, *(f"--{name}={_dumped(value)}" for name, value in options.items()))
-        folder = root.joinpath(*(_folder_name(name) for name in (model, data, method, str(seed))))
-        if strength is not None and root != self.folder:
+        folder = root.joinpath(*map(_folder_name, (model, data, method, str(seed))))
+        if root != self.folder:
             folder /= f"{strength:g}"
         return Run(model, data, method, seed, strength, arguments, folder)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    """The fields of a grid, with those that it takes from another one."""
+    """The fields of a comparison, with those that it takes from another one."""
     try:
         content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise InputError("config", str(path), f"it cannot be read ({error}): name a YAML file.") from error
     if not isinstance(content, dict):
-        raise InputError("config", str(path), "it holds no mapping: give a grid.")
+        raise InputError("config", str(path), "it holds no mapping: give models, data, methods, and seeds.")
     if "like" in content:
         if not Path(str(content["like"])).is_file() or Path(content["like"]).samefile(path):
-            raise InputError("like", content["like"], "give the path of another grid.")
+            raise InputError("like", content["like"], "give the path of another comparison.")
         content = _read_yaml(Path(content["like"])) | content
-    unknown, missing = sorted(content.keys() - REQUIRED - OPTIONAL), sorted(REQUIRED - content.keys())
-    if unknown or missing:
-        wrong = " and ".join(
-            f"{kind} {', '.join(names)}" for kind, names in (("does not know", unknown), ("lacks", missing)) if names
-        )
-        remedy = f"a grid has models, data, methods, and seeds; this one {wrong}: correct its fields."
+    differences = {"does not know": content.keys() - REQUIRED - OPTIONAL, "lacks": REQUIRED - content.keys()}
+    if wrong := " and ".join(f"{kind} {', '.join(sorted(names))}" for kind, names in differences.items() if names):
+        remedy = f"a comparison has models, data, methods, and seeds; this one {wrong}: correct its fields."
         raise InputError("config", str(path), remedy)
     return content
 
@@ -296,7 +209,7 @@ def _mapping(content: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _parts(content: Mapping[str, Any], kind: str) -> dict[str, Part]:
     parts = {str(name): Part.of(given, f"{kind}.{name}") for name, given in _mapping(content, kind).items()}
-    folders = [_folder_name(name) for name in parts]
+    folders = [*map(_folder_name, parts)]
     for name in parts:
         if "/" in name or folders.count(_folder_name(name)) > 1 or name in ("tuning", "cache", "jobs"):
             raise InputError(kind, name, "a folder is named after it: choose another name, without a slash.")
@@ -309,11 +222,8 @@ def _names(given: Any) -> tuple[str, ...]:
 
 def _seeds(content: Mapping[str, Any], name: str) -> tuple[int, ...]:
     seeds = content.get(name) or []
-    if (
-        not isinstance(seeds, list)
-        or not all(isinstance(seed, int) for seed in seeds)
-        or (name == "seeds" and not seeds)
-    ):
+    is_list = isinstance(seeds, list) and all(isinstance(seed, int) for seed in seeds)
+    if not is_list or (name == "seeds" and not seeds):
         raise InputError(name, seeds, "give a list of whole numbers.")
     return tuple(seeds)
 

@@ -1,16 +1,15 @@
-"""What a grid found: one tidy table, and the form of it that papers print, in Markdown and LaTeX."""
+"""Results of a comparison: one tidy table, and the tables that papers print, in Markdown and LaTeX."""
 
-import csv
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas
 
-from zu_lightning import replacing
-from zu_lightning.comparison.plan import NAMES, Grid, Run
+from zu_lightning import Results, replacing
+from zu_lightning.comparison.plan import Comparison
+from zu_lightning.comparison.runs import NAMES, Run
 from zu_lightning.comparison.tuning import score_name
 from zu_lightning.evaluation.score_table import SCORE
 
@@ -24,7 +23,6 @@ FORGETS = 0.5
 """A method forgets if its efficacy by exact match is at most this share of that before. The best of those that forget,
 and do not destroy the model, is in bold."""
 BASE, GOLD = "Base", "Gold"
-GAP = "mean_gap"
 ATTACKS = {
     "rank_first": "First",
     "rank_first_paraphrases": "First, paraphrases",
@@ -37,9 +35,9 @@ ATTACKS = {
     "quantization_nf4_merged": "4 bits",
     "relearning_30x0.0001": "Relearning, 30",
     "relearning_100x0.0003": "Relearning, 100",
-    GAP: "Mean gap",
 }
 """Columns of a table of attacks, with their heads."""
+GAP = "mean_gap"
 PUBLISHED = Path(__file__).with_name("published.csv")
 """Tables 1, 2, and F.1 to F.4 of arXiv 2605.18879."""
 
@@ -52,76 +50,72 @@ class Cell:
     spread: float | None = None
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Cell":
+    def of(cls, values: pandas.Series) -> "Cell":
         """Of the scores of all seeds; without a spread if one of them is not finite."""
-        mean = statistics.fmean(values)
-        return cls(mean, statistics.stdev(values) if len(values) > 1 and math.isfinite(mean) else None)
-
-    @property
-    def is_too_large(self) -> bool:
-        """Whether this is the perplexity of a model that is destroyed, which may be NaN."""
-        return not self.mean <= TOO_LARGE
+        mean = float(values.mean())
+        return cls(mean, float(values.std()) if len(values) > 1 and math.isfinite(mean) else None)
 
     def text(self, score: str) -> str:
         """As papers print it: ``mean ± sd``."""
-        if score == "perplexity" and self.is_too_large:
+        if score == "perplexity" and self.mean > TOO_LARGE:
             return "> 1000"
         return f"{self.mean:.2f}" + ("" if self.spread is None else f" ± {self.spread:.2f}")
 
 
 Row = dict[str, Cell]
 """Cells of a method by score."""
+Rows = dict[str, Row]
+"""Rows of a table by method."""
 
 
-def write_tidy(runs: Sequence[Run], path: Path) -> None:
-    """One row for each run, finished or not: which it is, how it failed, every score, also of attacks, and seconds.
+def tidy(runs: Sequence[Run]) -> pandas.DataFrame:
+    """One row for each run, finished or not: which it is, how it failed, every score, also of attacks, and seconds."""
+    return pandas.DataFrame([{name: getattr(run, name) for name in NAMES} | _measurements(run) for run in runs])
 
-    Args:
-        runs: All runs.
-        path: CSV to write; the same is written as Parquet beside it.
-    """
-    rows = []
-    for run in runs:
-        row: dict[str, object] = {name: getattr(run, name) for name in NAMES}
-        results = run.results
-        row["state"] = "finished" if results else run.error or "waiting"
-        if results:
-            row |= {f"{score}_before": value for score, value in results.before.items()}
-            row |= dict(results.after) | {f"seconds_{phase}": value for phase, value in results.seconds.items()}
-            row |= {f"attack_{name}_before": found["base"] for name, found in results.attacks.items()}
-            row |= {f"attack_{name}": found["edited"] for name, found in results.attacks.items()}
-            row |= {f"attack_{name}_gold": found["gold"] for name, found in results.attacks.items() if "gold" in found}
-            row |= results.comparisons
-            row["peak_memory_gib"] = results.peak_memory_gib
-        rows.append(row)
-    table = pandas.DataFrame(rows)
+
+def _measurements(run: Run) -> dict[str, object]:
+    state: dict[str, object] = {"state": run.state}
+    if run.measured is None:
+        return state
+    results = Results.read(run.measured)
+    columns = {f"{score}_before": value for score, value in results.before.items()} | results.after
+    columns |= {f"seconds_{phase}": value for phase, value in results.seconds.items()}
+    for suffix, model in (("_before", "base"), ("", "edited"), ("_gold", "gold")):
+        columns |= {f"attack_{name}{suffix}": of[model] for name, of in results.attacks.items() if model in of}
+    return state | columns | results.comparisons | {"peak_memory_gib": results.peak_memory_gib}
+
+
+def write_tidy(frame: pandas.DataFrame, path: Path) -> None:
+    """Write a tidy table as CSV, and as Parquet beside it."""
     with replacing(path) as temporary:
-        table.to_csv(temporary, index=False)
+        frame.to_csv(temporary, index=False)
     with replacing(path.with_suffix(".parquet")) as temporary:
-        table.to_parquet(temporary, index=False)
+        frame.to_parquet(temporary, index=False)
 
 
-def rows_of(grid: Grid, runs: Sequence[Run], model: str, data: str) -> dict[str, Row]:
+def of_pair(frame: pandas.DataFrame, model: str, data: str) -> pandas.DataFrame:
+    """The finished runs of a model on a data set; a perplexity that is NaN, of a destroyed model, is infinite."""
+    found = frame[(frame.model == model) & (frame.data == data) & (frame.state == "finished")]
+    return found.assign(perplexity=found.perplexity.fillna(float("inf"))) if "perplexity" in found else found
+
+
+def rows_of(comparison: Comparison, frame: pandas.DataFrame, model: str, data: str) -> Rows:
     """The rows of a model's table on a data set, over the seeds that are finished: ``Base``, then each method."""
-    names = {score: score_name(score, grid.headline[data]) for score in COLUMNS} | {EXACT: "efficacy"}
-    after: dict[str, list[Mapping[str, float]]] = {}
-    before: dict[int, Mapping[str, float]] = {}  # a draw's base model is the same for all methods
-    for run in runs:
-        if (run.model, run.data) == (model, data) and (results := run.results):
-            after.setdefault(run.method, []).append(results.after)
-            before.setdefault(run.seed, results.before)
-    rows = {BASE: list(before.values()), **after}
-    return {method: _row(scores, names) for method, scores in rows.items()}
+    finished = of_pair(frame, model, data)
+    names = {score: score_name(score, comparison.headline[data]) for score in COLUMNS} | {EXACT: "efficacy"}
+    base = finished.drop_duplicates("seed")  # a draw's base model is the same for all methods
+    rows = {BASE: _row(base, {score: f"{name}_before" for score, name in names.items()})}
+    return rows | {str(method): _row(runs, names) for method, runs in finished.groupby("method")}
 
 
-def _row(of_seeds: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> Row:
-    values = {score: [scores[name] for scores in of_seeds if name in scores] for score, name in names.items()}
-    return {score: Cell.of(found) for score, found in values.items() if found}
+def _row(frame: pandas.DataFrame, columns: Mapping[str, str], scale: float = 1.0) -> Row:
+    values = {score: scale * frame[name].dropna() for score, name in columns.items() if name in frame}
+    return {score: Cell.of(found) for score, found in values.items() if len(found)}
 
 
-def best(rows: Mapping[str, Row]) -> set[tuple[str, str]]:
+def best(rows: Rows) -> set[tuple[str, str]]:
     """Method and score of the best of those that forget and do not destroy the model; ties are all best."""
-    base = rows.get(BASE, {})
+    base = rows[BASE]
     candidates = {method: row for method, row in rows.items() if method != BASE and _competes(row, base)}
     winners = set()
     for score in COLUMNS:
@@ -133,70 +127,65 @@ def best(rows: Mapping[str, Row]) -> set[tuple[str, str]]:
 
 
 def _competes(row: Row, base: Row) -> bool:
-    destroyed = "perplexity" in row and row["perplexity"].is_too_large
+    destroyed = "perplexity" in row and row["perplexity"].mean > TOO_LARGE
     return EXACT in row and not destroyed and row[EXACT].mean <= FORGETS * base[EXACT].mean
 
 
-def published_rows(grid: Grid, model: str, data: str) -> dict[str, Row]:
-    """What the paper prints for a model of this name under this grid's protocol; empty for other models.
+def published_rows(comparison: Comparison, model: str, data: str) -> Rows:
+    """What the paper prints for a model of this name under this comparison's protocol; empty for other models.
 
     Its perplexities are left out: they are of other text than ours.
     """
-    rows: dict[str, Row] = {}
-    with PUBLISHED.open(encoding="utf-8") as file:
-        for line in csv.DictReader(file):
-            wanted = (line["protocol"], line["model"], line["data"]) == (grid.protocol, model, data)
-            if wanted and line["score"] != "perplexity":
-                cell = Cell(float(line["mean"]), float(line["sd"]) if line["sd"] else None)
-                rows.setdefault(line["method"], {})[line["score"]] = cell
-    return rows
+    cells = pandas.read_csv(PUBLISHED)
+    wanted = (cells.protocol == comparison.protocol) & (cells.model == model) & (cells.data == data)
+    return {
+        str(method): {one.score: Cell(one.mean, None if pandas.isna(one.sd) else one.sd) for one in found.itertuples()}
+        for method, found in cells[wanted & (cells.score != "perplexity")].groupby("method")
+    }
 
 
-def table(grid: Grid, runs: Sequence[Run], model: str, data: str) -> list[list[str]]:
+def table(comparison: Comparison, frame: pandas.DataFrame, model: str, data: str) -> list[list[str]]:
     """The table of a model and a data set: a line of heads, then a line per method; the best is between asterisks."""
-    rows, published = rows_of(grid, runs, model, data), published_rows(grid, model, data)
+    rows, published = rows_of(comparison, frame, model, data), published_rows(comparison, model, data)
     winners = best(rows)
     scores = [score for score in COLUMNS if any(score in row for row in rows.values())]
     lines = [["Method", *(SCORE[score].head for score in scores)]]
-    for method in (BASE, *grid.methods):
+    for method in (BASE, *comparison.methods):
         row = rows.get(method, {})
         texts = [row[score].text(score) if score in row else "failed" for score in scores]
         marked = [f"**{t}**" if (method, score) in winners else t for score, t in zip(scores, texts, strict=True)]
-        lines.append([method + _share_of_seeds(runs, model, data, method), *marked])
+        lines.append([method + _share_of_seeds(frame, model, data, method), *marked])
         if theirs := published.get(method):
             cells = [theirs[score].text(score) if score in theirs else "" for score in scores]
             lines.append([f"{method} (published)", *cells])
     return lines
 
 
-def attack_table(grid: Grid, runs: Sequence[Run], model: str, data: str) -> list[list[str]]:
-    """What attacks found on a model and a data set, in percent: a line of heads, then base, gold, and each method.
+def attack_table(comparison: Comparison, frame: pandas.DataFrame, model: str, data: str) -> list[list[str]]:
+    """What attacks recovered on a model and a data set, in percent: a line of heads, then base, gold, and each method.
 
     Without attacks there are no lines.
     """
-    found: dict[str, dict[int, dict[str, float]]] = {BASE: {}, GOLD: {}}  # base and gold are those of the draw
-    for run in runs:
-        if (run.model, run.data) == (model, data) and (results := run.results) and results.attacks:
-            for name, kind in ((BASE, "base"), (GOLD, "gold"), (run.method, "edited")):
-                if scores := {score: 100 * of[kind] for score, of in results.attacks.items() if kind in of}:
-                    found.setdefault(name, {})[run.seed] = scores
-            if GAP in results.comparisons:
-                found[run.method][run.seed][GAP] = 100 * results.comparisons[GAP]
-    rows = {name: _row([*of_seeds.values()], {score: score for score in ATTACKS}) for name, of_seeds in found.items()}
-    columns = [score for score in ATTACKS if any(score in row for row in rows.values())]
-    lines = [["Method", *(ATTACKS[score] for score in columns)]]
-    for name in (BASE, GOLD, *grid.methods):
-        if row := rows.get(name):
-            missing = _share_of_seeds(runs, model, data, name) if name in grid.methods else ""
+    finished = of_pair(frame, model, data)
+    draws = finished.drop_duplicates("seed")  # base and gold are those of the draw
+    edited = {name: f"attack_{name}" for name in ATTACKS} | {GAP: GAP}
+    rows = {name: _row(draws, {score: f"attack_{score}{suffix}" for score in ATTACKS}, 100)
+            for name, suffix in ((BASE, "_before"), (GOLD, "_gold"))}  # fmt: skip
+    rows |= {str(method): _row(runs, edited, 100) for method, runs in finished.groupby("method")}
+    columns = [score for score in edited if any(score in row for row in rows.values())]
+    lines = [["Method", *(ATTACKS.get(score, "Mean gap") for score in columns)]]
+    for name, row in ((name, rows.get(name)) for name in (BASE, GOLD, *comparison.methods)):
+        if row:
+            missing = _share_of_seeds(frame, model, data, name)
             lines.append([name + missing, *(row[score].text(score) if score in row else "" for score in columns)])
     return lines if len(lines) > 1 else []
 
 
-def _share_of_seeds(runs: Sequence[Run], model: str, data: str, method: str) -> str:
+def _share_of_seeds(frame: pandas.DataFrame, model: str, data: str, method: str) -> str:
     """Says so if a mean is not over all seeds."""
-    of_cell = [run for run in runs if (run.model, run.data, run.method) == (model, data, method)]
-    done = sum(run.results is not None for run in of_cell)
-    return f" ({done} of {len(of_cell)} runs)" if done < len(of_cell) else ""
+    states = frame.state[(frame.model == model) & (frame.data == data) & (frame.method == method)]
+    done = (states == "finished").sum()
+    return f" ({done} of {len(states)} runs)" if done < len(states) else ""
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -206,7 +195,7 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(line)} |" for line in rest)])
 
 
-def latex(lines: Sequence[Sequence[str]]) -> str:
+def latex(lines: Iterable[Iterable[str]]) -> str:
     """A table in LaTeX, with booktabs."""
     head, *rest = ([_latex(cell) for cell in line] for line in lines)
     body = [" & ".join(line) + r" \\" for line in rest]

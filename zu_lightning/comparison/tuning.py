@@ -1,13 +1,11 @@
-"""Choosing how strongly each method forgets, on draws that are not reported, by one rule for all of them."""
+"""Choosing how strongly each method forgets, on draws that are not reported, by one criterion for all of them."""
 
-import statistics
-from collections.abc import Sequence
+import pandas
 
-from zu_lightning import Results
-from zu_lightning.comparison.plan import Grid, Headline, Run
+from zu_lightning.comparison.plan import Comparison, Headline, Strengths
+from zu_lightning.evaluation.score_table import SCORE
 
-Choice = dict[tuple[str, str, str], float]
-"""For a model, a data set, and a method, the strength."""
+CELL = ["model", "data", "method"]
 
 
 def score_name(name: str, headline: Headline) -> str:
@@ -15,47 +13,45 @@ def score_name(name: str, headline: Headline) -> str:
     return name if headline == "exact_match" or name == "perplexity" else f"{name}_token_accuracy"
 
 
-def balance(results: Results, headline: Headline) -> float:
-    """One number for forgetting and keeping: the harmonic mean of five shares, each between 0 and 1.
+def tuning_score(frame: pandas.DataFrame, headline: Headline) -> pandas.Series:
+    """One number from 0 to 1 for forgetting and keeping: the harmonic mean of five shares.
 
     They are the shares of efficacy and of generalization that are gone, and of specificity, of the retained facts, and
     of 1 / perplexity that are left. A method that fails at one of them cannot make up for it with the others.
+
+    Args:
+        frame: A row for each finished run, as in ``runs.csv``.
+        headline: Which scores count.
     """
-    shares = []
+    shares = pandas.DataFrame(index=frame.index)
     for name in ("efficacy", "generalization", "specificity", "retain", "perplexity"):
         key = score_name(name, headline)
-        before, after = results.before.get(key), results.after.get(key)
-        if before is None or after is None or before == 0:
-            continue
-        left = before / after if name == "perplexity" else after / before
-        share = 1 - left if name in ("efficacy", "generalization") else left
-        # Written so that NaN, the perplexity of a model that is destroyed, counts as nothing.
-        shares.append(min(share, 1.0) if share > 0 else 0.0)
-    return statistics.harmonic_mean(shares) if shares else 0.0
+        if key in frame:
+            before, after = frame[f"{key}_before"], frame[key]
+            left = before / after if name == "perplexity" else after / before
+            share = 1 - left if SCORE[name].concerns == "forget" else left
+            # NaN, the perplexity of a model that is destroyed, counts as nothing left.
+            shares[name] = share.fillna(0).clip(0, 1).where(before > 0)
+    score: pandas.Series = 1 / (1 / shares).mean(axis=1)
+    return score.fillna(0)
 
 
-def balances(grid: Grid, runs: Sequence[Run]) -> dict[tuple[str, str, str], dict[float, float]]:
-    """For each model, data set, and method, each strength with its mean balance over seeds.
+def tuning_scores(comparison: Comparison, frame: pandas.DataFrame) -> pandas.Series:
+    """Mean score over seeds by model, data set, method, and strength; a strength of which a run has failed is left out.
 
-    A strength of which a run has failed is left out.
+    Args:
+        comparison: The comparison.
+        frame: A row for each run of the tuning, as in ``tuning.csv``.
     """
-    found: dict[tuple[str, str, str], dict[float, list[float]]] = {}
-    failed = set()
-    for run in runs:
-        cell, strength, results = (run.model, run.data, run.method), run.strength, run.results
-        if strength is None:
-            continue
-        if results is None:
-            failed.add((cell, strength))
-            continue
-        found.setdefault(cell, {}).setdefault(strength, []).append(balance(results, grid.headline[run.data]))
-    return {
-        cell: {s: statistics.fmean(values) for s, values in by_strength.items() if (cell, s) not in failed}
-        for cell, by_strength in found.items()
-    }
+    scores = [
+        tuning_score(rows[rows.state == "finished"], comparison.headline[str(data)])
+        for data, rows in frame.groupby("data")
+    ]
+    groups = frame.assign(score=pandas.concat([pandas.Series(dtype=float), *scores])).groupby([*CELL, "strength"])
+    means: pandas.Series = groups.score.mean()[groups.state.agg(lambda states: (states == "finished").all())]
+    return means
 
 
-def chosen_strengths(grid: Grid, runs: Sequence[Run]) -> Choice:
-    """The strength with the highest mean balance; the first of equals."""
-    found = balances(grid, runs)
-    return {cell: max(by_strength, key=by_strength.__getitem__) for cell, by_strength in found.items() if by_strength}
+def chosen_strengths(scores: pandas.Series) -> Strengths:
+    """The strength with the highest mean score; the smallest of equals."""
+    return {cell[:3]: cell[3] for cell in scores.groupby(CELL).idxmax()} if len(scores) else {}

@@ -91,8 +91,8 @@ def page(results: Results, pictures: list[Picture], there: Set[str] = frozenset(
     )
 
 
-def write_grid_page(folder: Path, title: str, tables: Mapping[str, Table], done: tuple[int, int]) -> Path:
-    """Write ``report.html`` into a grid's folder, with the pictures that lie there.
+def write_comparison_page(folder: Path, title: str, tables: Mapping[str, Table], done: tuple[int, int]) -> Path:
+    """Write ``report.html`` into a comparison's folder, with the pictures in it.
 
     Args:
         folder: Where to write.
@@ -103,7 +103,7 @@ def write_grid_page(folder: Path, title: str, tables: Mapping[str, Table], done:
     Returns:
         Path of the page.
     """
-    template = _environment().get_template("grid.html.j2")
+    template = _environment().get_template("comparison.html.j2")
     with replacing(folder / FILE_NAME) as temporary:
         text = template.render(title=title, tables=tables, finished=done[0], runs=done[1], pictures=pictures_in(folder))
         temporary.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Pictures of how an edit moves representations: a panel per edited layer of a run, or a panel per method of a grid."""
+"""Pictures of how an edit moves representations: a panel per edited layer of a run, or per method of a comparison."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
