@@ -10,16 +10,13 @@ import argparse
 import json
 import shlex
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-import train
-from benchmarks.console import new_parser, table_head, table_row
-from benchmarks.setting import draw_facts, heldout_documents, named_facts
-from zu_lightning import EditableLM, EvaluationBatch, Fact, evaluation_batches
+from benchmarks.setup import draw_facts, fit, new_parser, table_head, table_row
+from zu_lightning import EditableLM, Fact, ReadingOptions, evaluation_batches, read_texts
 from zu_lightning.editing.request import about_subjects_of
 from zu_lightning.evaluation.intervals import FactScores
 from zu_lightning.evaluation.scores import compute_metrics, evaluation_metrics, update_metric
@@ -42,12 +39,10 @@ class Comparison:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.folder = Path(arguments.folder) / f"seed_{arguments.seed}"
-        forget, self.retain = draw_facts(arguments, arguments.seed)
+        forget, self.retain, others = draw_facts(arguments)
         self.forget, size = forget, len(forget) // arguments.requests
         self.requests = [forget[i : i + size] for i in range(0, len(forget), size)]
-        others = about_subjects_of(forget, named_facts(arguments))
-        kept = {fact.id for fact in self.retain}
-        self.same_subject = [fact for fact in others if fact.id not in kept]
+        self.same_subject = about_subjects_of(forget, [fact for fact in others if fact not in self.retain])
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         for number, facts in enumerate([self.forget, *self.requests]):
@@ -56,26 +51,23 @@ class Comparison:
     def fit(self, name: str, number: int, *options: str) -> Path:
         """Forget the facts of a request (0: of all of them); the exported model."""
         root = self.folder / name
-        sys.argv = [
-            "train.py", "fit", f"--config={self.arguments.config}", "--attacks.preset=none",
+        return fit(
+            root, f"--config={self.arguments.config}", "--attacks.preset=none",
             f"--data.forget_path={self.folder / f'{number}.jsonl'}",
             f"--data.retain_ids={json.dumps([fact.id for fact in self.retain])}",
-            f"--data.cache={Path(self.arguments.folder) / 'cache'}", f"--trainer.default_root_dir={root}",
-            "--trainer.enable_progress_bar=false", *options,
-        ]  # fmt: skip
-        train.main()
-        runs = (root / "lightning_logs").iterdir()
-        return max(runs, key=lambda folder: int(folder.name.removeprefix("version_"))) / "model"
+            f"--data.cache={Path(self.arguments.folder) / 'cache'}", *options,
+        ) / "model"  # fmt: skip
 
     def state(self, model: str | Path) -> State:
         """What a model says about all facts."""
         lm = EditableLM.from_pretrained(model)
-        asked = evaluation_batches(
-            lm, self.forget, self.retain, heldout_documents(self.arguments), same_subject=self.same_subject
-        )
-        scores, by_fact = measured(lm, asked)
+        prose = read_texts(self.arguments.heldout, ReadingOptions().heldout_documents, "--heldout")
+        metrics = evaluation_metrics()
+        by_fact = FactScores(map(str, metrics))
+        for batch in evaluation_batches(lm, self.forget, self.retain, prose, same_subject=self.same_subject):
+            update_metric(lm, metrics, batch, by_fact)
         sums = by_fact.sums["efficacy"] + by_fact.sums["generalization"]
-        return scores, sums[:, 0] / sums[:, 2]
+        return compute_metrics(metrics), sums[:, 0] / sums[:, 2]
 
     def over_time(self, name: str, options: Callable[[Path | None], Sequence[str]]) -> list[State]:
         """The states after each of the requests."""
@@ -84,15 +76,6 @@ class Comparison:
             model = self.fit(name, number, *options(model))
             states.append(self.state(model))
         return states
-
-
-def measured(lm: EditableLM, asked: Sequence[EvaluationBatch]) -> tuple[dict[str, float], FactScores]:
-    """All scores, and what each fact adds to them."""
-    metrics = evaluation_metrics()
-    by_fact = FactScores(map(str, metrics))
-    for batch in asked:
-        update_metric(lm, metrics, batch, by_fact)
-    return compute_metrics(metrics), by_fact
 
 
 def over_requests(name: str, states: Sequence[State], requests: Sequence[Sequence[Fact]]) -> str:

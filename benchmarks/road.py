@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from types import FrameType
 
-from benchmarks.console import table_head, table_row
+from benchmarks.setup import table_head, table_row
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("zu_lightning", "callbacks", "data", "benchmarks")

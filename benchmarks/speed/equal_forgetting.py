@@ -9,34 +9,16 @@ the same targets up to rounding (``benchmarks.speed.published`` says how far apa
 """
 
 import argparse
-import math
 import statistics
-import subprocess
-import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from jsonargparse import ArgumentParser, get_loader
-from lightning import LightningDataModule, LightningModule
+import yaml
 from tqdm.auto import tqdm
 
-from benchmarks.console import new_parser, table_head, table_row
-from benchmarks.speed.sides import measured
-from zu_lightning import (
-    EditableLM,
-    EditingModule,
-    Method,
-    evaluate,
-    evaluation_batches,
-    export_adapter,
-    export_model,
-    unlearn,
-)
-from zu_lightning.attacks.context import AttackContext
-from zu_lightning.attacks.rank import Rank
-from zu_lightning.runtime.timing import Monitor
+from benchmarks.setup import fit, new_parser, table_head, table_row
+from benchmarks.speed.published import measured
+from zu_lightning import Results
 
 PUBLISHED = "published procedure"
 EQUAL = "ours, equal steps"
@@ -57,71 +39,35 @@ BETTER = {"efficacy": -1, "generalization": -1, "specificity": 1, "retain": 1}
 """Scores, and whether more of them is better."""
 KNOWN = ("rank_first", "rank_first_paraphrases")
 """How many answers are only covered: the truth still ranks first among its relation's answers."""
+NOT_TIMED = ("load", "attacks", "completions", "spectrum")
+"""Phases of a run that do not count: everything from the facts to the exported model does."""
 ATTACKED = 30
-"""Maximum number of facts that are asked for that, outside of the time that is measured."""
+"""Maximum number of facts that are attacked."""
 
 Scores = dict[str, float]
 
 
-@dataclass(frozen=True)
-class Job:
-    """What the command line describes: a module with its method, and its data."""
-
-    module: EditingModule
-    data: Any
-
-    @classmethod
-    def described(cls, words: list[str]) -> "Job":
-        """What ``train.py fit`` would make of some words."""
-        command = [sys.executable, "train.py", "fit", *words, "--print_config"]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        config = get_loader("yaml")(text)
-        parser = ArgumentParser()
-        parser.add_subclass_arguments(Method, "method")
-        parser.add_subclass_arguments(LightningModule, "model")
-        parser.add_subclass_arguments(LightningDataModule, "data")
-        parser.link_arguments("method", "model.init_args.method", apply_on="instantiate")
-        if config["release"]:
-            config["method"]["init_args"]["release"] = config["release"]
-        made = parser.instantiate(parser.parse_object({name: config[name] for name in ("method", "model", "data")}))
-        made.data.connect(made.model)
-        made.data.setup("fit")
-        return cls(made.model, made.data)
+def ours(words: list[str], root: Path) -> tuple[Scores, float]:
+    """Scores of a way of ours, how many answers are only covered, and seconds, with nothing computed before."""
+    results = Results.read(fit(root, *words, f"--attacks.facts={ATTACKED}"))
+    known = {name: 100 * results.attacks[name]["edited"] for name in KNOWN if name in results.attacks}
+    seconds = {phase: taken for phase, taken in results.seconds.items() if phase not in NOT_TIMED}
+    seconds["evaluation"] /= 1 + len(results.layers)  # only that after the edit counts, not those before and between
+    return results.after | known, sum(seconds.values())
 
 
-def forget(lm: EditableLM, job: Job) -> tuple[Scores, float]:
-    """Scores, and seconds from facts to the exported model, with nothing computed before."""
-    request, monitor = job.data.request, Monitor()
-    with monitor.timed("all"), tempfile.TemporaryDirectory() as folder:
-        edited = unlearn(lm, request, job.module.method, job.module.layers, job.module.neutral_target)
-        scores = evaluate(lm, evaluation_batches(lm, request.forget, request.retain, request.heldout))
-        export_model(lm, Path(folder, "model"))
-        export_adapter(lm, edited.updates, Path(folder, "adapter"))
-    return scores, monitor.seconds["all"]
-
-
-def ours(words: list[str]) -> tuple[Scores, float]:
-    """Scores, what is still known, and seconds of a way of ours."""
-    job = Job.described(words)
-    lm = EditableLM.from_pretrained(job.module.model_name_or_path, dtype=job.module.dtype_name)
-    scores, seconds = forget(lm, job)
-    exam = AttackContext.of(job.data.request, ATTACKED)
-    ranks = Rank().scores(lm, exam, range(len(exam.facts)))
-    # A fact without other answers has no rank.
-    known = {name: 100 * statistics.fmean(rank for rank in ranks[name] if not math.isnan(rank)) for name in KNOWN}
-    return scores | known, seconds
-
-
-def published(words: list[str], sample: int) -> float:
-    """Seconds of the published procedure on the same data."""
-    job = Job.described(words)
+def published(root: Path, sample: int) -> float:
+    """Seconds of the published procedure on the model and the data of a run of ours."""
+    config = yaml.safe_load((next(root.glob("lightning_logs/*/config.yaml"))).read_text())
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
     described = argparse.Namespace(
-        shape=None, model=job.module.model_name_or_path, layers=job.module.layers, device="cpu", dtype="float32",
-        neutral_target=job.module.neutral_target, facts=job.data.path, ids=job.data.ids_file, corpus=job.data.corpus,
-        heldout=job.data.heldout, retain=job.data.retain_num, seed=job.data.seed, sample=sample,
-        documents=job.data.reading.corpus_documents, facts_per_batch=job.module.method.latents.facts_per_batch,
+        shape=None, model=model["model_name_or_path"], layers=model["layers"], device="cpu", dtype="float32",
+        neutral_target=model["neutral_target"], facts=data["path"], ids=data["ids_file"], corpus=data["corpus"],
+        heldout=data["heldout"], retain=data["retain_num"], seed=data["seed"], sample=sample,
+        documents=data["reading"]["corpus_documents"], forget=data["forget_num"],
+        facts_per_batch=config["method"]["init_args"]["latents"]["facts_per_batch"],
     )  # fmt: skip
-    return sum(measured("published", described, job.data.forget_num).seconds.values())
+    return sum(measured("published", described).seconds.values())
 
 
 def compare(arguments: argparse.Namespace, n: int) -> None:
@@ -132,12 +78,13 @@ def compare(arguments: argparse.Namespace, n: int) -> None:
     found: dict[str, list[Scores]] = {way: [] for way in ways}
     seconds: dict[str, list[float]] = {way: [] for way in (PUBLISHED, *ways)}
     for number, draw in enumerate(tqdm(draws, desc=f"Draws of {n} facts")):
-        for way in ways:
-            scores, taken = ours([*draw, *WAYS[way]])
-            found[way].append(scores)
-            seconds[way].append(taken)
-        if number < arguments.rounds:
-            seconds[PUBLISHED].append(published([*draw, *WAYS[EQUAL]], arguments.sample))
+        with tempfile.TemporaryDirectory() as folder:
+            for way in ways:
+                scores, taken = ours([*draw, *WAYS[way]], Path(folder, way))
+                found[way].append(scores)
+                seconds[way].append(taken)
+            if number < arguments.rounds:
+                seconds[PUBLISHED].append(published(Path(folder, EQUAL), arguments.sample))
     names = [*BETTER, "perplexity", *KNOWN]
     print(f"\n{n} facts, {len(draws)} draws; seconds are medians of {arguments.rounds} rounds.\n")
     print(table_head(("way", *names, "s", "ratio", "equal or better")))

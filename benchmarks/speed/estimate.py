@@ -3,7 +3,7 @@
 python -m benchmarks.speed.estimate --facts 1000 --gpus 1
 """
 
-from benchmarks.console import new_parser, table_head, table_row
+from benchmarks.setup import new_parser, table_head, table_row
 from benchmarks.speed.shapes import SHAPES, Shape
 
 ESTIMATED = ("3b", "4b", "8b")

@@ -13,11 +13,11 @@ import torch
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
-from benchmarks.console import new_parser, table_head, table_row
-from benchmarks.setting import WHOLE, corpus_documents, draw_facts, heldout_documents
+from benchmarks.setup import draw_facts, new_parser, table_head, table_row
 from zu_lightning import (
     EditableLM,
     LatentOptions,
+    ReadingOptions,
     RetainText,
     ZeroUnlearn,
     evaluate,
@@ -26,6 +26,7 @@ from zu_lightning import (
     neutral_targets,
     original_values,
     rank_shard,
+    read_texts,
     sample_contexts,
     second_moments,
 )
@@ -39,8 +40,10 @@ def measure(rank: int, processes: int, folder: str, arguments: argparse.Namespac
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
     lm, layers = EditableLM.from_pretrained(arguments.model), arguments.layers
-    forget, retain = draw_facts(arguments, seed=0)
-    corpus, heldout = RetainText(corpus_documents(arguments), WHOLE), heldout_documents(arguments)
+    forget, retain, _ = draw_facts(arguments)
+    whole = ReadingOptions(corpus_tokens=None)
+    corpus = RetainText(read_texts(arguments.corpus, whole.corpus_documents), whole)
+    heldout = read_texts(arguments.heldout, whole.heldout_documents)
     contexts = sample_contexts(lm)
     # With a tolerance of zero all steps are taken, whatever converges first.
     method, aim = ZeroUnlearn(latents=LatentOptions(tolerance=0.0)), Aim(arguments.neutral_target)
@@ -73,7 +76,7 @@ def seconds_of(processes: int, arguments: argparse.Namespace) -> dict[str, float
 
 def main() -> None:
     """Let one process and several take turns, so that what else the machine does slows both alike."""
-    options = ("model", "facts", "ids", "corpus", "heldout", "neutral-target", "layers", "forget", "retain")
+    options = ("model", "facts", "ids", "corpus", "heldout", "neutral-target", "layers", "forget", "retain", "seed")
     parser = new_parser(__doc__, *options)
     parser.set_defaults(forget=50)
     parser.add_argument("--processes", type=int, default=2, help="number of processes (default: %(default)s)")

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from benchmarks.console import new_parser
+from benchmarks.setup import new_parser
 from benchmarks.speed.shapes import SHAPES, Shape
 from zu_lightning import EditableLM, export_model
 

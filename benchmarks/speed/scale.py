@@ -12,29 +12,15 @@ import random
 import resource
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.console import new_parser, table_head, table_row
-from benchmarks.speed.equal_forgetting import WAYS, Job, forget
+from benchmarks.setup import new_parser, table_head, table_row
+from benchmarks.speed.equal_forgetting import WAYS, ours
 from zu_lightning import EditableLM, read_facts
 
 OTHERS = 400
 """Number of facts besides those to forget: some of them are watched, and some protected."""
 SYLLABLES = ("ba", "de", "fi", "go", "hu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "zu")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a number of facts took.
-
-    Attributes:
-        seconds: From the facts to the exported model.
-        gib: Peak memory above that of the loaded model.
-    """
-
-    seconds: float
-    gib: float
 
 
 def write_made_up_facts(path: Path, number: int) -> None:
@@ -49,13 +35,12 @@ def write_made_up_facts(path: Path, number: int) -> None:
             file.write(json.dumps(record) + "\n")
 
 
-def cost(words: list[str]) -> Cost:
-    """What ``train.py fit`` with some words does, measured in this process, which should be a new one."""
-    job = Job.described(words)
-    lm = EditableLM.from_pretrained(job.module.model_name_or_path)
+def cost(words: list[str], root: Path) -> tuple[float, float]:
+    """Seconds of a run in this process, which should be a new one, and its peak GiB above that of the loaded model."""
+    EditableLM.from_pretrained("data/demo/model")
     loaded = _peak_gib()
-    _, seconds = forget(lm, job)
-    return Cost(seconds, _peak_gib() - loaded)
+    _, seconds = ours(words, root)
+    return seconds, _peak_gib() - loaded
 
 
 def _peak_gib() -> float:
@@ -73,15 +58,16 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             facts = Path(folder, "facts.jsonl")
             write_made_up_facts(facts, n + OTHERS)
-            numbers = [
-                f"--data.forget_num={n}",
-                f"--data.retain_num={OTHERS // 2}",
-                f"--data.protect_num={OTHERS // 2}",
+            words = [
+                "--config=configs/demo.yaml",
+                *WAYS[arguments.way],
+                f"--data.path={facts}",
+                "--attacks.preset=none",
             ]
-            words = ["--config=configs/demo.yaml", *WAYS[arguments.way], f"--data.path={facts}", *numbers]
+            words += [f"--data.forget_num={n}", *(f"--data.{kind}_num={OTHERS // 2}" for kind in ("retain", "protect"))]
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                found = pool.submit(cost, words).result()
-        print(table_row((n, f"{found.seconds:.1f}", f"{1000 * found.seconds / n:.1f}", f"{found.gib:.2f}")))
+                seconds, gib = pool.submit(cost, words, Path(folder)).result()
+        print(table_row((n, f"{seconds:.1f}", f"{1000 * seconds / n:.1f}", f"{gib:.2f}")))
 
 
 if __name__ == "__main__":

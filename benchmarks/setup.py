@@ -1,8 +1,13 @@
-"""What the benchmarks read from the command line, and the Markdown tables that they print."""
+"""What benchmarks share: options, the facts and texts that these name, runs of ``train.py``, and Markdown tables."""
 
 import argparse
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+import train
+from zu_lightning import Fact, facts_by_id, read_facts, read_texts, split_facts
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "model": {
@@ -37,6 +42,23 @@ def new_parser(description: str | None, *options: str) -> argparse.ArgumentParse
     for name in options:
         parser.add_argument(f"--{name}", **OPTIONS[name])
     return parser
+
+
+def draw_facts(arguments: argparse.Namespace) -> tuple[list[Fact], list[Fact], list[Fact]]:
+    """As many facts to forget and to keep as ``--forget`` and ``--retain`` say, and all that they are drawn from."""
+    facts = read_facts(arguments.facts)
+    if arguments.ids:
+        facts = facts_by_id(facts, read_texts(arguments.ids, parameter="--ids"))
+    forget, retain, _ = split_facts(facts, arguments.forget, arguments.retain, seed=arguments.seed)
+    return forget, retain, facts
+
+
+def fit(root: Path, *options: str) -> Path:
+    """Run ``train.py fit`` in this process; the folder with its results."""
+    words = ["fit", *options, f"--trainer.default_root_dir={root}", "--trainer.enable_progress_bar=false"]
+    sys.argv = ["train.py", *words]
+    train.main(words)
+    return max((root / "lightning_logs").iterdir(), key=lambda path: int(path.name.removeprefix("version_")))
 
 
 def table_row(cells: Iterable[object]) -> str:
