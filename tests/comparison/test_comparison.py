@@ -2,6 +2,9 @@
 
 import csv
 import math
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -379,6 +382,26 @@ def test_a_run_is_an_ordinary_fit_in_a_process_of_its_own(tmp_path: Path) -> Non
     assert Results.read(good.measured).method["name"] == "Memit"
     assert "--data.forget_num is -1" in ended["ROME"]
     assert bad.state == ended["ROME"]
+
+
+@pytest.mark.slow
+def test_a_comparison_that_was_killed_redoes_no_finished_run(tmp_path: Path) -> None:
+    methods = {name: f"configs/methods/{name.lower()}.yaml" for name in ("MEMIT", "ROME")}
+    runs = read(tmp_path, options=SHORT, methods=methods, tuning_seeds=[]).runs({})
+    words = [sys.executable, "train.py", "compare", "--config", str(tmp_path / "plan.yaml")]
+    words += ["--folder", str(tmp_path / "out")]
+    comparison = subprocess.Popen(words, cwd=ROOT)
+    while runs[1].measured is None:
+        assert comparison.poll() is None
+        time.sleep(0.1)
+    comparison.kill()
+    comparison.wait()
+    finished = {run.folder: (run.folder / "ended.txt").stat().st_mtime_ns for run in runs if run.measured}
+    assert 2 <= len(finished) < len(runs)
+    subprocess.run(words, cwd=ROOT, check=True)
+    assert all(run.measured for run in runs)
+    assert all((folder / "ended.txt").stat().st_mtime_ns == when for folder, when in finished.items())
+    assert "| ROME |" in (tmp_path / "out" / "tables.md").read_text()
 
 
 @pytest.mark.slow
