@@ -15,7 +15,7 @@ from zu_lightning.renamed_options import RENAMED
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *DOCS]
 GENERATED = ROOT / "docs" / "reference" / "options.md"
-MAX_WORDS = {"README.md": 900, "docs": 25_000}
+MAX_WORDS = {"README.md": 900, "docs": 25_800}
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]*))?\)")
 OWN = ("zu_lightning", "callbacks", "data", "configs", "tests", "benchmarks", "docs")
 FILE = re.compile(rf"(?<![\w/.-])((?:{'|'.join(OWN)})/[\w./-]*\w\.(?:py|yaml|md|jsonl|txt|csv))\b")
@@ -84,8 +84,8 @@ def test_the_changelog_lists_every_renamed_name() -> None:
 
 
 def words_of(page: Path) -> int:
-    """Words as ``wc -w`` counts them, with the numbers and lines of tables."""
-    return len(page.read_text().split())
+    """Words as ``wc -w`` counts them in ``1.0 ± 0.1``, with the numbers and lines of tables."""
+    return len(page.read_text().replace("±", " ± ").split())
 
 
 def test_the_texts_are_short() -> None:
