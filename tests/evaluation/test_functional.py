@@ -46,3 +46,17 @@ def test_the_negative_log_likelihood_is_in_nats() -> None:
     found = token_nll(logits, torch.tensor([1, 1]))
     assert found.dtype == torch.float64
     assert found.tolist() == pytest.approx([-math.log(0.25), -math.log(0.8)])
+
+
+def test_margin_is_the_least_lead_of_an_answers_tokens() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, tokens = torch.randn(6, 9, generator=generator), torch.randint(9, (6,), generator=generator)
+    tokens[:3] = logits[:3].argmax(1)
+    scores = answer_scores(logits, tokens, torch.tensor([0, 0, 1, 1, 2, 2]), 3)
+    log_p = logits.log_softmax(1)
+    leads = [
+        (log_p[i, token] - max(p for j, p in enumerate(log_p[i].tolist()) if j != token)).item()
+        for i, token in enumerate(tokens.tolist())
+    ]
+    torch.testing.assert_close(scores.margin.tolist(), [min(leads[i : i + 2]) for i in (0, 2, 4)], rtol=0, atol=1e-5)
+    assert torch.equal(scores.exact, scores.margin > 0)

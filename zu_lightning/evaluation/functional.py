@@ -17,12 +17,15 @@ class AnswerScores:
             entry per answer.
         probability: Probability of the whole answer, the product over its tokens; one entry per answer.
         log_probability: Mean log-probability of the answer's tokens, in nats; one entry per answer.
+        margin: How much likelier each token of the answer is than the likeliest other token, in nats, at the token
+            where this is least; positive if and only if greedy decoding gives the whole answer. One entry per answer.
     """
 
     exact: Tensor
     token_accuracy: Tensor
     probability: Tensor
     log_probability: Tensor
+    margin: Tensor
 
 
 def answer_scores(logits: Tensor, tokens: Tensor, answer: Tensor, count: int) -> AnswerScores:
@@ -54,6 +57,8 @@ def answer_scores(logits: Tensor, tokens: Tensor, answer: Tensor, count: int) ->
         tensor([1., 0.], dtype=torch.float64)
         >>> scores.probability
         tensor([0.7758, 0.1192], dtype=torch.float64)
+        >>> scores.margin
+        tensor([ 2., -2.], dtype=torch.float64)
     """
     if logits.dim() != 2 or tokens.shape != logits.shape[:1] or answer.shape != tokens.shape:
         raise ValueError(
@@ -66,9 +71,27 @@ def answer_scores(logits: Tensor, tokens: Tensor, answer: Tensor, count: int) ->
     log_probability = log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0].double()
     total = none.index_add(0, answer, log_probability)
     length = length.clamp(min=1)
+    lead = token_margins(logits, tokens).double()
+    margin = torch.full_like(none, torch.inf).scatter_reduce(0, answer, lead, "amin")
     return AnswerScores(
-        exact=wrong == 0, token_accuracy=1 - wrong / length, probability=total.exp(), log_probability=total / length
+        exact=wrong == 0,
+        token_accuracy=1 - wrong / length,
+        probability=total.exp(),
+        log_probability=total / length,
+        margin=margin,
     )
+
+
+def token_margins(logits: Tensor, tokens: Tensor) -> Tensor:
+    """How much likelier each token is than the likeliest other one, in nats; negative if that one is likelier.
+
+    Args:
+        logits: tokens x vocabulary, at the place before each token.
+        tokens: Ids of the tokens.
+    """
+    likeliest, second = logits.topk(2).values.unbind(1)
+    own = logits.gather(1, tokens[:, None])[:, 0]
+    return own - torch.where(logits.argmax(1) == tokens, second, likeliest)
 
 
 def token_nll(logits: Tensor, tokens: Tensor) -> Tensor:
