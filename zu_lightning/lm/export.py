@@ -10,12 +10,12 @@ import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from zu_lightning.lm.adapter import CONFIG_NAME, CUT_FROM, WEIGHTS_NAME, balanced, cut, padded
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.loading import source_options
+from zu_lightning.lm.loading import load_model, source_options
 from zu_lightning.lm.tokens import TokenBatch, collate, tokenize_all
 from zu_lightning.lm.updates import apply_update
 from zu_lightning.runtime.errors import InputError
@@ -134,7 +134,7 @@ def check_export(lm: EditableLM, model_folder: Path, adapter_folder: Path | None
     exported = {name: value for name, value in as_before.items() if name not in source_options(as_before)}
 
     def load(source: str | Path, options: dict[str, Any]) -> PreTrainedModel:
-        return AutoModelForCausalLM.from_pretrained(str(source), dtype=lm.model.dtype, **options)
+        return load_model(source, lm.model.dtype, options)
 
     model = _difference(_logits(load(model_folder, exported), batch), here)
     base = load(lm.name_or_path, as_before)
