@@ -1,7 +1,7 @@
 """Models whose knowledge is known, and small exams."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -9,8 +9,10 @@ from torch import Tensor
 
 from tests.conftest import DEMO
 from zu_lightning import EditableLM, Fact
+from zu_lightning.attacks import answers
 from zu_lightning.attacks.context import AttackContext
-from zu_lightning.lm.tokens import PaddedTokens
+from zu_lightning.lm.suffix import Suffix, after_shared_prefix
+from zu_lightning.lm.tokens import PaddedTokens, TokenBatch
 
 DISTRIBUTION = Callable[[list[int]], Tensor]
 """From the ids of a text to the logits of what follows, vocabulary."""
@@ -27,6 +29,25 @@ class Oracle(EditableLM):
         """What the test makes up, at the given places."""
         pairs = zip(rows.tolist(), positions.tolist(), strict=True)
         return torch.stack([self.distribution(tokens.input_ids[row, : at + 1].tolist()) for row, at in pairs])
+
+
+class WholeTexts(NamedTuple):
+    """In place of a suffix: an oracle keeps no states of prompts."""
+
+    batch: TokenBatch
+
+    def logits(self, lm: EditableLM, rows: Tensor, positions: Tensor) -> Tensor:
+        return lm.logits(self.batch, rows, positions)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def oracles_read_whole_texts() -> Iterator[None]:
+    def read(lm: EditableLM, batch: TokenBatch, group: Tensor) -> Suffix | WholeTexts:
+        return WholeTexts(batch) if isinstance(lm, Oracle) else after_shared_prefix(lm, batch, group)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers, "after_shared_prefix", read)
+        yield
 
 
 @pytest.fixture(scope="session")

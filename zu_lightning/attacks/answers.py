@@ -1,6 +1,6 @@
 """Log-probabilities of answers, token by token: the basis of most attacks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -10,8 +10,8 @@ from torch.nn.functional import log_softmax
 
 from zu_lightning.facts.fact import Query
 from zu_lightning.lm.editable import EditableLM
-from zu_lightning.lm.passes import batched
-from zu_lightning.lm.tokens import tokenize_all
+from zu_lightning.lm.suffix import after_shared_prefix
+from zu_lightning.lm.tokens import TokenizedText, collate, tokenize_all
 
 
 @dataclass(frozen=True)
@@ -46,35 +46,94 @@ class AnswerLogprobs:
 
 
 @torch.no_grad()
-def score_answers(lm: EditableLM, queries: Sequence[Query], batch_tokens: int) -> list[AnswerLogprobs]:
-    """Score the answers to queries; a query that occurs several times is processed once.
+def score_answers(
+    lm: EditableLM, queries: Sequence[Query], batch_tokens: int, done: Callable[[int], object] = int
+) -> list[AnswerLogprobs]:
+    """Score the answers to queries; a prompt is read once, however many answers to it are scored.
 
     Args:
         lm: The model.
         queries: Prompts with answers.
-        batch_tokens: Maximum number of tokens per batch, padding included.
+        batch_tokens: Maximum number of tokens per batch, padding included; cached states of prompts come on top.
+        done: Called after each batch with the number of tokens that were read, apart from padding.
 
     Returns:
         One entry for each query, on the CPU.
     """
     different = list(dict.fromkeys(queries))
-    texts = tokenize_all(lm.tokenizer, different)
+    texts = dict(zip(different, tokenize_all(lm.tokenizer, different), strict=True))
+    by_prompt: dict[tuple[int, ...], list[Query]] = {}
+    for query, text in texts.items():
+        by_prompt.setdefault(tuple(text.ids[: text.answer]), []).append(query)
     scores: dict[Query, AnswerLogprobs] = {}
-    for indices, batch in batched(lm, texts, batch_tokens):
-        rows, positions, tokens = batch.answer_positions()
-        by_token = _score_tokens(log_softmax(lm.logits(batch, rows, positions), -1), tokens)
-        for row, i in enumerate(indices):
-            scores[different[i]] = AnswerLogprobs(*(values[(rows == row).cpu()] for values in by_token))
+    for groups in _batches(list(by_prompt.values()), texts, batch_tokens):
+        some = [query for group in groups for query in group]
+        prompts = [i for i, group in enumerate(groups) for _ in group]
+        scores |= zip(some, _scored(lm, [texts[query] for query in some], prompts), strict=True)
+        answers = sum(len(texts[query].ids) - texts[query].answer for query in some)
+        done(answers + sum(texts[group[0]].answer for group in groups))
     return [scores[query] for query in queries]
 
 
-def _score_tokens(log_p: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    own = log_p.gather(1, tokens[:, None])[:, 0]
+def _batches(
+    groups: Sequence[list[Query]], texts: Mapping[Query, TokenizedText], batch_tokens: int
+) -> Iterator[list[list[Query]]]:
+    """Groups of queries with the same prompt, in batches of prompts of similar length."""
+
+    def size(batch: Sequence[Sequence[Query]]) -> int:
+        read = [texts[query] for group in batch for query in group]
+        prompt, answer = max(text.answer for text in read), max(len(text.ids) - text.answer for text in read)
+        return len(batch) * prompt + len(read) * answer
+
+    batch: list[list[Query]] = []
+    for group in sorted(groups, key=lambda group: texts[group[0]].answer):
+        if batch and size([*batch, group]) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(group)
+    if batch:
+        yield batch
+
+
+def _scored(lm: EditableLM, texts: Sequence[TokenizedText], prompts: Sequence[int]) -> list[AnswerLogprobs]:
+    """Scores of texts whose prompts are numbered from 0; equal numbers for equal prompts."""
+    # Nothing is predicted after an answer's last token: texts that differ there only are one row.
+    rows: dict[tuple[int, tuple[int, ...]], TokenizedText] = {}
+    for prompt, text in zip(prompts, texts, strict=True):
+        rows[prompt, tuple(text.ids[:-1])] = TokenizedText(text.ids[:-1], text.answer - 1, len(text.ids) - 1)
+    batch = collate(list(rows.values()), lm.tokenizer).to(lm.device)
+    index = torch.arange(batch.input_ids.shape[1], device=lm.device)
+    places = ((index >= batch.lookup[:, None]) & (index < batch.lengths[:, None])).nonzero(as_tuple=True)
+    if len(rows) > len(set(prompts)):
+        numbers = torch.tensor([prompt for prompt, _ in rows], device=lm.device)
+        logits = after_shared_prefix(lm, batch, numbers).logits(lm, *places)
+    else:
+        logits = lm.logits(batch, *places)
+    answers = [text.ids[text.answer :] for text in texts]
+    starts = dict(zip(rows, accumulate((batch.lengths - batch.lookup).tolist(), initial=0), strict=False))
+    read = [
+        starts[prompt, tuple(text.ids[:-1])] + i
+        for prompt, text in zip(prompts, texts, strict=True)
+        for i in range(len(text.ids) - text.answer)
+    ]
+    tokens = [token for answer in answers for token in answer]
+    by_token = _score_tokens(log_softmax(logits, -1), torch.tensor(read), torch.tensor(tokens))
+    parts = (torch.split(values, [len(answer) for answer in answers]) for values in by_token)
+    return [AnswerLogprobs(*part) for part in zip(*parts, strict=True)]
+
+
+def _score_tokens(log_p: Tensor, places: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores of tokens, each at one of the places whose log-probabilities are given (places x vocabulary), on the CPU.
+
+    By the names of :class:`AnswerLogprobs`.
+    """
+    places, tokens = places.to(log_p.device), tokens.to(log_p.device)
     p = log_p.exp()
     mean = (p * log_p).sum(1)
-    deviation = ((p * log_p.square()).sum(1) - mean.square()).clamp(min=0).sqrt()
-    standardized = (own - mean) / deviation.clamp(min=1e-6)
-    return own.double().cpu(), (log_p.argmax(1) == tokens).cpu(), standardized.double().cpu()
+    deviation = ((p * log_p.square()).sum(1) - mean.square()).clamp(min=0).sqrt().clamp(min=1e-6)
+    own = log_p[places, tokens]
+    standardized = (own - mean[places]) / deviation[places]
+    return own.double().cpu(), (log_p.argmax(1)[places] == tokens).cpu(), standardized.double().cpu()
 
 
 def score_answers_by_fact(

@@ -1,15 +1,14 @@
 """What attacks share: scores of single facts, so that models are compared fact by fact."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from zu_lightning.attacks.answers import AnswerLogprobs, approximate_tokens, score_answers_by_fact
+from zu_lightning.attacks.answers import AnswerLogprobs, approximate_tokens, score_answers
 from zu_lightning.attacks.context import AttackContext
 from zu_lightning.facts.fact import Query
 from zu_lightning.lm.architecture import check_layers
@@ -58,11 +57,7 @@ class Attack(ABC):
         """By name, the scores of all n facts, float64; processes share the facts."""
         mine = [i for group in rank_shard(self.groups(context)) for i in group]
         # A process without facts of its own attacks the first one, only to know the names of the scores.
-        by_name = self.scores(lm, context, mine or [0])
-        scores = torch.zeros(len(by_name), len(context.facts), dtype=torch.float64, device=lm.device)
-        if mine:
-            scores[:, mine] = torch.tensor([*by_name.values()], dtype=torch.float64, device=lm.device)
-        return {name: row.clone() for name, row in zip(by_name, all_reduce(scores)[0].cpu(), strict=True)}
+        return _of_all_facts(self.scores(lm, context, mine or [0]), mine, len(context.facts), lm.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +73,71 @@ class QueryAttack(Attack):
         """Scores of fact ``i``, by name, from those of its queries' answers."""
 
     def cost(self, context: AttackContext) -> int:
-        """All prompts with their answers."""
-        queries = (query for i in range(len(context.facts)) for query in self.queries(context, i))
-        return sum(approximate_tokens(query.prompt + query.target) for query in queries)
+        """All prompts, and all answers."""
+        return cost_together([self], context)
 
     def scores(self, lm: EditableLM, context: AttackContext, facts: Sequence[int]) -> Mapping[str, Sequence[float]]:
         """Score the answers to all queries."""
-        answers = score_answers_by_fact(lm, partial(self.queries, context), facts, context.batch_tokens)
-        by_fact = [self.score(context, i, of_fact) for i, of_fact in zip(facts, answers, strict=True)]
-        return {name: [scores[name] for scores in by_fact] for name in by_fact[0]}
+        return scores_together([self], lm, context, facts)[0]
+
+
+def cost_together(attacks: Sequence[QueryAttack], context: AttackContext) -> int:
+    """Approximate number of tokens to process; what attacks have in common counts once."""
+    queries = {query for attack in attacks for i in range(len(context.facts)) for query in attack.queries(context, i)}
+    prompts = {query.prompt for query in queries}
+    return sum(map(approximate_tokens, prompts)) + sum(approximate_tokens(query.target) for query in queries)
+
+
+def scores_together(
+    attacks: Sequence[QueryAttack],
+    lm: EditableLM,
+    context: AttackContext,
+    facts: Sequence[int],
+    done: Callable[[int], object] = int,
+) -> list[dict[str, list[float]]]:
+    """Scores of several attacks on some facts; a query that they have in common is answered once.
+
+    Args:
+        attacks: The attacks.
+        lm: The model.
+        context: Inputs of the attacks.
+        facts: Indices of the facts, at least one.
+        done: Called after each batch with the number of tokens that were read.
+
+    Returns:
+        For each attack the scores of the facts, by name.
+    """
+    queries = [[list(attack.queries(context, i)) for i in facts] for attack in attacks]
+    every = [query for by_fact in queries for of_fact in by_fact for query in of_fact]
+    answers = dict(zip(every, score_answers(lm, every, context.batch_tokens, done), strict=True))
+    together = []
+    for attack, by_fact in zip(attacks, queries, strict=True):
+        scores = [
+            attack.score(context, i, [answers[query] for query in of_fact])
+            for i, of_fact in zip(facts, by_fact, strict=True)
+        ]
+        together.append({name: [of_fact[name] for of_fact in scores] for name in scores[0]})
+    return together
+
+
+def attack_together(
+    attacks: Sequence[QueryAttack], lm: EditableLM, context: AttackContext, done: Callable[[int], object] = int
+) -> dict[QueryAttack, dict[str, Tensor]]:
+    """For each attack, by name, the scores of all n facts, float64; processes share the facts."""
+    mine = list(rank_shard(range(len(context.facts))))
+    found = scores_together(attacks, lm, context, mine or [0], done)
+    scores = [_of_all_facts(by_name, mine, len(context.facts), lm.device) for by_name in found]
+    return dict(zip(attacks, scores, strict=True))
+
+
+def _of_all_facts(
+    by_name: Mapping[str, Sequence[float]], mine: Sequence[int], count: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Scores of all facts, from those of this process's."""
+    scores = torch.zeros(len(by_name), count, dtype=torch.float64, device=device)
+    if mine:
+        scores[:, mine] = torch.tensor([*by_name.values()], dtype=torch.float64, device=device)
+    return {name: row.clone() for name, row in zip(by_name, all_reduce(scores)[0].cpu(), strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from zu_lightning.attacks.attack import Attack
+from zu_lightning.attacks.attack import Attack, QueryAttack, attack_together, cost_together
 from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.control import Control
 from zu_lightning.attacks.extraction import Extraction
@@ -24,7 +24,7 @@ from zu_lightning.attacks.sampling import Sampling
 from zu_lightning.attacks.truth_ratio import TruthRatio
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.fingerprint import open_cache
-from zu_lightning.runtime.cache import Cache
+from zu_lightning.runtime.cache import Cache, Tensors
 from zu_lightning.runtime.timing import Monitor
 from zu_lightning.solvers import LowRankUpdate
 
@@ -104,14 +104,19 @@ def run_attacks(
     Returns:
         By name, the score of each of n facts, float64, on the CPU.
     """
-    cache, scores = cache or open_cache(None, lm), dict[str, Tensor]()
-    costs = [attack.cost(context) for attack in attacks]
+    cache = cache or open_cache(None, lm)
+    # An attack that changes the model has scores of its own.
+    asking = [one for one in attacks if isinstance(one, QueryAttack) and type(one).scores is QueryAttack.scores]
+    others = [attack for attack in attacks if attack not in asking]
+    costs = [cost_together(asking, context), *(attack.cost(context) for attack in others)]
     if name and attacks:
         log.info("attacking %s: %d facts, about %d tokens", name, len(context.facts), sum(costs))
     with (monitor or Monitor()).bar("Attacks", sum(costs), "tokens") as bar:
-        for attack, cost in zip(attacks, costs, strict=True):
+        bar.set_postfix_str("queries")
+        asked = cache.each("attack", asking, lambda some: attack_together(some, lm, context, bar.update), context)
+        found: dict[Attack, Tensors] = dict(asked.items())
+        for attack, cost in zip(others, costs[1:], strict=True):
             bar.set_postfix_str(attack.name)
-            results = cache.tensors("attack", partial(attack, lm, context), attack, context)
-            scores |= {name: results[name].cpu() for name in sorted(results)}
+            found[attack] = cache.tensors("attack", partial(attack, lm, context), context, attack)
             bar.update(cost)
-    return scores
+    return {name: found[attack][name].cpu() for attack in attacks for name in sorted(found[attack])}
