@@ -24,8 +24,10 @@ from zu_lightning import (
     rank_shard,
     read_facts,
     read_texts,
+    split_facts,
 )
 from zu_lightning.editing.method import Method
+from zu_lightning.evaluation.known import Certainty, answered_facts, measure_known
 from zu_lightning.facts.splits import without
 from zu_lightning.ledger import Ledger
 from zu_lightning.ledger.entries import number_of
@@ -54,7 +56,11 @@ class UnlearnDataModule(LightningDataModule):
             forgotten subject are left out.
         heldout: Text for the perplexity, in the same forms. By default the last tenth of the corpus, which is then
             not used for anything else.
-        ids_file: File with one id per line: only these facts are drawn from, such as those that the model answers.
+        ids_file: File whose lines begin with an id, up to the first tab; those with ``#`` are comments. Only these
+            facts are read, such as those of ``python train.py known``.
+        known: Whether to draw only facts that the model answers, by greedy decoding before any edit; a number above 0
+            and at most 1 also asks for at least this probability of the answer. Facts that are named by an id or by
+            ``forget_path`` are taken as they are; relations still have the prompts, answers, and names of all facts.
         forget_num: How many facts (or records) to forget, drawn by seed; ignored if ``forget_ids`` is given.
         retain_num: How many other facts are only measured, drawn by seed; ignored if ``retain_ids`` is given. The
             method never sees them.
@@ -101,6 +107,7 @@ class UnlearnDataModule(LightningDataModule):
         corpus: str = "data/demo/corpus.txt",
         heldout: str | None = None,
         ids_file: str | None = None,
+        known: bool | float = False,
         forget_num: int = 10,
         retain_num: int = 200,
         protect_num: int | None = None,
@@ -122,7 +129,7 @@ class UnlearnDataModule(LightningDataModule):
         replaces: int | None = None,
     ) -> None:
         super().__init__()
-        self.path, self.corpus, self.heldout, self.ids_file = path, corpus, heldout, ids_file
+        self.path, self.corpus, self.heldout, self.ids_file, self.known = path, corpus, heldout, ids_file, known
         self.forget_num, self.retain_num, self.protect_num = forget_num, retain_num, protect_num
         self.forget_ids, self.retain_ids, self.protect_ids = forget_ids, retain_ids, protect_ids
         self.seed, self.draw, self.fact_token = seed, draw, fact_token
@@ -130,6 +137,8 @@ class UnlearnDataModule(LightningDataModule):
         self.reading, self.cache, self.unknown_subjects = reading, cache, unknown_subjects
         self.protect_same_subject, self.forget_path = protect_same_subject, forget_path
         self.project, self.keep_texts, self.replaces = project, keep_texts, replaces
+        self.certainties: dict[str, Certainty] | None = None
+        """How sure the model was of each fact, by its id, before any edit."""
 
     def connect(self, module: LightningModule) -> None:
         """Connect data and module, once, before a run: the data asks for batches, the module for the request.
@@ -155,9 +164,11 @@ class UnlearnDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read and draw the facts, and read the text: everything that can be wrong with the input shows here."""
+        if not isinstance(self.known, bool) and not 0 < self.known <= 1:
+            raise InputError("known", self.known, "give true, false, or a probability above 0 and at most 1.")
         method, facts = self.method, self._read(self.path)
         given = None if self.forget_path is None else self._read(self.forget_path, "forget_path")
-        ledger, known = self._left_by_ledger(facts, given, stage)
+        ledger, left = self._left_by_ledger(facts, given, stage)
         heldout: list[str] | None = None
         if self.heldout is not None:
             heldout = read_texts(self.heldout, self.reading.heldout_documents, "heldout")
@@ -166,17 +177,31 @@ class UnlearnDataModule(LightningDataModule):
             corpus = read_texts(self.corpus, self.reading.corpus_documents, "corpus", method.release.corpus_seed)
         names = self.unknown_subjects
         forget_ids = self.forget_ids if given is None else [fact.id for fact in given]
+        forget = self.forget_num if forget_ids is None else forget_ids
+        retain = self.retain_num if self.retain_ids is None else self.retain_ids
+        protect = self.protect_num if self.protect_ids is None else self.protect_ids
+        by_record, answered = self.draw == "records", None
+        if self.known is not False:
+            # A wrong id or number shows before the model is loaded.
+            halves = method.release.split_halves
+            split_facts(left, forget, retain, protect or 0, split_halves=halves, by_record=by_record)
+            answered = self._answered([*facts, *(given or [])], left)
+            named = {name for ids in (forget, retain, protect) if isinstance(ids, Sequence) for name in ids}
+            if unanswered := named - {fact.id for fact in answered}:
+                text = "the model does not answer %d of the %d facts that are given or named by ids"
+                log.warning(text, len(unanswered), len(named))
         self.request = Request.draw(
-            known,
+            left,
             corpus,
             method=method,
-            forget=self.forget_num if forget_ids is None else forget_ids,
-            retain=self.retain_num if self.retain_ids is None else self.retain_ids,
-            protect=self.protect_num if self.protect_ids is None else self.protect_ids,
+            forget=forget,
+            retain=retain,
+            protect=protect,
+            answered=answered,
             protect_same_subject=self.protect_same_subject,
             heldout=heldout,
             reading=self.reading,
-            by_record=self.draw == "records",
+            by_record=by_record,
             seed=self.seed,
             unknown_subjects=[] if names is None else read_texts(names, sys.maxsize, "unknown_subjects"),
             cache=self._cache_folder,
@@ -225,6 +250,18 @@ class UnlearnDataModule(LightningDataModule):
             facts = facts_by_id(facts, read_texts(self.ids_file, sys.maxsize, "ids_file"))
         return [replace(fact.as_chat() if self.chat else fact, fact_token=self.fact_token) for fact in facts]
 
+    def _answered(self, facts: Sequence[Fact], left: Sequence[Fact]) -> list[Fact]:
+        """Those of the facts left that the model answers; all facts are measured together, for all requests alike."""
+        if self.certainties is None:
+            module = self.connected
+            with self.trainer.init_module():  # type: ignore[union-attr]  # as Lightning has it loaded otherwise
+                lm = module.load_model()
+            with module.monitor.timed("known"):
+                self.certainties = measure_known(
+                    lm, facts, batch_tokens=self.reading.batch_tokens, cache=self._cache_folder, monitor=module.monitor
+                )
+        return answered_facts(left, self.certainties, 0.0 if self.known is True else self.known)
+
     def _left_by_ledger(
         self, facts: list[Fact], given: list[Fact] | None, stage: str
     ) -> tuple[Ledger | None, list[Fact]]:
@@ -235,10 +272,10 @@ class UnlearnDataModule(LightningDataModule):
         before = self._before(ledger, facts, given, stage)
         gone = before.forgotten(facts)
         self._check_ids(gone, given)
-        known = [fact for fact in facts if fact.id not in gone]
+        left = [fact for fact in facts if fact.id not in gone]
         if stage == "fit":
             before.check_new(given or [])
-        return before, known if given is None else [*given, *without(known, given)]
+        return before, left if given is None else [*given, *without(left, given)]
 
     def _before(self, ledger: Ledger, facts: Sequence[Fact], asked: Sequence[Fact] | None, stage: str) -> Ledger:
         """The ledger as it was before this request, which may have its line already."""

@@ -33,6 +33,7 @@ from .editing.method import (
 from .editing.moments import SecondMoment as SecondMoment, second_moments as second_moments
 from .editing.preparation import Preparation as Preparation, layer_problem as layer_problem, prepare as prepare
 from .editing.request import Request as Request
+from .evaluation.known import known_facts as known_facts
 from .evaluation.scores import (
     EvaluationBatch as EvaluationBatch,
     evaluate as evaluate,

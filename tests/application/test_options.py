@@ -12,6 +12,7 @@ import yaml
 import train
 from tests.conftest import ROOT, command_line, train_py
 from zu_lightning import InputError
+from zu_lightning.cli.known import write_known
 from zu_lightning.cli.unlearn_cli import launcher_arguments
 from zu_lightning.cli.usage import usage_line
 from zu_lightning.serving.command import check
@@ -45,7 +46,7 @@ NOT_OPTIONS = {
     "model", "data", "downstream", "tokenizer", "source",
     "folder", "JSON", "CSV", "id", "record", "row", "share", "subject",
     "number of subjects", "prompt", "adapters", "base", "head", "ledger", "number",
-    *inspect.signature(check).parameters,
+    *inspect.signature(check).parameters, *inspect.signature(write_known).parameters,
 }  # fmt: skip
 """What InputErrors speak of that no option of an unlearning run sets: objects, arguments of functions, fields, and the
 options of ``python -m zu_lightning.ledger`` and ``python -m zu_lightning.serving``."""
@@ -129,7 +130,7 @@ def test_a_wrong_option_is_told_in_one_line(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("", "a command is missing: give one of fit, validate, test, predict, compare, ledger, serving."),
+        ("", "a command is missing: give one of fit, validate, test, predict, compare, known, ledger, serving."),
         ("forget", "there is no command 'forget': give one of fit, "),
         ("ledger list", "the following arguments are required: list.project"),
         ("ledger list . --x=1", "--x: there is no such option: `python train.py ledger --help` "),

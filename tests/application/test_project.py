@@ -38,7 +38,7 @@ def two_requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two requests were carried out; the second one's run is version_1."""
     root = tmp_path_factory.mktemp("two_requests")
     for _ in range(2):
-        run(root, *options(root))
+        run(root, *options(root), "--data.known=true")
     return root
 
 
@@ -55,6 +55,10 @@ def project_root(two_requests: Path, tmp_path: Path) -> Path:
 
 def weight_in(run_folder: Path) -> torch.Tensor:
     return load_file(run_folder / "model" / "model.safetensors")[WEIGHT]
+
+
+def test_what_the_base_model_answers_is_measured_once_for_all_requests(two_requests: Path) -> None:
+    assert len([*(two_requests / "cache").glob("known-*")]) == 1
 
 
 def test_a_request_starts_from_the_base_model_and_all_earlier_updates(two_requests: Path) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,9 @@ def test_facts_are_found_by_id_in_their_own_order(facts: list[Fact]) -> None:
     assert facts_by_id(facts, ["2", " 0 "]) == [facts[0], facts[2]]
     with pytest.raises(InputError, match=r"ids_file is \['nobody'\]: these are not ids of the 4 facts"):
         facts_by_id(facts, ["0", "nobody"])
+
+
+def test_lines_with_ids_may_have_more_columns_and_comments(facts: list[Fact]) -> None:
+    assert facts_by_id(facts, ["# id\tprobability", "2\t0.5", "#3", "0"]) == [facts[0], facts[2]]
+    numbered = [replace(fact, id=f"#{fact.id}") for fact in facts]
+    assert facts_by_id(numbered, ["#1", "#no id"]) == [numbered[1]]

@@ -88,6 +88,15 @@ def test_halves_of_records() -> None:
         split_facts(facts, 3, by_record=True, split_halves=True)
 
 
+def test_only_facts_that_are_answered_are_drawn_but_others_can_be_named() -> None:
+    facts, answered = make(50), make(50)[::2]
+    assert split_facts(facts, 5, 10, 5, seed=1, answered=answered) == split_facts(answered, 5, 10, 5, seed=1)
+    forget, retain, _ = split_facts(facts, ["1"], 25, answered=answered)
+    assert (ids(forget), {*ids(retain)}) == (["1"], {*ids(answered)})
+    with pytest.raises(InputError, match="retain_num is 30: the model answers 25 of 50 facts, and 20 are left"):
+        split_facts(facts, 5, 30, answered=answered)
+
+
 def test_records_of_one_fact_are_drawn_like_facts() -> None:
     assert split_facts(make(50), 5, 10, seed=1) == split_facts(make(50), 5, 10, seed=1, by_record=True)
 

@@ -104,6 +104,14 @@ def test_a_run_without_texts_is_asked_from_its_data(run: Path) -> None:
         assert [status(run, url, model) for model in ("edited", MODEL)] == [0, 1]
 
 
+def test_facts_that_were_drawn_from_those_known_are_those_of_the_results(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]
+    write_config(run, config | {"known": True, "forget_ids": None, "retain_ids": None, "forget_num": 2})
+    replace(Results.read(run), retained=["Cy", "Di"]).write(run)
+    with served(MODELS) as url:
+        assert [status(run, url, model) for model in ("edited", MODEL)] == [0, 1]
+
+
 def test_questions_can_be_fewer(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     with served(MODELS) as url:

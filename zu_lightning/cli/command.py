@@ -27,6 +27,7 @@ LIGHTNING_COMMANDS = {
 """Lightning's commands, and what they do here."""
 COMMANDS = {
     "compare": "compare methods over models, data sets, and seeds: tables, figures, a report",
+    "known": "list the facts that a model answers, with their probabilities",
     "ledger": "list, verify, revert, merge, or compose the requests of a project folder",
     "serving": "check whether a server answers like the edited model",
 }
@@ -87,6 +88,8 @@ def run_other_command(name: str, arguments: list[str], application: Application)
     if name == "compare":
         module, function = application.entry
         import_module("zu_lightning.comparison.command").main(arguments, getattr(import_module(module), function))
+    elif name == "known":
+        import_module("zu_lightning.cli.known").main(arguments, CommandParser)
     elif name in COMMANDS:
         import_module(f"zu_lightning.{name}").main(arguments, CommandParser)
     else:

@@ -130,6 +130,7 @@ class Request:
         reading: ReadingOptions = ReadingOptions(),
         by_record: bool = False,
         seed: int = 0,
+        answered: Sequence[Fact] | None = None,
         **options: Any,
     ) -> "Request":
         """Draw a request from the facts of a data set.
@@ -149,6 +150,8 @@ class Request:
             reading: How much text is read, and in what batches.
             by_record: Whether whole records are drawn.
             seed: Seed of the draw and of the context templates.
+            answered: The facts that the model answers (:func:`zu_lightning.known_facts`): only these are drawn, while
+                ids may name any, and all facts give relations their prompts, answers, and names. By default all.
             options: Other attributes of the request.
 
         Raises:
@@ -156,11 +159,13 @@ class Request:
         """
         number = method.protect_num if protect is None else protect
         forgotten, retained, protected = split_facts(
-            facts, forget, retain, number, seed=seed, split_halves=method.release.split_halves, by_record=by_record
-        )
+            facts, forget, retain, number,
+            seed=seed, split_halves=method.release.split_halves, by_record=by_record, answered=answered,
+        )  # fmt: skip
         if method.protect_same_subject if protect_same_subject is None else protect_same_subject:
+            drawable = facts if answered is None else answered
             taken = {fact.id for fact in (*retained, *protected)}
-            protected += [fact for fact in about_subjects_of(forgotten, facts) if fact.id not in taken]
+            protected += [fact for fact in about_subjects_of(forgotten, drawable) if fact.id not in taken]
         log.info(
             "%d facts to forget, %d to measure only, %d more to protect", len(forgotten), len(retained), len(protected)
         )

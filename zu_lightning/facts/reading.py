@@ -60,11 +60,15 @@ def read_facts(
 def facts_by_id(facts: Sequence[Fact], ids: Sequence[str]) -> list[Fact]:
     """The facts with these ids, in the order of ``facts``.
 
+    Args:
+        facts: All facts.
+        ids: Lines that begin with an id, up to the first tab; other lines that begin with ``#`` are comments.
+
     Raises:
         InputError: An id belongs to no fact.
     """
-    wanted = {name.strip() for name in ids}
-    unknown = sorted(wanted - {fact.id for fact in facts})
+    wanted = {line.partition("\t")[0].strip() for line in ids}
+    unknown = sorted(name for name in wanted - {fact.id for fact in facts} if not name.startswith("#"))
     if unknown:
         raise InputError("ids_file", unknown[:5], f"these are not ids of the {len(facts)} facts: correct the list.")
     return [fact for fact in facts if fact.id in wanted]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from zu_lightning.runtime.errors import InputError
 
-FILE_ENDINGS = (".txt", ".text", ".md", ".json", ".jsonl", ".csv", ".parquet", ".gz")
+FILE_ENDINGS = (".txt", ".text", ".tsv", ".md", ".json", ".jsonl", ".csv", ".parquet", ".gz")
 """Endings of files: a missing file is then reported without asking the hub for a data set of its name."""
 
 

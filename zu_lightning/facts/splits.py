@@ -16,6 +16,7 @@ def split_facts(
     seed: int = 0,
     split_halves: bool = False,
     by_record: bool = False,
+    answered: Sequence[Fact] | None = None,
 ) -> tuple[list[Fact], list[Fact], list[Fact]]:
     """Split facts into three disjoint sets, each by its number or by its ids.
 
@@ -29,6 +30,7 @@ def split_facts(
             second, as in the authors' release.
         by_record: Whether whole records are drawn: numbers and halves are then of records, and the facts of a drawn
             record stay together. A fact of several records belongs to the first set that draws it.
+        answered: The facts that the model answers: only these are drawn, while ids may name any. By default all.
 
     Returns:
         Forget set, retain set, and protected set.
@@ -40,7 +42,7 @@ def split_facts(
     by_id = {fact.id: fact for fact in facts}
     lists = {f"{kind}_ids": ids for kind, ids in sizes.items() if not isinstance(ids, int)}
     taken = _checked(lists, by_id)
-    units = _units(facts, by_record)
+    units = _units(facts if answered is None else answered, by_record)
     first_half = set(list(units)[: len(units) // 2])
     free = [
         name
@@ -58,6 +60,12 @@ def split_facts(
         if not 0 <= wanted <= len(pool):
             what = "records" if by_record else "facts"
             remedy = f"{len(pool)} of the {len(units)} {what} are left to draw from: ask for at most that many."
+            if answered is not None:
+                total = len(_units(facts, by_record))
+                remedy = (
+                    f"the model answers {len(units)} of {total} {what}, and {len(pool)} are left to draw from: ask for "
+                    "at most that many, give more, or draw others, too."
+                )
             raise InputError(f"{kind}_num", wanted, remedy)
         drawn = {fact.id: fact for name in pool[:wanted] for fact in units[name] if fact.id not in taken}
         taken.update(drawn)

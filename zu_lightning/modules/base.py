@@ -64,6 +64,8 @@ class UnlearnModule(EvaluationModule):
         self.run = RunState(seconds=self.seconds)
         self.cache: Cache | None = None
         """Results that runs share for the model as it was loaded."""
+        self.has_previous = False
+        """Whether the updates of previous requests are in the model."""
         self.digest_before = ""
         """Fingerprint of the loaded weights."""
         self.scores_file: Path | None = None
@@ -117,11 +119,11 @@ class UnlearnModule(EvaluationModule):
 
     def configure_model(self) -> None:
         """Load the language model with the updates of previous requests; check and fingerprint it."""
-        loads = not hasattr(self, "lm")
         super().configure_model()
         self.run.edits |= previous_edits(self.request)
-        if loads:
+        if not self.has_previous:
             apply_previous(self.lm, self.request)
+            self.has_previous = True
         if self.trainer.state.fn == "fit" or not self.digest_before:
             self.digest_before = self.weights_digest()
         if self.trainer.state.fn == "fit":

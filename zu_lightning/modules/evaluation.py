@@ -76,6 +76,10 @@ class EvaluationModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check what can be checked before weights are loaded."""
+        self.check_model_options()
+
+    def check_model_options(self) -> None:
+        """Refuse a model or layers that do not exist, and options that do not fit the trainer's."""
         depth = max(self.layers, default=0) + 1  # of a tiny model, which is made as deep as needed
         if not self.random_tiny_model:
             depth = check_model(self.model_name_or_path, **self.load_options)
@@ -85,9 +89,14 @@ class EvaluationModule(LightningModule):
             raise InputError("load_options", self.load_options, remedy)
 
     def configure_model(self) -> None:
-        """Load the language model, once."""
+        """Load the language model, unless the data has needed it before."""
+        self.load_model()
+
+    def load_model(self) -> EditableLM:
+        """The language model; the first call loads it, as it is before any update of this run or of previous ones."""
         if hasattr(self, "lm"):
-            return
+            return self.lm
+        self.check_model_options()
         device = self.trainer.strategy.root_device
         with self.monitor.timed("load"):
             source = _written_tiny_model(self) if self.random_tiny_model else self.model_name_or_path
@@ -97,6 +106,7 @@ class EvaluationModule(LightningModule):
             raise InputError("load_options", self.load_options, remedy)
         check_finite(self.lm)
         self.neutral_target = resolved_answer(self.lm.tokenizer, self.neutral_target)
+        return self.lm
 
     def validation_step(self, batch: EvaluationBatch | None, batch_idx: int) -> None:
         """Add a batch of queries or text to its metric; ``None`` if a process has no share."""

@@ -50,8 +50,12 @@ def checkpoint_path(default_root_dir: str) -> Path:
     return Path(default_root_dir) / "checkpoints" / "last.ckpt"
 
 
-def check_writable(folder: str) -> None:
+def check_writable(folder: str, parameter: str = "default_root_dir") -> None:
     """Make a folder, and refuse one that cannot be written to.
+
+    Args:
+        folder: The folder.
+        parameter: Name of the option that gives it, for messages.
 
     Raises:
         InputError: It cannot be written to.
@@ -62,7 +66,7 @@ def check_writable(folder: str) -> None:
             pass
     except OSError as error:
         remedy = f"it cannot be written to ({error.strerror}): choose another folder."
-        raise InputError("default_root_dir", folder, remedy) from error
+        raise InputError(parameter, folder, remedy) from error
 
 
 def run_folder(trainer: Trainer) -> Path | None:

@@ -66,6 +66,7 @@ def results_of(module: "UnlearnModule", *, texts: bool = True) -> Results:
         targets=None if run.targets is None else _target_scores(run.targets),
         layers={key.layer: edit.scores for key, edit in run.edits.items() if key.request == module.request.number},
         forgotten=[fact.id for fact in forget],
+        retained=[fact.id for fact in module.request.retain],
         attacks={} if tried is None else tried.scores_by_name(),
         comparisons={} if tried is None else tried.comparisons,
         verdict=None if tried is None else tried.sentence,

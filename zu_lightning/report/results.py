@@ -86,6 +86,7 @@ class Results:
         targets: Scores of the neutral targets; ``None`` for a method without them.
         layers: Effect of the edit on each edited layer.
         forgotten: Ids of the facts to forget.
+        retained: Ids of the facts that were only measured.
         attacks: For each score of an attack its mean in the models ``base``, ``edited``, and ``gold``, and the ``gap``
             to gold with the ``low`` and ``high`` end of its interval.
         comparisons: Numbers that compare with gold as a whole, by name.
@@ -109,6 +110,7 @@ class Results:
     targets: TargetScores | None
     layers: dict[int, LayerScores]
     forgotten: list[str]
+    retained: list[str] = field(default_factory=list)
     attacks: dict[str, dict[str, float]] = field(default_factory=dict)
     comparisons: dict[str, float] = field(default_factory=dict)
     verdict: str | None = None

@@ -99,7 +99,10 @@ def request_of(run: Path) -> Request:
         raise InputError("run", str(run), f"the section `data` of its config.yaml cannot be read: {error}") from error
     data = parsed.data
     data.method = parsed.get("method", data.method)
-    data.forgotten = Results.read(run).forgotten
+    results = Results.read(run)
+    data.forgotten = results.forgotten
+    if getattr(data, "known", False):  # which facts these are takes the model to know
+        data.known, data.forget_ids, data.retain_ids = False, results.forgotten, results.retained
     try:
         data.setup("validate")
     except InputError as error:
