@@ -172,6 +172,14 @@ def test_the_same_seed_gives_the_same_weights_twice(two_layers_run: Path, tmp_pa
     assert Results.read(again).after == Results.read(two_layers_run).after
 
 
+def test_scores_after_each_layer_are_there_if_asked_for(two_layers_run: Path, tmp_path: Path) -> None:
+    each = run(tmp_path, "--model.layers=[0,1]", "--model.evaluate_layers=true", *SHORT_RUN)
+    assert Results.read(each).after == Results.read(two_layers_run).after
+    *earlier, last = values(events_of(each), "val/retain_probability")
+    assert len(earlier) == 1
+    assert values(events_of(two_layers_run), "val/retain_probability") == [last]
+
+
 @pytest.mark.parametrize(("command", "prefix"), [("validate", "val"), ("test", "test")])
 def test_evaluating_the_exported_model_gives_the_scores_after(
     command: str, prefix: str, two_layers_run: Path, tmp_path: Path

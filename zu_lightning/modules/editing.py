@@ -36,13 +36,15 @@ class EditingModule(UnlearnModule):
 
     Args:
         method: How layers are edited.
+        evaluate_layers: Whether to evaluate the model after each layer, and not only after the last one.
         kwargs: Arguments of :class:`UnlearnModule`.
     """
 
     method: EditingMethod
 
-    def __init__(self, method: EditingMethod = Erase(), **kwargs: Any) -> None:
+    def __init__(self, method: EditingMethod = Erase(), evaluate_layers: bool = False, **kwargs: Any) -> None:
         super().__init__(method=method, **kwargs)
+        self.evaluate_layers = evaluate_layers
         if not isinstance(method, EditingMethod):
             remedy = f"it does not edit layers: it needs a zu_lightning.{method.module.rpartition('.')[2]}."
             raise InputError("method", method.name, remedy)
@@ -66,6 +68,7 @@ class EditingModule(UnlearnModule):
             self.editor, self.unwritten = None, {}
             if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self.trainer.fit_loop.max_epochs = len(self.layers)
+                self.trainer.check_val_every_n_epoch = 1 if self.evaluate_layers else len(self.layers)
 
     def configure_model(self) -> None:
         """Load the language model, and make a Delta that fits all of its layers."""
