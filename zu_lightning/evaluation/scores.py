@@ -3,14 +3,15 @@
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
 from zu_lightning.evaluation.functional import answer_scores, token_nll
-from zu_lightning.evaluation.intervals import FactScores
 from zu_lightning.evaluation.metrics import AnswerMetric, Perplexity
+from zu_lightning.evaluation.queries import Column, QueryScores
 from zu_lightning.evaluation.score_table import SCORES
 from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.texts import ReadingOptions
@@ -28,11 +29,13 @@ class EvaluationBatch:
         metric: Name of the metric.
         texts: Prompts with answers, or prose whose every token but the first is an "answer".
         fact: Which fact, or which document, each text belongs to, from 0.
+        query: Which of the metric's queries, or documents, each text is, from 0.
     """
 
     metric: str
     texts: TokenBatch
     fact: Tensor
+    query: Tensor
 
 
 def evaluation_metrics() -> MetricCollection:
@@ -100,6 +103,7 @@ def evaluation_batches(
             name,
             collate([tokenized[i] for i in indices], lm.tokenizer),
             torch.tensor([about[name][i] for i in indices]),
+            torch.tensor(indices),
         )
         for name, tokenized in texts.items()
         for indices in batches(tokenized, reading.batch_tokens)
@@ -112,30 +116,36 @@ def batches_digest(evaluation: Iterable[EvaluationBatch | None]) -> str:
     parts: list[object] = []
     for batch in evaluation:
         if batch is not None:
-            tensors = (batch.fact, *(getattr(batch.texts, field.name) for field in fields(batch.texts)))
+            tensors = (batch.fact, batch.query, *(getattr(batch.texts, field.name) for field in fields(batch.texts)))
             parts += [batch.metric, *(part for tensor in tensors for part in (tuple(tensor.shape), tensor.tolist()))]
     return digest(*parts)
 
 
 @torch.no_grad()
 def update_metric(
-    lm: EditableLM, metrics: MetricCollection, batch: EvaluationBatch, by_fact: FactScores | None = None
+    lm: EditableLM, metrics: MetricCollection, batch: EvaluationBatch, queries: QueryScores | None = None
 ) -> None:
-    """Run the model on a batch and add the result to the batch's metric, and to the scores of its facts."""
+    """Run the model on a batch and add the result to the batch's metric, and to the scores of single queries."""
     texts = batch.texts.to(lm.device)
     rows, positions, tokens = texts.answer_positions()
     logits, count = lm.logits(texts, rows, positions), len(texts.lengths)
+    lengths = rows.bincount(minlength=count)
+    columns = {Column.FACT: batch.fact, Column.TOKENS: lengths}
     if batch.metric == "perplexity":
         nll = token_nll(logits, tokens)
         metrics[batch.metric].update(nll)
-        total = nll.new_zeros(count).index_add(0, rows, nll)
-        sums = (total, torch.zeros_like(total), rows.bincount(minlength=count))
+        columns[Column.LOG_PROBABILITY] = -nll.new_zeros(count).index_add(0, rows, nll)
     else:
         scores = answer_scores(logits, tokens, rows, count)
         metrics[batch.metric].update(scores)
-        sums = (scores.exact, scores.probability, torch.ones_like(scores.probability))
-    if by_fact is not None:
-        by_fact.add(batch.metric, batch.fact, *sums)
+        columns |= {
+            Column.GIVEN: scores.exact,
+            Column.PROBABILITY: scores.probability,
+            Column.LOG_PROBABILITY: scores.log_probability * lengths,
+            Column.MARGIN: scores.margin,
+        }
+    if queries is not None:
+        queries.add(batch.metric, batch.query, columns)
 
 
 def compute_metrics(metrics: MetricCollection) -> dict[str, float]:
@@ -149,9 +159,27 @@ def compute_metrics(metrics: MetricCollection) -> dict[str, float]:
     return scores
 
 
+class Evaluation(NamedTuple):
+    """What an evaluation has found, in plain containers.
+
+    Attributes:
+        scores: By name: percent for exact matches, 0..1 for probabilities, and the perplexity.
+        queries: By metric, a table of its queries (:mod:`zu_lightning.evaluation.queries`).
+    """
+
+    scores: dict[str, float]
+    queries: dict[str, Tensor]
+
+
+def evaluate_queries(lm: EditableLM, evaluation: Iterable[EvaluationBatch]) -> Evaluation:
+    """All scores of one evaluation, and those of its single queries."""
+    metrics = evaluation_metrics().to(lm.device)
+    queries = QueryScores(map(str, metrics))
+    for batch in evaluation:
+        update_metric(lm, metrics, batch, queries)
+    return Evaluation(compute_metrics(metrics), queries.over_all_processes(lm.device))
+
+
 def evaluate(lm: EditableLM, evaluation: Iterable[EvaluationBatch]) -> dict[str, float]:
     """All scores of one evaluation: percent for exact matches, 0..1 for probabilities, and the perplexity."""
-    metrics = evaluation_metrics().to(lm.device)
-    for batch in evaluation:
-        update_metric(lm, metrics, batch)
-    return compute_metrics(metrics)
+    return evaluate_queries(lm, evaluation).scores

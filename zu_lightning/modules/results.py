@@ -14,6 +14,7 @@ import zu_lightning
 from zu_lightning.attacks.verdict import verdict
 from zu_lightning.editing.latents import NeutralTargets
 from zu_lightning.evaluation.intervals import score_intervals, shares
+from zu_lightning.evaluation.queries import fact_sums
 from zu_lightning.facts.fact import Fact
 from zu_lightning.report.measurements import samples
 from zu_lightning.report.results import Completion, FactResult, Results, TargetScores
@@ -50,6 +51,7 @@ def results_of(module: "UnlearnModule", *, texts: bool = True) -> Results:
         texts: Whether prompts, answers, and completions are among it.
     """
     run, forget = module.run, module.request.forget
+    by_fact = {when: fact_sums(tables) for when, tables in run.queries.items()}
     attacks: dict[str, dict[str, Any]] = run.measured.get("attacks", {})
     tried = None
     if {"before", "after"} <= attacks.keys():
@@ -69,8 +71,8 @@ def results_of(module: "UnlearnModule", *, texts: bool = True) -> Results:
         attacks={} if tried is None else tried.scores_by_name(),
         comparisons={} if tried is None else tried.comparisons,
         verdict=None if tried is None else tried.sentence,
-        intervals={when: score_intervals(by_metric) for when, by_metric in run.by_fact.items()},
-        per_fact=[_fact_result(run.by_fact, i, fact, texts=texts) for i, fact in enumerate(forget)],
+        intervals={when: score_intervals(sums) for when, sums in by_fact.items()},
+        per_fact=[_fact_result(by_fact, i, fact, texts=texts) for i, fact in enumerate(forget)],
         completions=_completions(module) if texts else [],
         identity=run.identity | {"weights after": module.weights_digest()},
         earlier={
