@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from zu_lightning.evaluation.bootstrap import interval as bootstrap
+from zu_lightning.evaluation.score_table import SCORE
 
 
 def shares(sums: Tensor) -> Tensor:
@@ -46,10 +47,16 @@ def interval(sums: Tensor, seed: int = 0) -> tuple[float, float]:
 
 
 def score_intervals(by_metric: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
-    """Intervals of the scores that are means over facts, in the scores' units: percent, or perplexity."""
+    """Intervals of the scores that are means over facts, in the scores' units."""
     intervals: dict[str, tuple[float, float]] = {}
     for name, sums in by_metric.items():
         low, high = interval(sums)
         if not math.isnan(low):
-            intervals[name] = (math.exp(low), math.exp(high)) if name == "perplexity" else (100 * low, 100 * high)
+            match SCORE[name].unit:
+                case "percent":
+                    intervals[name] = (100 * low, 100 * high)
+                case "nats":
+                    intervals[name] = (low, high)
+                case "perplexity":
+                    intervals[name] = (math.exp(low), math.exp(high))
     return intervals

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zu_lightning.editing.method import Method
 from zu_lightning.editing.request import Request, check_neutral_target
+from zu_lightning.evaluation.queries import QueryTables
 from zu_lightning.evaluation.scores import Evaluation, EvaluationBatch, batches_digest
 from zu_lightning.lm.export import export_adapter, export_model
 from zu_lightning.lm.fingerprint import open_cache, weights_digest
@@ -165,6 +166,10 @@ class UnlearnModule(EvaluationModule):
         """Add a batch to its metric, unless the scores are known."""
         if self.cached_scores is None:
             super().validation_step(batch, batch_idx)
+
+    def queries_before(self, now: QueryTables) -> QueryTables | None:
+        """The queries of the model before the edit, unless it was not evaluated."""
+        return now if self.moment == "before" else self.run.queries.get("before")
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores, and keep those before and after."""

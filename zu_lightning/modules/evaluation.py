@@ -7,12 +7,12 @@ from typing import Any
 
 from lightning import LightningModule
 
-from zu_lightning.evaluation.queries import QueryScores
+from zu_lightning.evaluation.queries import QueryTables
 from zu_lightning.evaluation.scores import (
     Evaluation,
     EvaluationBatch,
-    compute_metrics,
     evaluation_metrics,
+    query_scores,
     update_metric,
 )
 from zu_lightning.facts.fact import Fact
@@ -61,7 +61,7 @@ class EvaluationModule(LightningModule):
         self.random_tiny_model, self.load_options = random_tiny_model, load_options or {}
         self.neutral_target = neutral_target
         self.metrics = evaluation_metrics()
-        self.queries = QueryScores(map(str, self.metrics))
+        self.queries = query_scores()
         self.seconds: dict[str, float] = {}
         """Seconds spent in each phase."""
 
@@ -130,12 +130,17 @@ class EvaluationModule(LightningModule):
         """Greedy completion of a fact's prompt."""
         return complete(self.lm, fact)
 
+    def queries_before(self, now: QueryTables) -> QueryTables | None:
+        """The queries of the model before, if they are known; ``now`` are those of the model that was evaluated."""
+        return None
+
     def log_scores(self, prefix: str) -> Evaluation:
         """Log the scores of an evaluation that is complete; returns what it has found."""
-        found = Evaluation(compute_metrics(self.metrics), self.queries.over_all_processes(self.lm.device))
+        queries = self.queries.over_all_processes(self.lm.device)
+        found = Evaluation.of(self.metrics, queries, self.queries_before(queries))
         self.log_dict({f"{prefix}/{name}": value for name, value in found.scores.items()})
         self.metrics.reset()
-        self.queries = QueryScores(map(str, self.metrics))
+        self.queries = query_scores()
         return found
 
 

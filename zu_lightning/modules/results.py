@@ -14,7 +14,7 @@ import zu_lightning
 from zu_lightning.attacks.verdict import verdict
 from zu_lightning.editing.latents import NeutralTargets
 from zu_lightning.evaluation.intervals import score_intervals, shares
-from zu_lightning.evaluation.queries import fact_sums
+from zu_lightning.evaluation.queries import LEAK, fact_sums
 from zu_lightning.facts.fact import Fact
 from zu_lightning.report.measurements import samples
 from zu_lightning.report.results import Completion, FactResult, Results, TargetScores
@@ -51,7 +51,7 @@ def results_of(module: "UnlearnModule", *, texts: bool = True) -> Results:
         texts: Whether prompts, answers, and completions are among it.
     """
     run, forget = module.run, module.request.forget
-    by_fact = {when: fact_sums(tables) for when, tables in run.queries.items()}
+    by_fact = {when: fact_sums(tables, run.queries.get("before")) for when, tables in run.queries.items()}
     attacks: dict[str, dict[str, Any]] = run.measured.get("attacks", {})
     tried = None
     if {"before", "after"} <= attacks.keys():
@@ -92,9 +92,11 @@ def _fact_result(by_fact: dict[str, dict[str, Tensor]], i: int, fact: Fact, *, t
 def _scores_of_fact(by_metric: dict[str, Tensor], i: int) -> dict[str, float]:
     known = {name: by_metric[name][i] for name in OF_A_FACT if name in by_metric and i < len(by_metric[name])}
     scores = {name: 100 * shares(sums[None]).item() for name, sums in known.items() if sums[2] > 0}
-    return scores | (
-        {"probability": (known["efficacy"][1] / known["efficacy"][2]).item()} if "efficacy" in known else {}
-    )
+    if "efficacy" in known:
+        scores["probability"] = (known["efficacy"][1] / known["efficacy"][2]).item()
+    if LEAK in by_metric and by_metric[LEAK][i : i + 1, 2].any():
+        scores[LEAK] = by_metric[LEAK][i, 0].item()
+    return scores
 
 
 def _completions(module: "UnlearnModule") -> list[Completion]:

@@ -43,7 +43,7 @@ class FactResult:
         prompt: Its prompt; ``None`` in a report without texts.
         target: Its answer; ``None`` in a report without texts.
         before: Scores of the unedited model: ``efficacy``, ``generalization``, and others that there are queries for,
-            in percent of the fact's own queries, and ``probability``, 0..1.
+            in percent of the fact's own queries, ``probability``, 0..1, and ``leak_nats``.
         after: The same of the edited model.
     """
 
