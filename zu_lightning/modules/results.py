@@ -56,7 +56,7 @@ def results_of(module: "UnlearnModule", *, texts: bool = True) -> Results:
     tried = None
     if {"before", "after"} <= attacks.keys():
         edited = attacks["after"]
-        tried = verdict(edited["model"], attacks["before"]["model"], edited.get("gold"))
+        tried = verdict(edited["model"], attacks["before"]["model"], edited.get("gold"), chance=edited.get("chance"))
     return Results(
         before=run.before,
         after=run.after,

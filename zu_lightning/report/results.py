@@ -87,7 +87,7 @@ class Results:
         layers: Effect of the edit on each edited layer.
         forgotten: Ids of the facts to forget.
         attacks: For each score of an attack its mean in the models ``base``, ``edited``, and ``gold``, and the ``gap``
-            to gold with the ``low`` and ``high`` end of its interval.
+            to gold with the ``low`` and ``high`` end of its interval, and what is recovered by ``chance``.
         comparisons: Numbers that compare with gold as a whole, by name.
         verdict: Conclusion from the attacks, in one sentence; ``None`` without attacks.
         intervals: The 95% intervals of scores ``before`` and ``after``, by name, by a bootstrap over facts.
