@@ -36,6 +36,7 @@ from .editing.request import Request as Request
 from .evaluation.scores import (
     EvaluationBatch as EvaluationBatch,
     evaluate as evaluate,
+    evaluate_queries as evaluate_queries,
     evaluation_batches as evaluation_batches,
 )
 from .facts.fact import Fact as Fact, FactToken as FactToken, Query as Query

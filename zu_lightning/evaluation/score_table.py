@@ -13,7 +13,7 @@ class Score:
         head: Short head of its column in a table of methods.
         meaning: What it measures, in plain words.
         concerns: Whether it is about what to ``forget``, and should fall, or about what to ``keep``, and should stay.
-        good_when: Whether a ``low`` or a ``high`` value is good.
+        good_when: Whether a ``low`` or a ``high`` value is good, or one near ``zero``.
         unit: ``percent`` of answers that are exactly right, ``nats``, or a ``perplexity``.
         sure_of: For a score over the queries that the model before is sure of, the score over all of them.
     """
@@ -22,7 +22,7 @@ class Score:
     head: str
     meaning: str
     concerns: Literal["forget", "keep"]
-    good_when: Literal["low", "high"]
+    good_when: Literal["low", "high", "zero"]
     unit: Literal["percent", "nats", "perplexity"] = "percent"
     sure_of: str | None = None
 
@@ -56,9 +56,14 @@ SCORES = (
     Score("same_subject", "Same", "other facts about the same subjects that it answers", "keep", "high"),
     Score("protected", "Prot.", "facts to keep that the method was given and that it answers", "keep", "high"),
     Score(
-        "leak_nats", "Leak", "how much likelier the answer is than for a made-up name, in nats", "forget", "low", "nats"
+        "leak_nats",
+        "Leak",
+        "how much likelier the answer is than for a made-up name, in nats",
+        "forget",
+        "zero",
+        "nats",
     ),
-    Score("leak_nats_worst", "Worst leak", "the same of the fact where it is most", "forget", "low", "nats"),
+    Score("leak_nats_worst", "Worst leak", "the same of the fact where it is most", "forget", "zero", "nats"),
     Score("perplexity", "PPL", "perplexity of held-out text", "keep", "low", "perplexity"),
 )
 """The scores that tables show, in this order."""
