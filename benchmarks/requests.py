@@ -18,8 +18,9 @@ import torch
 from benchmarks.setup import draw_facts, fit, new_parser, table_head, table_row
 from zu_lightning import EditableLM, Fact, ReadingOptions, evaluation_batches, read_texts
 from zu_lightning.editing.request import about_subjects_of
-from zu_lightning.evaluation.intervals import FactScores
-from zu_lightning.evaluation.scores import compute_metrics, evaluation_metrics, update_metric
+from zu_lightning.evaluation.intervals import shares
+from zu_lightning.evaluation.queries import fact_sums
+from zu_lightning.evaluation.scores import evaluate_queries
 from zu_lightning.ledger.files import write_facts
 
 SCORES = ("efficacy", "generalization", "efficacy_probability", "retain", "same_subject", "perplexity")
@@ -62,12 +63,10 @@ class Comparison:
         """What a model says about all facts."""
         lm = EditableLM.from_pretrained(model)
         prose = read_texts(self.arguments.heldout, ReadingOptions().heldout_documents, "--heldout")
-        metrics = evaluation_metrics()
-        by_fact = FactScores(map(str, metrics))
-        for batch in evaluation_batches(lm, self.forget, self.retain, prose, same_subject=self.same_subject):
-            update_metric(lm, metrics, batch, by_fact)
-        sums = by_fact.sums["efficacy"] + by_fact.sums["generalization"]
-        return compute_metrics(metrics), sums[:, 0] / sums[:, 2]
+        batches = evaluation_batches(lm, self.forget, self.retain, prose, same_subject=self.same_subject)
+        scores, queries = evaluate_queries(lm, batches)
+        sums = fact_sums(queries)
+        return scores, shares(sums["efficacy"] + sums["generalization"])
 
     def over_time(self, name: str, options: Callable[[Path | None], Sequence[str]]) -> list[State]:
         """The states after each of the requests."""

@@ -37,6 +37,7 @@ from .evaluation.known import known_facts as known_facts
 from .evaluation.scores import (
     EvaluationBatch as EvaluationBatch,
     evaluate as evaluate,
+    evaluate_queries as evaluate_queries,
     evaluation_batches as evaluation_batches,
 )
 from .facts.fact import Fact as Fact, FactToken as FactToken, Query as Query

@@ -29,11 +29,15 @@ def test_every_attack_is_reported_for_three_models(attacked: Path) -> None:
     results = Results.read(attacked)
     assert {name.partition("_")[0] for name in results.attacks} == {name.partition("_")[0] for name in QUICK}
     for scores in results.attacks.values():
-        assert list(scores) == ["base", "edited", "gold", "gap", "low", "high"]
+        assert [name for name in scores if name != "chance"] == ["base", "edited", "gold", "gap", "low", "high"]
         assert scores["gap"] == pytest.approx(scores["edited"] - scores["gold"], abs=1e-9)
         assert scores["low"] <= scores["gap"] <= scores["high"]
     assert results.attacks["rank_first"]["base"] == 1
     assert results.attacks["rank_first"]["gold"] == 0
+    assert 0 < results.attacks["rank_first"]["chance"] < results.attacks["rank"]["chance"] == 0.5
+    assert [name for name, of in results.attacks.items() if "chance" in of] == [
+        "rank", "rank_first", "rank_first_paraphrases", "rank_paraphrases",
+    ]  # fmt: skip
     assert results.comparisons.keys() == {
         "kept",
         "mean_gap", "mean_gap_low", "mean_gap_high", "forget_quality", "privleak",
@@ -61,7 +65,7 @@ def test_what_was_attacked_is_not_attacked_again(attacked: Path) -> None:
 def test_without_gold_there_is_no_verdict_but_a_hint(tmp_path: Path) -> None:
     options = ("--attacks.preset=quick", "--attacks.gold=null", "--attacks.facts=1")
     results = Results.read(run(tmp_path, *options, *SHORT_RUN))
-    assert set(results.attacks["rank"]) == {"base", "edited"}
+    assert set(results.attacks["rank"]) == {"base", "edited", "chance"}
     assert "attacks.gold" in str(results.verdict)
     assert "on 1 fact:" in str(results.verdict)
 

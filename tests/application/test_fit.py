@@ -64,6 +64,19 @@ def test_the_demo_forgets_what_it_should_and_nothing_else(demo_run: Path) -> Non
     assert set(results.seconds) == PHASES
 
 
+def test_the_demo_was_sure_and_leaks_no_answers(demo_run: Path) -> None:
+    results, text = Results.read(demo_run), (demo_run / "report.html").read_text()
+    before, after = results.before, results.after
+    assert before["retain_sure"] == before["specificity_sure"] == 100
+    assert after["retain_sure"] >= after["retain"] - 5
+    assert after["leak_nats"] < 1 < 3 < before["leak_nats"] <= before["leak_nats_worst"]
+    for when, scores in (("before", before), ("after", after)):
+        by_fact = [getattr(fact, when)["leak_nats"] for fact in results.per_fact]
+        assert sum(by_fact) / len(by_fact) == pytest.approx(scores["leak_nats"])
+        assert max(by_fact) == scores["leak_nats_worst"]
+        assert f"{when}.leak_nats_worst in metrics.json" in text
+
+
 def test_the_exports_are_the_same_model_and_the_adapter_comes_off(demo_run: Path) -> None:
     assert changed_weights(demo_run) == {"model.layers.0.mlp.down_proj.weight"}
     tokens = torch.arange(3, 43).reshape(2, 20)
@@ -189,6 +202,8 @@ def test_evaluating_the_exported_model_gives_the_scores_after(
     after = Results.read(two_layers_run).after
     assert {"efficacy", "retain_probability", "perplexity"} < after.keys()
     for name, score in after.items():
+        if name.partition("_probability")[0].endswith("_sure"):
+            continue  # nothing says what the model before the edit was sure of
         assert values(events, f"{prefix}/{name}") == pytest.approx([score], rel=1e-4)
 
 

@@ -34,6 +34,14 @@ def test_a_model_that_says_the_same_of_all_ranks_the_truth_by_chance(base: Edita
     assert scores["rank"].item() == pytest.approx(0.5)
 
 
+def test_chance_is_one_of_as_many_as_there_are_answers(context: AttackContext) -> None:
+    asked = replace(context, facts=context.facts[:3], answers=[("Antwerp", "Madrid", "Tokyo"), ("Antwerp",), ()])
+    chance = Rank().chance(asked)
+    assert chance["rank_first"][:2] == chance["rank_first_paraphrases"][:2] == [1 / 4, 1 / 2]
+    assert chance["rank"][:2] == [0.5, 0.5]
+    assert all(math.isnan(of_facts[2]) for of_facts in chance.values())
+
+
 def test_a_fact_without_other_answers_has_no_rank(base: EditableLM, context: AttackContext) -> None:
     scores = Rank()(base, replace(context, answers=[(), *context.answers[1:]]))
     assert scores["rank"].isnan().tolist() == [True, False, False, False]

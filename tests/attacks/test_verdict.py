@@ -100,6 +100,14 @@ def test_numbers_are_what_there_is() -> None:
     assert with_gold == {"base": 1.0, "edited": 0.0, "gold": 0.0, "gap": 0.0, "low": 0.0, "high": 0.0}
 
 
+def test_chance_is_that_of_the_facts_that_have_a_score() -> None:
+    edited = scores(rank_first=[1.0, 0.0, NAN], leak=[0.0] * 3)
+    found = verdict(edited, edited, chance=scores(rank_first=[0.1, 0.04, 0.5]))
+    assert found.scores_by_name()["rank_first"] == {"base": 0.5, "edited": 0.5, "chance": pytest.approx(0.07)}
+    assert "chance" not in found.scores_by_name()["leak"]
+    assert found.sentence.endswith("The true answer still ranks first for 50% of facts (7% by chance).")
+
+
 def test_there_is_no_verdict_on_what_was_not_known_nor_on_a_fact_or_two() -> None:
     little, much = scores(leak=[0.02] * 10), scores(leak=[1.0] * 10)
     assert verdict(little, little, little).sentence == (

@@ -258,6 +258,16 @@ def test_a_method_that_destroys_the_model_is_not_the_best(perplexity: float, tmp
     assert Cell(1000.0).text("perplexity") == "1000.00"
 
 
+def test_the_best_leak_is_the_one_nearest_to_zero(tmp_path: Path) -> None:
+    comparison = read(tmp_path)
+    runs = comparison.runs({})
+    for run in runs:
+        finish(run, scores(0.0) | {"leak_nats": -3.0 if run.method == "ROME" else 0.5})
+    found = best(rows_of(comparison, tidy(runs), *PAIR))
+    assert [method for method, score in found if score == "leak_nats"] == ["MEMIT"]
+    assert table(comparison, tidy(runs), *PAIR)[0][-2:] == ["Leak", "PPL"]
+
+
 def test_attacks_have_a_table_with_base_and_gold(done: tuple[Comparison, list[Run]]) -> None:
     comparison, runs = done
     assert attack_table(comparison, tidy(runs), *PAIR) == [

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from tests.conftest import TEXTS
 from zu_lightning import EditableLM, Fact, ReadingOptions, evaluate, evaluation_batches
-from zu_lightning.evaluation.intervals import FactScores, interval, score_intervals, shares
-from zu_lightning.evaluation.scores import EvaluationBatch, evaluation_metrics, update_metric
-
-CPU = torch.device("cpu")
+from zu_lightning.evaluation.intervals import interval, score_intervals, shares
+from zu_lightning.evaluation.queries import fact_sums
+from zu_lightning.evaluation.scores import EvaluationBatch, evaluate_queries
 
 
 def sums(given: list[float], possible: list[float]) -> Tensor:
@@ -19,11 +18,7 @@ def sums(given: list[float], possible: list[float]) -> Tensor:
 
 
 def by_fact(lm: EditableLM, batches: list[EvaluationBatch]) -> dict[str, Tensor]:
-    metrics = evaluation_metrics()
-    found = FactScores(map(str, metrics))
-    for batch in batches:
-        update_metric(lm, metrics, batch, found)
-    return found.over_all_processes(CPU)
+    return fact_sums(evaluate_queries(lm, batches).queries)
 
 
 def test_what_facts_add_is_what_the_metrics_sum_up(demo_lm: EditableLM, demo_facts: list[Fact]) -> None:

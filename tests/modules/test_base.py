@@ -63,6 +63,10 @@ def test_scores_before_are_measured_once_for_all_methods(tmp_path: Path, calls: 
         module = GradientModule(NPO(weights=weights), model_name_or_path=str(DEMO / "model"))
         second = start(tmp_path, module)
         assert second.run.before == first.run.before
+        assert second.run.before["retain_sure"] == 100
+        tables, of_first = (one.run.queries["before"] for one in (second, first))
+        assert tables.keys() == of_first.keys()
+        assert all(torch.equal(tables[name], of_first[name]) for name in tables)
         assert second.run.after == {}
         assert second.seconds["evaluation"] < first.seconds["evaluation"]
     assert not calls

@@ -41,7 +41,7 @@ def state() -> RunState:
             "completions": {"before": ["a baker"], "after": ["unknown"]},
             "representations": {"before": {3: random(5, 4, seed=7)}},
         },
-        by_fact={"before": {"retain": random(4, 3, seed=8)}, "after": {"retain": random(4, 3, seed=9)}},
+        queries={"before": {"retain": random(4, 3, seed=8)}, "after": {"retain": random(4, 3, seed=9)}},
         started="2026-01-02T03:04:05+00:00",
         identity={"draw": "0"},
         seconds={"load": 1.5},
@@ -51,12 +51,12 @@ def state() -> RunState:
 def assert_same(state: RunState, other: RunState) -> None:
     """Equal to the last bit, tensors included."""
     for name, value in vars(state).items():
-        if name not in ("targets", "edits", "measured", "by_fact"):
+        if name not in ("targets", "edits", "measured", "queries"):
             assert getattr(other, name) == value, name
-    assert other.by_fact.keys() == state.by_fact.keys()
-    for when, found in state.by_fact.items():
-        assert other.by_fact[when].keys() == found.keys()
-        assert all(torch.equal(other.by_fact[when][name], sums) for name, sums in found.items())
+    assert other.queries.keys() == state.queries.keys()
+    for when, found in state.queries.items():
+        assert other.queries[when].keys() == found.keys()
+        assert all(torch.equal(other.queries[when][name], sums) for name, sums in found.items())
     assert repr(other.measured) == repr(state.measured)
     assert list(other.edits) == list(state.edits)
     for key, expected in state.edits.items():

@@ -26,7 +26,7 @@ FULL = replace(
     RESULTS,
     intervals={"after": {"efficacy": (0.0, 70.8), "retain": (95.5, 100.0)}},
     attacks={
-        "rank": {"base": 1.0, "edited": 0.625, "gold": 0.5, "gap": 0.125, "low": -0.25, "high": 0.375},
+        "rank": {"base": 1.0, "edited": 0.625, "gold": 0.5, "gap": 0.125, "low": -0.25, "high": 0.375, "chance": 0.25},
         "leak": {"base": 0.875, "edited": 0.0625, "gold": 0.0, "gap": 0.0625, "low": 0.0, "high": 0.125},
     },
     verdict="Not clear: more facts would tell.",
@@ -95,7 +95,18 @@ def test_every_number_is_in_the_metrics(tmp_path: Path) -> None:
         assert float(shown) == pytest.approx(scale * value, abs=0.5000001 * 10**-digits)
     shown_paths = {path for path, *_ in page.numbers}
     assert {f"{when}.{name}" for when in ("before", "after") for name in RESULTS.after} <= shown_paths
-    assert {"per_fact.1.after.probability", "layers.11.rank", "seconds.load", "attacks.leak.gap"} <= shown_paths
+    assert {
+        "per_fact.1.after.probability",
+        "layers.11.rank",
+        "seconds.load",
+        "attacks.leak.gap",
+        "attacks.rank.chance",
+    } <= shown_paths
+
+
+def test_probabilities_stand_beside_what_greedy_decoding_gives(tmp_path: Path) -> None:
+    page = written(tmp_path, replace(FULL, after=FULL.after | {"retain_probability": 0.25}))
+    assert ("after.retain_probability", 0.25, "0.250") in page.numbers
 
 
 def test_the_page_needs_nothing_else(tmp_path: Path) -> None:

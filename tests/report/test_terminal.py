@@ -24,6 +24,15 @@ def test_the_table_has_a_gap_where_nothing_was_measured() -> None:
     assert rows(results_table(replace(RESULTS, before={})))["retain"] == ["-", "98.0"]
 
 
+def test_the_table_shows_probabilities_beside_what_greedy_decoding_gives() -> None:
+    after = RESULTS.after | {"efficacy_probability": 0.002, "retain_probability": 0.25}
+    found = results_table(replace(RESULTS, before=RESULTS.before | {"efficacy_probability": 0.31}, after=after))
+    assert rows(found)["efficacy"] == ["100.0", "0.000", "0.310", "0.002"]
+    assert rows(found)["retain"] == ["99.5", "98.0", "-", "0.250"]
+    assert rows(found)["perplexity"] == ["4.12", "4.25"]
+    assert "p: mean probability of the answers" in found
+
+
 def test_the_table_leaves_out_details() -> None:
     details = replace(RESULTS, after=RESULTS.after | {"efficacy_token_accuracy": 12.0})
     assert results_table(details) == results_table(RESULTS)
@@ -41,6 +50,14 @@ def test_the_table_shows_attacks_in_percent_and_the_verdict() -> None:
     assert "lens_layer_2" not in found  # the report has it
     assert "gold: a model that was never trained" in found
     assert found.splitlines()[-1] == "Masked, not erased."
+
+
+def test_the_table_shows_what_is_recovered_by_chance_where_it_is_known() -> None:
+    attacks = {"rank_first": {"base": 0.9, "edited": 0.25, "chance": 0.0725}, "leak": {"base": 0.9, "edited": 0.25}}
+    found = results_table(replace(RESULTS, attacks=attacks))
+    assert rows(found)["attack"] == ["(percent)", "before", "after", "chance"]
+    assert rows(found)["rank_first"] == ["90.0", "25.0", "7.2"]
+    assert rows(found)["leak"] == ["90.0", "25.0"]
 
 
 def test_only_a_terminal_that_can_gets_colors() -> None:

@@ -49,6 +49,13 @@ class Attack(ABC):
         The model is left unchanged. The names do not depend on the facts.
         """
 
+    def chance(self, context: AttackContext) -> Mapping[str, Sequence[float]]:
+        """By name, the score that a model that knows nothing has by chance, of each fact; only of scores that have one.
+
+        ``UNDEFINED`` for facts to which the attack does not apply.
+        """
+        return {}
+
     def groups(self, context: AttackContext) -> list[list[int]]:
         """Indices of facts that one process must attack together; by default each fact is on its own."""
         return [[i] for i in range(len(context.facts))]

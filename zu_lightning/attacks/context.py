@@ -9,14 +9,10 @@ from typing import TypeVar
 from zu_lightning.editing.request import Request
 from zu_lightning.facts.fact import Fact
 from zu_lightning.facts.texts import BATCH_TOKENS
-from zu_lightning.facts.unknown_subjects import unknown_subjects_for
+from zu_lightning.facts.unknown_subjects import unknown_subjects_to_measure
 
 T = TypeVar("T")
 
-OTHER_SEED = 1_000_003
-"""Added to the request's seed, from which targets draw their unknown subjects."""
-UNKNOWN_SUBJECTS = 20
-"""Number of made-up subjects for each fact."""
 ANSWERS = 49
 """Maximum number of other answers of a relation."""
 KEPT = 300
@@ -62,9 +58,7 @@ class AttackContext:
         unknown_subjects: list[tuple[str, ...]] = [()] * len(facts)
         if all(fact.subject for fact in facts):
             texts = chain(request.text.documents, request.text.corpus, request.heldout)
-            # Other ones than those of the targets, which are drawn with the request's seed.
-            seed = request.seed + OTHER_SEED
-            unknown_subjects = unknown_subjects_for(facts, relations, UNKNOWN_SUBJECTS, seed, texts)
+            unknown_subjects = unknown_subjects_to_measure(facts, relations, request.seed, texts)
         return cls(
             facts=facts,
             answers=[_drawn(rng, relations.other_answers(fact), ANSWERS) for fact in facts],

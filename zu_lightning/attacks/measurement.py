@@ -9,7 +9,7 @@ from torch import Tensor
 from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.leak import Leak
 from zu_lightning.attacks.membership import reference
-from zu_lightning.attacks.presets import Preset, attacks_of, run_attacks
+from zu_lightning.attacks.presets import Preset, attacks_of, chances, run_attacks
 from zu_lightning.editing.request import Request
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.fingerprint import open_cache
@@ -85,7 +85,8 @@ class Attacks:
             monitor: Shows progress.
 
         Returns:
-            For the ``model`` and for ``gold``, if there is one, the scores of each fact, by name.
+            For the ``model``, for ``gold``, if there is one, and for ``chance``, where it is known, the scores of each
+            fact, by name.
         """
 
         def attack(
@@ -95,16 +96,18 @@ class Attacks:
             return run_attacks(target, context, attacks, open_cache(request.cache, target, layers), monitor, name)
 
         if self._prepared is None or self._prepared[0] is not request:
-            context, found = AttackContext.of(request, self.facts), None
+            context, of_gold = AttackContext.of(request, self.facts), None
             gold = None if self.gold is None else usable_gold(self.gold, lm, context)
             if gold is not None:
                 losses = reference(gold, context)
-                found = Gold(losses, attack(gold, "the gold model", losses, {}))
-            self._prepared = request, context, found
+                of_gold = Gold(losses, attack(gold, "the gold model", losses, {}))
+            self._prepared = request, context, of_gold
         _, context, known = self._prepared
-        if known is None:
-            return {"model": attack(lm, "the model", None, updates)}
-        return {"model": attack(lm, "the model", known.losses, updates), "gold": known.scores}
+        found = {
+            "model": attack(lm, "the model", known and known.losses, updates),
+            "chance": chances(attacks_of(self.preset, len(lm.layers)), context),
+        }
+        return found if known is None else found | {"gold": known.scores}
 
 
 def usable_gold(path: str, lm: EditableLM, context: AttackContext) -> EditableLM | None:

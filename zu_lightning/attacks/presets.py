@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from zu_lightning.attacks.attack import Attack, QueryAttack, attack_together, cost_together
@@ -81,6 +82,12 @@ def attacks_of(
         Relearning(learning_rate=3e-4, steps=100),
         BenignRelearning(),
     ]
+
+
+def chances(attacks: Sequence[Attack], context: AttackContext) -> dict[str, Tensor]:
+    """By name, the score of each of n facts that a model has by chance, float64, of the scores that have one."""
+    by_name = (item for attack in attacks for item in attack.chance(context).items())
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in by_name}
 
 
 def run_attacks(

@@ -1,6 +1,6 @@
 """Rank of the true answer among those of its relation: what a model knows but does not say."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from zu_lightning.attacks.answers import AnswerLogprobs
@@ -13,8 +13,8 @@ from zu_lightning.facts.fact import Query
 class Rank(QueryAttack):
     """Whether the true answer is the likeliest of its relation, given the prompt or paraphrases.
 
-    ``rank_first`` is 1 if no other answer is likelier; ``rank`` is the share of the other answers that are less likely,
-    0.5 by chance.
+    ``rank_first`` is 1 if no other answer is likelier; ``rank`` is the share of the other answers that are less likely.
+    By chance, these are 1 / (1 + number of other answers) and 0.5.
     """
 
     name = "rank"
@@ -34,3 +34,9 @@ class Rank(QueryAttack):
         return {
             "rank": rank, "rank_paraphrases": mean(ranks), "rank_first": first, "rank_first_paraphrases": mean(firsts),
         }  # fmt: skip
+
+    def chance(self, context: AttackContext) -> Mapping[str, Sequence[float]]:
+        """Both scores of a model that finds all answers of a relation equally likely."""
+        first = [1 / (1 + len(others)) if others else UNDEFINED for others in context.answers]
+        rank = [0.5 if others else UNDEFINED for others in context.answers]
+        return {"rank": rank, "rank_paraphrases": rank, "rank_first": first, "rank_first_paraphrases": first}

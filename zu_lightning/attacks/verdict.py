@@ -44,19 +44,21 @@ class AttackScore:
         base: In the unedited one.
         gold: In the retain model, which was never trained on the facts; ``None`` without one.
         gap: Edited minus gold, fact by fact; ``None`` without gold.
+        chance: Of a model that only guesses; ``None`` where it is not known.
     """
 
     edited: float
     base: float
     gold: float | None
     gap: Interval | None
+    chance: float | None = None
 
     def numbers(self) -> dict[str, float]:
-        """All means by name, with the gap and its interval, as in ``metrics.json``."""
+        """All means by name, with the gap and its interval, and the chance level, as in ``metrics.json``."""
         numbers = {"base": self.base, "edited": self.edited}
         if self.gold is not None and self.gap is not None:
             numbers |= {"gold": self.gold, "gap": self.gap.mean, "low": self.gap.low, "high": self.gap.high}
-        return numbers
+        return numbers if self.chance is None else numbers | {"chance": self.chance}
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,10 @@ class Verdict:
     def _recovery(self) -> str:
         attacks = f"{self.attacks} attacks on {self.facts} fact{'' if self.facts == 1 else 's'}"
         if self.mean_gap is None:
-            first = self.scores.get("rank_first")
-            share = f" The true answer still ranks first for {first.edited:.0%} of facts." if first else ""
+            share, first = "", self.scores.get("rank_first")
+            if first is not None:
+                by_chance = "" if first.chance is None else f" ({first.chance:.0%} by chance)"
+                share = f" The true answer still ranks first for {first.edited:.0%} of facts{by_chance}."
             return (
                 f"No verdict on {attacks}: without a model that was never trained on the facts (`attacks.gold`), "
                 f"recovery cannot be told apart from lucky guesses.{share}"
@@ -133,7 +137,9 @@ class Verdict:
         return {name: score.numbers() for name, score in self.scores.items()}
 
 
-def verdict(edited: Scores, base: Scores, gold: Scores | None = None, seed: int = 0) -> Verdict:
+def verdict(
+    edited: Scores, base: Scores, gold: Scores | None = None, seed: int = 0, chance: Scores | None = None
+) -> Verdict:
     """Compare the results of attacks on three models.
 
     Args:
@@ -141,6 +147,7 @@ def verdict(edited: Scores, base: Scores, gold: Scores | None = None, seed: int 
         base: Scores of the unedited one.
         gold: Scores of a retain model, which was never trained on the facts.
         seed: Seed of the bootstrap.
+        chance: Scores by chance, where they are known.
 
     Returns:
         Means, gaps, and their intervals. A score that applies to no fact is left out.
@@ -155,7 +162,8 @@ def verdict(edited: Scores, base: Scores, gold: Scores | None = None, seed: int 
             difference = values - gold[name]
             of_gold, gap = gold[name].nanmean().item(), _interval(difference, seed)
             gaps.setdefault(attack, []).append(difference)
-        scores[name] = AttackScore(values.nanmean().item(), base[name].nanmean().item(), of_gold, gap)
+        by_chance = None if chance is None or name not in chance else chance[name][~values.isnan()].mean().item()
+        scores[name] = AttackScore(values.nanmean().item(), base[name].nanmean().item(), of_gold, gap, by_chance)
     kept, kept_high, comparisons = None, 1.0, dict[str, float]()
     control = scores.pop(KEPT, None)
     gaps.pop(KEPT, None)

@@ -1,8 +1,9 @@
 """Results of a comparison: one tidy table, and the tables that papers print, in Markdown and LaTeX."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import neg
 from pathlib import Path
 
 import pandas
@@ -13,8 +14,10 @@ from zu_lightning.comparison.runs import NAMES, Run
 from zu_lightning.comparison.tuning import score_name
 from zu_lightning.evaluation.score_table import SCORE
 
-COLUMNS = ("efficacy", "generalization", "specificity", "retain", "perplexity")
-"""Scores that papers print."""
+COLUMNS = ("efficacy", "generalization", "specificity", "retain", "leak_nats", "perplexity")
+"""Scores that papers print, and the leak, which they do not."""
+DISTANCE: Mapping[str, Callable[[float], float]] = {"low": float, "high": neg, "zero": abs}
+"""By when a score is good, what its best value has least of."""
 TOO_LARGE = 1000.0
 """A perplexity above this is shown as ``> 1000``."""
 EXACT = "exact match"
@@ -121,8 +124,8 @@ def best(rows: Rows) -> set[tuple[str, str]]:
     for score in COLUMNS:
         values = {method: round(row[score].mean, 2) for method, row in candidates.items() if score in row}
         if values:
-            target = min(values.values()) if SCORE[score].good_when == "low" else max(values.values())
-            winners |= {(method, score) for method, value in values.items() if value == target}
+            far = {method: DISTANCE[SCORE[score].good_when](value) for method, value in values.items()}
+            winners |= {(method, score) for method, distance in far.items() if distance == min(far.values())}
     return winners
 
 

@@ -9,8 +9,8 @@ CELL = ["model", "data", "method"]
 
 
 def score_name(name: str, headline: Headline) -> str:
-    """The name in ``metrics.json`` of a score, by exact match or by token accuracy; perplexity has one name only."""
-    return name if headline == "exact_match" or name == "perplexity" else f"{name}_token_accuracy"
+    """The name in ``metrics.json`` of a score, by exact match or, if it is in percent, by token accuracy."""
+    return name if headline == "exact_match" or SCORE[name].unit != "percent" else f"{name}_token_accuracy"
 
 
 def tuning_score(frame: pandas.DataFrame, headline: Headline) -> pandas.Series:

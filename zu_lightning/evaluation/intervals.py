@@ -1,47 +1,16 @@
-"""Scores of single facts, and the intervals of their means."""
+"""Scores of single facts, and the intervals of their means.
+
+Of each fact there are three sums: answers given, their probability, and answers asked for. Of a document: the negative
+log-likelihood of its tokens, 0, and their number.
+"""
 
 import math
-from collections.abc import Iterable
 
-import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
 from zu_lightning.evaluation.bootstrap import interval as bootstrap
-from zu_lightning.runtime.distributed import all_reduce, all_reduce_max
-
-COLUMNS = 3
-"""For a fact: answers given, their probability, and answers asked for. For a document: the negative log-likelihood of
-its tokens, 0, and their number."""
-
-
-class FactScores:
-    """Contributions of single facts to the scores, collected batch by batch.
-
-    Args:
-        metrics: Names of all metrics, the same ones in every process.
-    """
-
-    def __init__(self, metrics: Iterable[str]) -> None:
-        self.sums = {name: torch.zeros(0, COLUMNS, dtype=torch.float64) for name in metrics}
-        """By metric, facts x 3; as long as the facts that this process has seen."""
-
-    def add(self, metric: str, fact: Tensor, given: Tensor, probability: Tensor, possible: Tensor) -> None:
-        """Add texts, each about a fact: one entry a text."""
-        sums, new = self.sums[metric], torch.stack([given, probability, possible], 1).double().cpu()
-        length = max(len(sums), int(fact.max()) + 1)
-        longer = torch.cat([sums, sums.new_zeros(length - len(sums), COLUMNS)])
-        self.sums[metric] = longer.index_add(0, fact.cpu(), new)
-
-    def over_all_processes(self, device: torch.device) -> dict[str, Tensor]:
-        """The sums of all processes, by metric, facts x 3, on the CPU; metrics that saw nothing are left out."""
-        lengths = all_reduce_max(torch.tensor([len(sums) for sums in self.sums.values()], device=device)).tolist()
-        total: dict[str, Tensor] = {}
-        for (name, own), length in zip(self.sums.items(), lengths, strict=True):
-            if length:
-                padded = torch.cat([own, own.new_zeros(length - len(own), COLUMNS)]).to(device)
-                total[name] = all_reduce(padded)[0].cpu()
-        return total
+from zu_lightning.evaluation.score_table import SCORE
 
 
 def shares(sums: Tensor) -> Tensor:
@@ -78,10 +47,16 @@ def interval(sums: Tensor, seed: int = 0) -> tuple[float, float]:
 
 
 def score_intervals(by_metric: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
-    """Intervals of the scores that are means over facts, in the scores' units: percent, or perplexity."""
+    """Intervals of the scores that are means over facts, in the scores' units."""
     intervals: dict[str, tuple[float, float]] = {}
     for name, sums in by_metric.items():
         low, high = interval(sums)
         if not math.isnan(low):
-            intervals[name] = (math.exp(low), math.exp(high)) if name == "perplexity" else (100 * low, 100 * high)
+            match SCORE[name].unit:
+                case "percent":
+                    intervals[name] = (100 * low, 100 * high)
+                case "nats":
+                    intervals[name] = (low, high)
+                case "perplexity":
+                    intervals[name] = (math.exp(low), math.exp(high))
     return intervals

@@ -19,6 +19,10 @@ ATTEMPTS = 200
 """Number of attempts for each name."""
 ENOUGH = 12
 """If a relation has fewer subjects, those of all facts are recombined."""
+MEASURED = 20
+"""Number of unknown subjects for each fact with which scores and attacks compare."""
+MEASURED_SEED = 1_000_003
+"""Added to the seed with which targets draw theirs."""
 
 
 def made_up_subjects(subjects: Sequence[str], number: int, seed: int, texts: Iterable[str] = ()) -> list[str]:
@@ -74,18 +78,40 @@ def unknown_subjects_for(
         InputError: Even the invented names have too few combinations.
     """
     everybody = sorted({fact.subject for group in relations.groups.values() for fact in group if fact.subject})
-    corpus, made = list(texts), dict[str, tuple[str, ...]]()
+    everything, made = "\n".join([*everybody, *texts]), dict[str, tuple[str, ...]]()
     for fact in facts:
         name = relations.names[fact.id]
         if name not in made:
             subjects = {other.subject for other in relations.groups[name] if other.subject}
-            names, texts = sorted(subjects) if len(subjects) >= ENOUGH else everybody, [*everybody, *corpus]
+            names = sorted(subjects) if len(subjects) >= ENOUGH else everybody
             try:
-                made[name] = tuple(made_up_subjects(names, number, seed, texts))
+                made[name] = tuple(made_up_subjects(names, number, seed, [everything]))
             except InputError:
                 log.warning(
                     "the data has too few names (%d) to make up %d unknown subjects: using invented ones. To choose "
                     "them yourself: data.unknown_subjects", len(set(names)), number,
                 )  # fmt: skip
-                made[name] = tuple(made_up_subjects(INVENTED, number, seed, texts))
+                made[name] = tuple(made_up_subjects(INVENTED, number, seed, [everything]))
     return [made[relations.names[fact.id]] for fact in facts]
+
+
+def unknown_subjects_to_measure(
+    facts: Sequence[Fact], relations: Relations, seed: int, texts: Iterable[str] = ()
+) -> list[tuple[str, ...]]:
+    """For each fact, made-up subjects with which scores and attacks compare; none for facts without a subject.
+
+    Targets have other ones, so that nothing is measured with the names that an edit was made with.
+
+    Args:
+        facts: Facts.
+        relations: All facts of the data set.
+        seed: Seed of the request.
+        texts: No unknown subject occurs in one of these.
+
+    Raises:
+        InputError: Even the invented names have too few combinations.
+    """
+    about = [fact for fact in facts if fact.subject]
+    names = unknown_subjects_for(about, relations, MEASURED, seed + MEASURED_SEED, texts)
+    by_id = {fact.id: own for fact, own in zip(about, names, strict=True)}
+    return [by_id.get(fact.id, ()) for fact in facts]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from zu_lightning.editing.method import Method
 from zu_lightning.editing.request import Request, check_neutral_target
-from zu_lightning.evaluation.scores import EvaluationBatch, batches_digest
+from zu_lightning.evaluation.queries import QueryTables
+from zu_lightning.evaluation.scores import Evaluation, EvaluationBatch, batches_digest
 from zu_lightning.lm.export import export_adapter, export_model
 from zu_lightning.lm.fingerprint import open_cache, weights_digest
 from zu_lightning.lm.passes import batched
@@ -29,8 +30,8 @@ from zu_lightning.solvers import LowRankUpdate
 
 log = logging.getLogger(__name__)
 
-BY_FACT = "by fact, "
-"""Begins the names of a metric's scores by fact in the cache."""
+QUERIES = "queries, "
+"""Begins the names of the tables of a metric's queries in the cache."""
 
 
 class Data(Protocol):
@@ -154,11 +155,11 @@ class UnlearnModule(EvaluationModule):
         """Look in the cache for the scores before; forget those of an earlier layer or epoch, should this one fail."""
         if self.moment == "after":
             self.run.after = {}
-            self.run.by_fact.pop("after", None)
+            self.run.queries.pop("after", None)
         if self.moment == "before" and self.cache is not None:
             with self.monitor.timed("evaluation"):
                 queries = batches_digest(cast("Iterable[EvaluationBatch | None]", self.trainer.val_dataloaders))
-                own = digest(queries, self.trainer.num_sanity_val_batches, list(self.metrics), BY_FACT)
+                own = digest(queries, self.trainer.num_sanity_val_batches, list(self.metrics))
                 # Processes have different shares, but one file.
                 self.scores_file = self.cache.file("before", all_gather_text(own, self.lm.device))
                 (self.cached_scores,) = self.cache.find([self.scores_file])
@@ -168,22 +169,23 @@ class UnlearnModule(EvaluationModule):
         if self.cached_scores is None:
             super().validation_step(batch, batch_idx)
 
+    def queries_before(self, now: QueryTables) -> QueryTables | None:
+        """The queries of the model before the edit, unless it was not evaluated."""
+        return now if self.moment == "before" else self.run.queries.get("before")
+
     def on_validation_epoch_end(self) -> None:
         """Log the scores, and keep those before and after."""
         if self.cached_scores is None:
-            by_fact = self.by_fact.over_all_processes(self.lm.device)
-            scores = self.log_scores("val")
+            scores, queries = found = self.log_scores("val")
+            if self.moment == "before" and self.cache is not None:
+                self.cache.keep(self.scores_file, _as_tensors(found))
         else:
-            scores = {name: score.item() for name, score in self.cached_scores.items() if not score.dim()}
-            by_fact = {name[len(BY_FACT) :]: sums.cpu() for name, sums in self.cached_scores.items() if sums.dim()}
+            scores, queries = _from_tensors(self.cached_scores)
             self.metrics.reset()
         if self.moment == "after":
-            self.run.after, self.run.by_fact["after"] = scores, by_fact
+            self.run.after, self.run.queries["after"] = scores, queries
         if self.moment == "before":
-            self.run.before, self.run.by_fact["before"] = scores, by_fact
-            if self.cache is not None and self.cached_scores is None:
-                as_tensors = {name: torch.tensor(score, dtype=torch.float64) for name, score in scores.items()}
-                self.cache.keep(self.scores_file, as_tensors | {BY_FACT + name: by_fact[name] for name in by_fact})
+            self.run.before, self.run.queries["before"] = scores, queries
             if scores.get("efficacy") == 0:
                 log.warning("The model answers none of the facts to forget before the edit: efficacy is uninformative.")
         self.scores_file = self.cached_scores = None
@@ -222,6 +224,18 @@ def _check_editable(module: UnlearnModule) -> None:
     check_projections(module.lm, module.layers)
     if module.method.teaches_neutral_target:
         check_neutral_target(module.neutral_target, module.request.forget)
+
+
+def _as_tensors(found: Evaluation) -> dict[str, Tensor]:
+    """What an evaluation has found, as the cache keeps it."""
+    scores = {name: torch.tensor(score, dtype=torch.float64) for name, score in found.scores.items()}
+    return scores | {QUERIES + name: table for name, table in found.queries.items()}
+
+
+def _from_tensors(tensors: dict[str, Tensor]) -> Evaluation:
+    """What :func:`_as_tensors` was given."""
+    scores = {name: score.item() for name, score in tensors.items() if not score.dim()}
+    return Evaluation(scores, {name[len(QUERIES) :]: table.cpu() for name, table in tensors.items() if table.dim()})
 
 
 def _settings_of(module: UnlearnModule) -> dict[str, str]:

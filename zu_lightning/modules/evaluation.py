@@ -7,8 +7,14 @@ from typing import Any
 
 from lightning import LightningModule
 
-from zu_lightning.evaluation.intervals import FactScores
-from zu_lightning.evaluation.scores import EvaluationBatch, compute_metrics, evaluation_metrics, update_metric
+from zu_lightning.evaluation.queries import QueryTables
+from zu_lightning.evaluation.scores import (
+    Evaluation,
+    EvaluationBatch,
+    evaluation_metrics,
+    query_scores,
+    update_metric,
+)
 from zu_lightning.facts.fact import Fact
 from zu_lightning.lm.architecture import check_layers
 from zu_lightning.lm.editable import EditableLM
@@ -55,7 +61,7 @@ class EvaluationModule(LightningModule):
         self.random_tiny_model, self.load_options = random_tiny_model, load_options or {}
         self.neutral_target = neutral_target
         self.metrics = evaluation_metrics()
-        self.by_fact = FactScores(map(str, self.metrics))
+        self.queries = query_scores()
         self.seconds: dict[str, float] = {}
         """Seconds spent in each phase."""
 
@@ -112,7 +118,7 @@ class EvaluationModule(LightningModule):
         """Add a batch of queries or text to its metric; ``None`` if a process has no share."""
         if batch is not None:
             with self.monitor.timed("evaluation"):
-                update_metric(self.lm, self.metrics, batch, self.by_fact)
+                update_metric(self.lm, self.metrics, batch, self.queries)
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the whole evaluation."""
@@ -134,13 +140,18 @@ class EvaluationModule(LightningModule):
         """Greedy completion of a fact's prompt."""
         return complete(self.lm, fact)
 
-    def log_scores(self, prefix: str) -> dict[str, float]:
-        """Log and return the scores of an evaluation that is complete."""
-        scores = compute_metrics(self.metrics)
-        self.log_dict({f"{prefix}/{name}": value for name, value in scores.items()})
+    def queries_before(self, now: QueryTables) -> QueryTables | None:
+        """The queries of the model before, if they are known; ``now`` are those of the model that was evaluated."""
+        return None
+
+    def log_scores(self, prefix: str) -> Evaluation:
+        """Log the scores of an evaluation that is complete; returns what it has found."""
+        queries = self.queries.over_all_processes(self.lm.device)
+        found = Evaluation.of(self.metrics, queries, self.queries_before(queries))
+        self.log_dict({f"{prefix}/{name}": value for name, value in found.scores.items()})
         self.metrics.reset()
-        self.by_fact = FactScores(map(str, self.metrics))
-        return scores
+        self.queries = query_scores()
+        return found
 
 
 def _written_tiny_model(module: EvaluationModule) -> str:

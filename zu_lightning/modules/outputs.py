@@ -28,6 +28,7 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
     "Before (0) and after (1)": {
         "to forget": _before_after("forget"),
         "to keep": _before_after("keep"),
+        "answers against those for made-up names (nats)": ["Multiline", ["before_after/leak_nats"]],
         "perplexity": ["Multiline", ["before_after/perplexity$"]],
     },
     "Attacks: base (0), edited (1), gold (2)": {"knowledge recovered": ["Multiline", ["attacks/.*"]]},

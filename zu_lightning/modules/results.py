@@ -14,6 +14,7 @@ import zu_lightning
 from zu_lightning.attacks.verdict import verdict
 from zu_lightning.editing.latents import NeutralTargets
 from zu_lightning.evaluation.intervals import score_intervals, shares
+from zu_lightning.evaluation.queries import LEAK, fact_sums
 from zu_lightning.facts.fact import Fact
 from zu_lightning.report.measurements import samples
 from zu_lightning.report.results import Completion, FactResult, Results, TargetScores
@@ -50,11 +51,12 @@ def results_of(module: "UnlearnModule", *, texts: bool = True) -> Results:
         texts: Whether prompts, answers, and completions are among it.
     """
     run, forget = module.run, module.request.forget
+    by_fact = {when: fact_sums(tables, run.queries.get("before")) for when, tables in run.queries.items()}
     attacks: dict[str, dict[str, Any]] = run.measured.get("attacks", {})
     tried = None
     if {"before", "after"} <= attacks.keys():
         edited = attacks["after"]
-        tried = verdict(edited["model"], attacks["before"]["model"], edited.get("gold"))
+        tried = verdict(edited["model"], attacks["before"]["model"], edited.get("gold"), chance=edited.get("chance"))
     return Results(
         before=run.before,
         after=run.after,
@@ -70,8 +72,8 @@ def results_of(module: "UnlearnModule", *, texts: bool = True) -> Results:
         attacks={} if tried is None else tried.scores_by_name(),
         comparisons={} if tried is None else tried.comparisons,
         verdict=None if tried is None else tried.sentence,
-        intervals={when: score_intervals(by_metric) for when, by_metric in run.by_fact.items()},
-        per_fact=[_fact_result(run.by_fact, i, fact, texts=texts) for i, fact in enumerate(forget)],
+        intervals={when: score_intervals(sums) for when, sums in by_fact.items()},
+        per_fact=[_fact_result(by_fact, i, fact, texts=texts) for i, fact in enumerate(forget)],
         completions=_completions(module) if texts else [],
         identity=run.identity | {"weights after": module.weights_digest()},
         earlier={
@@ -91,9 +93,11 @@ def _fact_result(by_fact: dict[str, dict[str, Tensor]], i: int, fact: Fact, *, t
 def _scores_of_fact(by_metric: dict[str, Tensor], i: int) -> dict[str, float]:
     known = {name: by_metric[name][i] for name in OF_A_FACT if name in by_metric and i < len(by_metric[name])}
     scores = {name: 100 * shares(sums[None]).item() for name, sums in known.items() if sums[2] > 0}
-    return scores | (
-        {"probability": (known["efficacy"][1] / known["efficacy"][2]).item()} if "efficacy" in known else {}
-    )
+    if "efficacy" in known:
+        scores["probability"] = (known["efficacy"][1] / known["efficacy"][2]).item()
+    if LEAK in by_metric and by_metric[LEAK][i : i + 1, 2].any():
+        scores[LEAK] = by_metric[LEAK][i, 0].item()
+    return scores
 
 
 def _completions(module: "UnlearnModule") -> list[Completion]:

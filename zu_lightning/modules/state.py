@@ -30,8 +30,8 @@ class RunState:
         edits: What was written, by request and layer, in order.
         before: Scores of the unedited model.
         after: Scores of the model as it is now.
-        by_fact: Each fact's contribution to the scores, ``before`` and ``after``: by metric, facts x 3
-            (:mod:`zu_lightning.evaluation.intervals`).
+        queries: Scores of single queries, ``before`` and ``after``: by metric, a table
+            (:mod:`zu_lightning.evaluation.queries`).
         measured: Results by name of the measurement (:mod:`zu_lightning.report.measurements`), then ``before`` and
             ``after``.
         started: When the run began; empty until it is noted.
@@ -45,7 +45,7 @@ class RunState:
     edits: dict[EditKey, LayerEdit] = field(default_factory=dict)
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
-    by_fact: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    queries: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)
     started: str = ""
     identity: dict[str, str] = field(default_factory=dict)

@@ -15,8 +15,10 @@ from torch import Tensor
 from zu_lightning.editing.request import Request
 from zu_lightning.evaluation.ability import AbilitySet, read_prose, read_questions
 from zu_lightning.evaluation.harness import TaskScore, measure_tasks, require_lm_eval
+from zu_lightning.evaluation.queries import QueryTables
 from zu_lightning.evaluation.scores import EvaluationBatch, evaluate, evaluation_batches
 from zu_lightning.facts.fact import Fact
+from zu_lightning.facts.unknown_subjects import unknown_subjects_to_measure
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.fingerprint import open_cache
 from zu_lightning.report.ability import downstream_table, draw_downstream, task_results, write_downstream
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 
 SAMPLES = 5
 """Number of forgotten prompts, and of kept ones, whose completions are shown."""
+LEAK_FACTS = 100
+"""Maximum number of facts whose answers are compared with those for made-up names: the first of those to forget."""
 COMPLETION_TOKENS = 12
 """Number of tokens in a sample completion."""
 
@@ -95,15 +99,20 @@ class Scores(Measurement):
 
     name = "scores"
 
-    def measure(self, lm: EditableLM, request: Request, **_: object) -> dict[str, float]:
-        """Scores by name, as in ``metrics.json``."""
-        return evaluate(lm, rank_shard(request_batches(lm, request)))
+    def measure(
+        self, lm: EditableLM, request: Request, *, before: QueryTables | None = None, **_: object
+    ) -> dict[str, float]:
+        """Scores by name, as in ``metrics.json``; ``before`` is that of :func:`zu_lightning.evaluate`."""
+        return evaluate(lm, rank_shard(request_batches(lm, request)), before)
 
 
 def request_batches(lm: EditableLM, request: Request) -> list[EvaluationBatch]:
     """Queries of a request for each metric, and held-out text for the perplexity."""
     facts = (request.forget, request.retain, request.heldout)
-    return evaluation_batches(lm, *facts, request.text.reading, request.protected_others, request.same_subject)
+    texts = (*request.text.documents, *request.text.corpus, *request.heldout)
+    names = unknown_subjects_to_measure(request.forget[:LEAK_FACTS], request.relations, request.seed, texts)
+    others = (request.protected_others, request.same_subject)
+    return evaluation_batches(lm, *facts, request.text.reading, *others, names)
 
 
 class Completions(Measurement):

@@ -86,7 +86,11 @@ def page(results: Results, pictures: list[Picture], there: Set[str] = frozenset(
         scores=[score for score in SCORES if score.name in results.after],
         meaning_of=_meaning,
         columns=[name for name in ("efficacy", "generalization", "specificity") if _measured(results, name)],
-        models=[name for name in ("base", "edited", "gold") if any(name in one for one in results.attacks.values())],
+        models=[
+            name
+            for name in ("base", "edited", "chance", "gold")
+            if any(name in one for one in results.attacks.values())
+        ],
         total_seconds=sum(results.seconds.values()),
     )
 

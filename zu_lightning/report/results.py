@@ -43,7 +43,7 @@ class FactResult:
         prompt: Its prompt; ``None`` in a report without texts.
         target: Its answer; ``None`` in a report without texts.
         before: Scores of the unedited model: ``efficacy``, ``generalization``, and others that there are queries for,
-            in percent of the fact's own queries, and ``probability``, 0..1.
+            in percent of the fact's own queries, ``probability``, 0..1, and ``leak_nats``.
         after: The same of the edited model.
     """
 
@@ -88,7 +88,7 @@ class Results:
         forgotten: Ids of the facts to forget.
         retained: Ids of the facts that were only measured.
         attacks: For each score of an attack its mean in the models ``base``, ``edited``, and ``gold``, and the ``gap``
-            to gold with the ``low`` and ``high`` end of its interval.
+            to gold with the ``low`` and ``high`` end of its interval, and what is recovered by ``chance``.
         comparisons: Numbers that compare with gold as a whole, by name.
         verdict: Conclusion from the attacks, in one sentence; ``None`` without attacks.
         intervals: The 95% intervals of scores ``before`` and ``after``, by name, by a bootstrap over facts.

@@ -10,6 +10,8 @@ from zu_lightning.report.results import Results
 
 WIDTH = 100
 """Columns of the tables."""
+PROBABILITY = "_probability"
+"""Ends the names of mean probabilities of answers."""
 OF_A_LAYER = "_layer_"
 """In the names of scores of single layers."""
 
@@ -33,23 +35,27 @@ def results_table(results: Results, *, color: bool = False) -> str:
 
 
 def _scores(results: Results) -> Table:
-    table = Table("score", box=box.SIMPLE_HEAD, pad_edge=False)
-    for when in ("before", "after", "95% interval after"):
-        table.add_column(when, justify="right")
+    caption = "p: mean probability of the answers" if any(one.endswith(PROBABILITY) for one in results.after) else None
+    table = Table("score", box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    for head in ("before", "after", "95% interval after", *(("p before", "p after") if caption else ())):
+        table.add_column(head, justify="right")
     for score in SCORES:
         if score.name in results.after:
             before, after = results.before.get(score.name), Text(_number(results.after[score.name]), style="bold")
             ends = results.intervals.get("after", {}).get(score.name)
-            table.add_row(score.name, _number(before), after, _interval(ends, 1 if score.unit == "percent" else 2))
+            cells: list[str | Text] = [_number(before), after, _interval(ends, 1 if score.unit == "percent" else 2)]
+            if caption and score.unit == "percent":
+                name = score.name + PROBABILITY
+                cells += [_number(results.before.get(name)), _number(results.after.get(name))]
+            table.add_row(score.name, *cells)
     return table
 
 
 def _attacks(results: Results) -> Table:
     """The scores of attacks, in percent; those of single layers are in the report and in metrics.json."""
-    columns = ("base", "edited", "gold", "gap")
+    columns = ("base", "edited", "chance", "gold", "gap")
     shown = [name for name in columns if any(name in scores for scores in results.attacks.values())]
-    explained = "gold: a model that was never trained on these facts; gap: edited minus gold"
-    caption = explained if "gap" in shown else None
+    caption = "gold: a model that was never trained on these facts; gap: after minus gold" if "gap" in shown else None
     table = Table("attack (percent)", box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     for name in shown:
         table.add_column({"base": "before", "edited": "after"}.get(name, name), justify="right")
@@ -58,7 +64,8 @@ def _attacks(results: Results) -> Table:
     for name, scores in results.attacks.items():
         if OF_A_LAYER in name:
             continue
-        cells = [f"{100 * scores[column]:.1f}" if column in scores else "-" for column in shown]
+        missing = {"chance": ""}  # most attacks have no chance level
+        cells = [f"{100 * scores[one]:.1f}" if one in scores else missing.get(one, "-") for one in shown]
         ends = (100 * scores["low"], 100 * scores["high"]) if "low" in scores else None
         table.add_row(name, *cells, *([_interval(ends)] if "gap" in shown else []))
     return table

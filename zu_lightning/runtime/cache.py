@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Tensors = dict[str, Tensor]
 
-VERSION = 5
+VERSION = 6
 """To be raised when something that is kept is computed in another way, so that older files are not found."""
 
 _MENTIONED: set[Path] = set()
