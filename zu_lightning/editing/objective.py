@@ -38,7 +38,7 @@ class Terms:
 
     @property
     def loss(self) -> Tensor:
-        """What a process descends on: DDP's mean of gradients over processes is the gradient of the whole objective."""
+        """The loss of one process: DDP's mean of gradients over processes is the gradient of the whole objective."""
         return process()[1] * self.total
 
     def summed(self) -> "Terms":

@@ -66,7 +66,7 @@ def verify(project: str, model: str, base: str | None = None, head: str | None =
         project: The project folder.
         model: Directory of the model, such as ``model`` in a run's folder.
         base: The base model, by default the one that the ledger names.
-        head: Hash of a line that the ledger must have, noted before.
+        head: Hash of a line that the ledger must have, kept from an earlier ``list``.
     """
     ledger = Ledger.existing(project)
     if head is not None and head not in ledger.hashes:
