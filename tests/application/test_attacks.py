@@ -81,7 +81,7 @@ def test_without_a_preset_nothing_is_attacked(two_layers_run: Path) -> None:
 def test_a_gold_that_knows_the_facts_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     gold = f"--attacks.gold={DEMO}/model"
     results = Results.read(run(tmp_path, "--attacks.preset=quick", gold, "--attacks.facts=1", *SHORT_RUN))
-    assert set(results.attacks["rank"]) == {"base", "edited"}
+    assert set(results.attacks["rank"]) == {"base", "edited", "chance"}
     assert "knows 100% of the facts to forget: it is left out" in caplog.text
 
 
