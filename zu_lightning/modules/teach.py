@@ -71,7 +71,7 @@ class TeachModule(EvaluationModule):
         self,
         model_name_or_path: str = "data/demo/model",
         adapter: LoraOptions | None = ADAPTER,
-        kl_weight: float = 1.0,
+        kl_weight: float = 3.0,
         enough: float = 99.0,
         peak_learning_rate: float = 1e-3,
         warmup_steps: int = 20,
