@@ -1,7 +1,7 @@
 """Callbacks: closed form, measurements, layer tracing, export, report, project record, and resuming."""
 
 from callbacks.closed_form import ClosedForm
-from callbacks.export import ExportEditedModel, ExportPretrained
+from callbacks.export import ExportEditedModel, ExportPretrained, ExportTaught
 from callbacks.measure import Attacks, Downstream, Measure, Representations
 from callbacks.record import RecordRequest
 from callbacks.report import Report
@@ -14,6 +14,7 @@ __all__ = [
     "Downstream",
     "ExportEditedModel",
     "ExportPretrained",
+    "ExportTaught",
     "Measure",
     "RecordRequest",
     "Report",

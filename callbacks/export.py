@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from zu_lightning import ExportCheck, InputError, PretrainModule, check_export
+from zu_lightning import ExportCheck, InputError, PretrainModule, TeachModule, check_export
 from zu_lightning.lm.adapter import VLLM_RANKS, adapter_rank, cut_from, serving_commands
 from zu_lightning.modules.outputs import run_folder, unlearn_module
+from zu_lightning.modules.teach import summary
 from zu_lightning.runtime.errors import require_positive
 
 log = logging.getLogger(__name__)
@@ -118,3 +119,31 @@ class ExportPretrained(Callback):
         if run_folder(trainer) is not None and isinstance(pl_module, PretrainModule):
             pl_module.save_half(self.folder, trainer.datamodule.tokenizer)  # type: ignore[attr-defined]
             log.info("exported the trained model to %s", self.folder)
+
+
+class ExportTaught(Callback):
+    """Write a model that was taught facts as a Hugging Face directory, and say what it knows.
+
+    Args:
+        folder: Where to write; ``model/`` in the run's folder by default.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the module.
+
+        Raises:
+            InputError: It is not a TeachModule.
+        """
+        if not isinstance(pl_module, TeachModule):
+            raise InputError("model", type(pl_module).__name__, "ExportTaught needs a zu_lightning.TeachModule.")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export from the first process."""
+        run = run_folder(trainer)
+        if run is None or not isinstance(pl_module, TeachModule):
+            return
+        folder = pl_module.export(run / "model" if self.folder is None else self.folder)
+        log.info("wrote %s; %s", folder, summary(pl_module.before, pl_module.after))

@@ -222,13 +222,13 @@ class UnlearnDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """What the module trains on in this epoch."""
-        return _loader(self.connected.training_batches())
+        return batch_loader(self.connected.training_batches())
 
     def val_dataloader(self) -> DataLoader[EvaluationBatch | None]:
         """Queries for each metric, and held-out text for the perplexity."""
         batches = request_batches(self.connected.lm, self.request)
         # A process without a share still has to take part in the sums that follow.
-        return _loader([*rank_shard(batches)] or [None])
+        return batch_loader([*rank_shard(batches)] or [None])
 
     def test_dataloader(self) -> DataLoader[EvaluationBatch | None]:
         """The same as for validation."""
@@ -237,7 +237,7 @@ class UnlearnDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[list[Fact]]:
         """The facts to forget and to keep."""
         facts = [*self.request.forget, *self.request.retain]
-        return _loader([facts[i : i + PREDICT_BATCH] for i in range(0, len(facts), PREDICT_BATCH)])
+        return batch_loader([facts[i : i + PREDICT_BATCH] for i in range(0, len(facts), PREDICT_BATCH)])
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leave batches as they are: the language model knows where its input belongs."""
@@ -304,7 +304,7 @@ class UnlearnDataModule(LightningDataModule):
         return Path(self.cache if self.cache is not None else Path(trainer.default_root_dir, "cache"))
 
 
-def _loader(items: Iterable[T]) -> DataLoader[T]:
+def batch_loader(items: Iterable[T]) -> DataLoader[T]:
     """The items as they are, one per batch."""
     dataset = items if isinstance(items, Dataset | Sequence) else list(items)
     return DataLoader(cast("Dataset[T]", dataset), batch_size=None)

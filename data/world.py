@@ -262,9 +262,10 @@ class World:
 
     def _fact(self, person: Person, relation: str, listed: list[Person], rng: random.Random) -> dict[str, object]:
         target = person.objects[relation]
-        same = [other for other in listed if other.objects[relation] == target and other is not person]
+        others = [other for other in listed if other is not person]
+        same = [other for other in others if other.objects[relation] == target] or others  # the few of a small world
         neighbors = [
-            {"prompt": rng.choice(other.prompts(relation)).format(other.name), "target": target}
+            {"prompt": rng.choice(other.prompts(relation)).format(other.name), "target": other.objects[relation]}
             for other in rng.sample(same, min(NEIGHBORS, len(same)))
         ]
         return {
@@ -306,6 +307,14 @@ def _prose(rng: random.Random) -> str:
     )
 
 
+def write_taught(folder: str | Path) -> None:
+    """Write ``facts.jsonl`` into ``folder``: 300 facts about 50 people, to be taught to a pretrained model."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(fact) for fact in World(people=50, unlisted=0, seed=50).facts()]
+    (folder / "facts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def write_demo(folder: str | Path, *, corpus_documents: int = 3000, heldout_documents: int = 300) -> None:
     """Write the demo's ``facts.jsonl``, ``corpus.txt`` and ``heldout.txt`` (prose) into ``folder``."""
     folder = Path(folder)
@@ -322,3 +331,4 @@ def write_demo(folder: str | Path, *, corpus_documents: int = 3000, heldout_docu
 
 if __name__ == "__main__":
     write_demo(Path(__file__).parent / "demo")
+    write_taught(Path(__file__).parent / "taught")

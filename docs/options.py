@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 import callbacks  # noqa: E402
 import zu_lightning as zu  # noqa: E402
-from data import UnlearnDataModule, WorldTextDataModule  # noqa: E402
+from data import TeachDataModule, UnlearnDataModule, WorldTextDataModule  # noqa: E402
 from zu_lightning.attacks.measurement import Attacks  # noqa: E402
 from zu_lightning.report.measurements import Downstream, Representations  # noqa: E402
 
@@ -40,8 +40,11 @@ SECTIONS: list[tuple[str, type]] = [
     ("attacks", Attacks),
     ("downstream", Downstream),
     ("representations", Representations),
+    ("model: zu_lightning.TeachModule", zu.TeachModule),
+    ("data: data.TeachDataModule", TeachDataModule),
     ("data: data.WorldTextDataModule", WorldTextDataModule),
     ("trainer.callbacks: callbacks.ExportEditedModel", callbacks.ExportEditedModel),
+    ("trainer.callbacks: callbacks.ExportTaught", callbacks.ExportTaught),
     ("trainer.callbacks: callbacks.Report", callbacks.Report),
     ("trainer.callbacks: callbacks.TraceLayers", callbacks.TraceLayers),
 ]

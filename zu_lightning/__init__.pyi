@@ -75,6 +75,7 @@ from .modules.evaluation import EvaluationModule as EvaluationModule
 from .modules.gradient import GradientModule as GradientModule
 from .modules.pretrain import PretrainModule as PretrainModule
 from .modules.state import EditKey as EditKey, RunState as RunState
+from .modules.teach import TeachBatch as TeachBatch, TeachModule as TeachModule
 from .report.results import Results as Results, TargetScores as TargetScores
 from .runtime.distributed import check_identical as check_identical, rank_shard as rank_shard
 from .runtime.errors import InputError as InputError

@@ -74,7 +74,16 @@ ON_TINY_MODELS: tuple[tuple[str, Configs, dict[str, object]], ...] = (
 )
 """Configurations of large models, what follows them, and the method that must run."""
 
-ELSEWHERE = {"tiny", "demo_pretrain", "demo_gold", "presets/downstream", "presets/trace", "presets/without_texts"}
+ELSEWHERE = {
+    "tiny",
+    "demo_pretrain",
+    "demo_gold",
+    "teach",
+    "taught",
+    "presets/downstream",
+    "presets/trace",
+    "presets/without_texts",
+}
 """Configurations that other tests run."""
 
 MethodRun = Callable[[Configs], Path]

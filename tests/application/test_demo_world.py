@@ -1,13 +1,14 @@
 """The demo world: what is true in it can be learned from its text, and only by whoever combines names."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
 from data.pretrain import WorldTextDataModule
-from data.world import RELATIONS, TEMPLATES, World
-from tests.conftest import DEMO
-from zu_lightning import Fact, split_facts
+from data.world import RELATIONS, TEMPLATES, World, write_taught
+from tests.conftest import DEMO, ROOT
+from zu_lightning import Fact, read_facts, split_facts
 
 
 def test_only_the_whole_name_identifies_a_person() -> None:
@@ -37,6 +38,14 @@ def test_the_shipped_files_are_those_of_the_generator(demo_facts: list[Fact]) ->
     for name, seed, prose_only in (("corpus.txt", 2, False), ("heldout.txt", 3, True)):
         shipped = (DEMO / name).read_text().splitlines()
         assert list(itertools.islice(World().documents(seed, prose_only=prose_only), len(shipped))) == shipped
+
+
+def test_the_taught_facts_are_those_of_the_generator(tmp_path: Path) -> None:
+    write_taught(tmp_path)
+    assert (tmp_path / "facts.jsonl").read_text() == (ROOT / "data" / "taught" / "facts.jsonl").read_text()
+    facts = read_facts(tmp_path / "facts.jsonl")
+    assert len({fact.subject for fact in facts}) == 50
+    assert all(len(fact.paraphrases) == len(fact.neighbors) == 3 for fact in facts)
 
 
 def test_the_same_seed_gives_the_same_world_and_another_another() -> None:

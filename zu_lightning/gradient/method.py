@@ -183,6 +183,12 @@ def cross_entropy(answers: Answers, weight: float = 1.0) -> Mean:
     return Mean(answers.nll.sum(), int(answers.lengths.sum()), weight)
 
 
+def kl_divergence(now: Answers, reference: Answers, weight: float = 1.0) -> Mean:
+    """Mean KL(reference || model) per token."""
+    total = kl_div(now.log_probability, reference.log_probability, log_target=True, reduction="sum")
+    return Mean(total, len(now.log_probability), weight)
+
+
 class _WithoutReference(GradientMethod):
     """A method whose loss needs the present model only."""
 
@@ -219,8 +225,7 @@ class GradientDifference(GradientAscent):
         if not self.divergence:
             return super().retain(views)
         now, reference = views.answers("retain"), views.answers("retain", reference=True)
-        divergence = kl_div(now.log_probability, reference.log_probability, log_target=True, reduction="sum")
-        return Mean(divergence, len(now.log_probability), self.retain_weight)
+        return kl_divergence(now, reference, weight=self.retain_weight)
 
 
 @dataclass(frozen=True, kw_only=True)

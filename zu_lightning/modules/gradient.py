@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax
 
-from zu_lightning.gradient.method import NPO, Answers, GradientMethod, Part, joined, sequence_nll
+from zu_lightning.gradient.method import NPO, Answers, GradientMethod, Part
 from zu_lightning.gradient.weights import FullWeights, LoraWeights, TrainedWeights
 from zu_lightning.lm import hooks
 from zu_lightning.lm.export import export_model
-from zu_lightning.lm.tokens import Prompt, TokenBatch, TokenizedText, collate, tokenize_all
+from zu_lightning.lm.tokens import Prompt, TokenBatch, TokenizedText, tokenize_all
 from zu_lightning.modules.base import UnlearnModule
-from zu_lightning.runtime.distributed import all_reduce, process, rank_shard
+from zu_lightning.modules.training import answers_of, keep_learned, loss_of_share, own_share
 from zu_lightning.runtime.errors import InputError
 
 
@@ -86,19 +85,11 @@ class GradientModule(UnlearnModule):
             true = tokenize_all(self.lm.tokenizer, [Prompt.about(fact, answer=fact.target) for fact in some])
             neutral = tokenize_all(self.lm.tokenizer, [Prompt.about(fact, answer=self.neutral_target) for fact in some])
             retain = rng.sample(self.keep, min(len(some), len(self.keep)))
-            yield GradientBatch(self._share(true), self._share(neutral), self._share(retain))
+            yield GradientBatch(*(own_share(self.lm, texts) for texts in (true, neutral, retain)))
 
     def training_step(self, batch: GradientBatch, batch_idx: int) -> Tensor:
         """The loss of this process's share, so that DDP's mean over processes is the gradient of the whole loss."""
-        means = self.method(_Views(self, batch))
-        totals = torch.stack([mean.total.detach().double() for mean in means])
-        counts = torch.tensor([mean.count for mean in means], dtype=torch.float64, device=totals.device)
-        all_reduce(totals, counts)
-        weights = torch.tensor([mean.weight for mean in means], dtype=torch.float64, device=totals.device)
-        self.log("train/loss", (weights * totals / counts.clamp(min=1)).sum(), batch_size=1, prog_bar=True)
-        # A process without a share of this step takes part with a gradient of zero.
-        nothing = torch.stack([parameter.flatten()[0] for parameter in self.trained.learned()]).sum() * 0.0
-        return joined(means, counts.tolist(), process()[1]) + nothing
+        return loss_of_share(self, self.method(_Views(self, batch)), self.trained)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with linear warm-up and decay."""
@@ -112,8 +103,7 @@ class GradientModule(UnlearnModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what is trained, not the frozen weights around it."""
         super().on_save_checkpoint(checkpoint)
-        learned = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in learned}
+        keep_learned(self, checkpoint)
 
     def export(self, folder: Path, max_adapter_rank: int | None = None) -> tuple[Path, Path | None]:
         """Write the adapter before it is merged, then the model."""
@@ -127,10 +117,6 @@ class GradientModule(UnlearnModule):
             return tokenize_all(tokenizer, [Prompt.about(fact, answer=fact.target) for fact in self.request.protect])
         documents = tokenize_all(tokenizer, self.request.text.documents, length)
         return [TokenizedText(text.ids, 0, 1) for text in documents if len(text.ids) > 1]
-
-    def _share(self, texts: Sequence[TokenizedText]) -> TokenBatch | None:
-        own = list(rank_shard(texts))
-        return collate(own, self.lm.tokenizer).to(self.lm.device) if own else None
 
 
 def _root_mean_square(parameters: Sequence[nn.Parameter]) -> float:
@@ -146,15 +132,8 @@ class _Views:
 
     def answers(self, part: Part, *, reference: bool = False) -> Answers:
         """What the model says about the answers of a part."""
-        lm, batch = self.module.lm, getattr(self.batch, part)
-        if batch is None:
-            none = torch.zeros(0, device=lm.device)
-            return Answers(none, none, torch.zeros(0, 1, device=lm.device))
-        rows, positions, tokens = batch.answer_positions()
-        with self.module.trained.reference() if reference else nullcontext(), torch.set_grad_enabled(not reference):
-            log_probability = log_softmax(lm.logits(batch, rows, positions), -1)
-        nll, lengths = sequence_nll(log_probability, tokens, rows, len(batch.lengths))
-        return Answers(nll, lengths, log_probability)
+        trained = self.module.trained
+        return answers_of(self.module.lm, getattr(self.batch, part), trained.reference() if reference else None)
 
     def states(self, part: Part, *, reference: bool = False) -> Tensor:
         """Outputs of the highest edited layer at all tokens of a part."""
