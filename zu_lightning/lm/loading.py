@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from zu_lightning.runtime.errors import InputError
 
@@ -29,9 +36,9 @@ def load_pretrained(
     Raises:
         InputError: The model is missing, incomplete, or not a causal language model.
     """
-    check_model(name_or_path, **options)
+    config = model_config(name_or_path, **options)
     try:
-        model = load_model(name_or_path, dtype, options)
+        model = load_model(name_or_path, dtype, options | {"config": config})
         source, from_source = _source(name_or_path, options)
         tokenizer = AutoTokenizer.from_pretrained(source, **source_options(from_source))
     except Exception as error:  # the loaders of weights and tokenizers raise all kinds, even Exception itself
@@ -65,14 +72,16 @@ def load_model(name_or_path: str | Path, dtype: Any, options: dict[str, Any]) ->
 
 
 def check_model(name_or_path: str | Path, **load_options: Any) -> int:
-    """Check that a name is that of a causal language model, without loading its weights.
+    """Check that a name is that of a causal language model, see :func:`model_config`; its number of decoder layers."""
+    return int(model_config(name_or_path, **load_options).get_text_config().num_hidden_layers)
+
+
+def model_config(name_or_path: str | Path, **load_options: Any) -> PretrainedConfig:
+    """Read the configuration of a causal language model, without loading its weights.
 
     Args:
         name_or_path: Hub id, directory, or GGUF file.
         load_options: Arguments of ``from_pretrained``, of which :data:`SOURCE_OPTIONS` are used.
-
-    Returns:
-        The number of its decoder layers.
 
     Raises:
         InputError: It is missing, or is not a causal language model.
@@ -93,7 +102,8 @@ def check_model(name_or_path: str | Path, **load_options: Any) -> int:
             "model_name_or_path", str(name_or_path), f"this {config.model_type!r} model is not a causal language "
             "model: name a decoder such as Llama, Qwen, Mistral, Gemma, Phi, GPT-2, GPT-NeoX, or OPT.",
         )  # fmt: skip
-    return int(config.get_text_config().num_hidden_layers)
+    found: PretrainedConfig = config
+    return found
 
 
 def source_options(load_options: dict[str, Any]) -> dict[str, Any]:
