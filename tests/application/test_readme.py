@@ -83,7 +83,14 @@ def test_every_command_is_understood(words: tuple[str, ...], capsys: pytest.Capt
 def test_every_option_that_is_named_exists(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     known = set[str]()
     methods = (("demo", f"methods/{name}") for name in ("zero_unlearn_gd", "gradient_difference"))
-    for configs in (("demo",), *methods, ("demo_gold",), ("demo", "presets/downstream"), ("demo", "presets/trace")):
+    for configs in (
+        ("demo",),
+        *methods,
+        ("demo_gold",),
+        ("teach",),
+        ("demo", "presets/downstream"),
+        ("demo", "presets/trace"),
+    ):
         with pytest.raises(SystemExit):
             train_py(command_line(tmp_path, "--print_config", configs=configs))
         known |= set(options_in(yaml.safe_load(capsys.readouterr().out)))
