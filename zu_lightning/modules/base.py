@@ -125,11 +125,15 @@ class UnlearnModule(EvaluationModule):
         if not self.has_previous:
             apply_previous(self.lm, self.request)
             self.has_previous = True
+        self.choose_layers()
         if self.trainer.state.fn == "fit" or not self.digest_before:
             self.digest_before = self.weights_digest()
         if self.trainer.state.fn == "fit":
             _check_editable(self)
             self.cache = open_cache(self.request.cache, self.lm)
+
+    def choose_layers(self) -> None:
+        """Decide which layers are edited, if that is left to the module; the model is loaded, and unedited."""
 
     def weights_digest(self) -> str:
         """Digest of the current weights: of every entry of the edited layers, and of a sample of the others."""

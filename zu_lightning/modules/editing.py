@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset
 
 from zu_lightning.editing.closed_forms import Erase, ZeroUnlearnGD
 from zu_lightning.editing.editor import LayerEditor
+from zu_lightning.editing.layer_choice import LayerChoice, choose_layers
 from zu_lightning.editing.layer_problem import LayerProblem
 from zu_lightning.editing.method import EditingMethod
 from zu_lightning.editing.objective import LayerObjective, new_delta
@@ -36,15 +37,25 @@ class EditingModule(UnlearnModule):
 
     Args:
         method: How layers are edited.
+        layers: Layers to edit, lowest first, from 0; or ``auto`` for those that trial edits of other facts find best
+            (:mod:`zu_lightning.editing.layer_choice`).
         evaluate_layers: Whether to evaluate the model after each layer, and not only after the last one.
         kwargs: Arguments of :class:`UnlearnModule`.
     """
 
     method: EditingMethod
 
-    def __init__(self, method: EditingMethod = Erase(), evaluate_layers: bool = False, **kwargs: Any) -> None:
-        super().__init__(method=method, **kwargs)
-        self.evaluate_layers = evaluate_layers
+    def __init__(
+        self,
+        method: EditingMethod = Erase(),
+        layers: list[int] | Literal["auto"] = [0],  # noqa: B006 (read only, and what --print_config should show)
+        evaluate_layers: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(method=method, layers=[] if layers == "auto" else layers, **kwargs)
+        self.chooses_layers, self.evaluate_layers = layers == "auto", evaluate_layers
+        self.layer_choice: LayerChoice | None = None
+        """Trial edits, if they decide."""
         if not isinstance(method, EditingMethod):
             remedy = f"it does not edit layers: it needs a zu_lightning.{method.module.rpartition('.')[2]}."
             raise InputError("method", method.name, remedy)
@@ -66,9 +77,21 @@ class EditingModule(UnlearnModule):
         super().setup(stage)
         if stage == "fit":
             self.editor, self.unwritten = None, {}
-            if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-                self.trainer.fit_loop.max_epochs = len(self.layers)
-                self.trainer.check_val_every_n_epoch = 1 if self.evaluate_layers else len(self.layers)
+            self._set_epochs()
+
+    def _set_epochs(self) -> None:
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            count = len(self.layers) or 1  # not chosen yet
+            self.trainer.fit_loop.max_epochs = count
+            self.trainer.check_val_every_n_epoch = 1 if self.evaluate_layers else count
+
+    def choose_layers(self) -> None:
+        """Try layers, if the choice is left to the module and not made yet."""
+        if self.chooses_layers and self.layer_choice is None:
+            choice = choose_layers(self.lm, self.request, self.method, self.neutral_target, self.monitor)
+            self.layer_choice, self.layers = choice, list(choice.best.layers)
+            if self.trainer.state.fn == "fit":
+                self._set_epochs()
 
     def configure_model(self) -> None:
         """Load the language model, and make a Delta that fits all of its layers."""

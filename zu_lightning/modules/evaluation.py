@@ -44,6 +44,8 @@ class EvaluationModule(LightningModule):
     """
 
     lm: EditableLM
+    chooses_layers = False
+    """Whether the layers are decided once the model is loaded."""
 
     def __init__(
         self,
@@ -89,7 +91,8 @@ class EvaluationModule(LightningModule):
         depth = max(self.layers, default=0) + 1  # of a tiny model, which is made as deep as needed
         if not self.random_tiny_model:
             depth = check_model(self.model_name_or_path, **self.load_options)
-        check_layers(self.layers, depth)
+        if self.layers or not self.chooses_layers:
+            check_layers(self.layers, depth)
         if "device_map" in self.load_options and self.trainer.world_size > 1:
             remedy = "its device_map spreads one model over all devices: run one process."
             raise InputError("load_options", self.load_options, remedy)
