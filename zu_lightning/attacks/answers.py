@@ -7,11 +7,13 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
+from transformers import PreTrainedTokenizerBase
 
 from zu_lightning.facts.fact import Query
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.suffix import after_shared_prefix
 from zu_lightning.lm.tokens import TokenizedText, collate, tokenize_all
+from zu_lightning.lm.work import Work
 
 
 @dataclass(frozen=True)
@@ -60,19 +62,43 @@ def score_answers(
     Returns:
         One entry for each query, on the CPU.
     """
-    different = list(dict.fromkeys(queries))
-    texts = dict(zip(different, tokenize_all(lm.tokenizer, different), strict=True))
-    by_prompt: dict[tuple[int, ...], list[Query]] = {}
-    for query, text in texts.items():
-        by_prompt.setdefault(tuple(text.ids[: text.answer]), []).append(query)
+    texts, by_prompt = _read(lm.tokenizer, queries)
     scores: dict[Query, AnswerLogprobs] = {}
-    for groups in _batches(list(by_prompt.values()), texts, batch_tokens):
+    for groups in _batches(by_prompt, texts, batch_tokens):
         some = [query for group in groups for query in group]
         prompts = [i for i, group in enumerate(groups) for _ in group]
         scores |= zip(some, _scored(lm, [texts[query] for query in some], prompts), strict=True)
         answers = sum(len(texts[query].ids) - texts[query].answer for query in some)
         done(answers + sum(texts[group[0]].answer for group in groups))
     return [scores[query] for query in queries]
+
+
+def answers_work(tokenizer: PreTrainedTokenizerBase, queries: Sequence[Query], batch_tokens: int) -> Work:
+    """What :func:`score_answers` computes for these arguments."""
+    texts, by_prompt = _read(tokenizer, queries)
+    work = Work()
+    for groups in _batches(by_prompt, texts, batch_tokens):
+        rows = {tuple(texts[query].ids[:-1]): texts[query] for group in groups for query in group}.values()
+        prompt = max(text.answer for text in rows)
+        answers = [len(text.ids) - text.answer for text in rows]
+        shares = len(rows) > len(groups)
+        # A row begins at its prompt's last token if prompts are read apart.
+        tokens = len(groups) * (prompt - 1) + len(rows) * max(answers)
+        longest = max(len(text.ids) - 1 for text in rows)
+        work += Work(tokens if shares else len(rows) * longest, sum(answers), 2 if shares else 1)
+    return work
+
+
+def _read(
+    tokenizer: PreTrainedTokenizerBase, queries: Sequence[Query]
+) -> tuple[dict[Query, TokenizedText], list[list[Query]]]:
+    """Queries without repetition, as tokens, and those of each prompt."""
+    different = list(dict.fromkeys(queries))
+    texts = dict(zip(different, tokenize_all(tokenizer, different), strict=True))
+    by_prompt: dict[tuple[int, ...], list[Query]] = {}
+    for query, text in texts.items():
+        by_prompt.setdefault(tuple(text.ids[: text.answer]), []).append(query)
+    return texts, list(by_prompt.values())
 
 
 def _batches(

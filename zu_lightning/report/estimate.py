@@ -1,0 +1,251 @@
+"""How long a run will take, phase by phase, before it begins: its work is counted, and the model's speed measured.
+
+Phases have the names of ``seconds`` in ``metrics.json``.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from zu_lightning.attacks.context import AttackContext
+from zu_lightning.attacks.measurement import Attacks
+from zu_lightning.attacks.presets import attacks_of, attacks_work
+from zu_lightning.editing.closed_forms import NullSpaceMethod
+from zu_lightning.editing.method import EditingMethod, LatentOptions
+from zu_lightning.editing.moments import moments_work
+from zu_lightning.editing.preparation import same_subject_facts
+from zu_lightning.editing.prompts import PromptVariants
+from zu_lightning.editing.request import Request
+from zu_lightning.evaluation.scores import EvaluationBatch
+from zu_lightning.facts.fact import Fact
+from zu_lightning.gradient.method import GradientMethod
+from zu_lightning.lm.batching import batches
+from zu_lightning.lm.editable import EditableLM
+from zu_lightning.lm.fingerprint import open_cache
+from zu_lightning.lm.tokens import Prompt, TokenizedText, tokenize_all
+from zu_lightning.lm.work import Work
+from zu_lightning.report.measurements import COMPLETION_TOKENS, samples
+from zu_lightning.runtime.cache import Cache
+from zu_lightning.runtime.distributed import process
+from zu_lightning.runtime.timing import in_words
+
+WORDS = {"moments": "retain text", "keys_and_values": "keys", "null_space": "null space"}
+"""What a line for a reader calls a phase, where that is not its name."""
+STEPS_TAKEN = 0.6
+"""Share of the steps that a fact takes until its loss is below the tolerance: a mean over runs on the demo."""
+LEAST = 0.03
+"""Phases that take a smaller share of the whole are not named."""
+EIGENVECTORS, EIGENVALUES = 25.0, 10.0
+"""Eigenvectors, and eigenvalues alone, of a matrix of width d take as long as products with so many times d^3 flop."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase of a run.
+
+    Attributes:
+        work: What is computed once.
+        times: How often.
+        seconds: What it takes besides, in all.
+    """
+
+    work: Work
+    times: int = 1
+    seconds: float = 0.0
+
+
+def told(seconds: Mapping[str, float], times: Mapping[str, int]) -> str:
+    """One line for a reader; phases that hardly count are left out.
+
+    Args:
+        seconds: By phase.
+        times: How often the same is done in a phase; once by default.
+
+    Example:
+        >>> told({"evaluation": 24.2, "solve": 0.1, "moments": 10.0}, {"evaluation": 2})
+        'this run will take about 34 s on this machine: evaluation 2 x 12 s, retain text 10 s'
+    """
+    whole = sum(seconds.values())
+    parts = []
+    for phase, each in seconds.items():
+        count = times.get(phase, 1)
+        if count and each > LEAST * whole:
+            parts.append(f"{WORDS.get(phase, phase)} {f'{count} x ' if count > 1 else ''}{in_words(each / count)}")
+    return f"this run will take about {in_words(whole)} on this machine: {', '.join(parts)}"
+
+
+def evaluation_work(evaluation: Iterable[EvaluationBatch | None]) -> Work:
+    """One evaluation of this process's batches."""
+    work = Work()
+    for batch in evaluation:
+        if batch is not None:
+            places = len(batch.texts.answer_positions()[0])
+            work += Work(batch.texts.input_ids.numel(), places, 1)
+    return work
+
+
+def attacks_phase(lm: EditableLM, request: Request, attacks: Attacks, layers: Sequence[int], load: float) -> Phase:
+    """Attacks before and after, and on the gold model; ``load`` is how long loading a model takes, in seconds."""
+    context = AttackContext.of(request, attacks.facts)
+    chosen = attacks_of(attacks.preset, len(lm.layers), {})
+    work = attacks_work(lm, context, chosen) * (1 / process()[1])
+    known = open_cache(request.cache, lm, layers).holds("attack", chosen[:1], context)
+    if attacks.gold is None:
+        return Phase(work, 1 if known else 2)
+    return Phase(work, 1 if known else 3, load)
+
+
+def completions_work(lm: EditableLM, request: Request) -> Work:
+    """Completions before and after: one token in each pass."""
+    prompts = tokenize_all(lm.tokenizer, samples(request))
+    steps = COMPLETION_TOKENS * len(prompts)
+    return 2 * Work(sum(len(prompt.ids) for prompt in prompts), steps, steps)
+
+
+def editing_works(
+    lm: EditableLM, request: Request, method: EditingMethod, layers: Sequence[int], cache: Cache
+) -> dict[str, Work]:
+    """From the facts to the last edited layer."""
+    latents, facts, depth = method.latents, request.forget, len(lm.layers)
+    variants = PromptVariants(
+        ("",) * latents.contexts,  # those of all facts are read once
+        request.relations.rephrased(facts, latents.templates, request.seed),
+        request.relations.examples(facts, latents.examples, request.seed, without={fact.id for fact in request.retain}),
+    )
+    moments = moments_work(lm, request.text, layers, cache)
+    targets = targets_work(lm, request, method, replace(variants, examples={}), layers[-1])
+    size, keys, solve = request.text.reading.batch_tokens, Work(), Work()
+    protected = PromptVariants(variants.contexts)
+    for layer in layers:
+        share = (layer + 1) / depth
+        read = keys_work(lm, facts, variants, size) + keys_work(lm, request.protect, protected, size)
+        keys += share * read + (layers[-1] + 1) / depth * _prompts_work(lm, facts, size)
+        if method.needs_values:
+            keys += _unchanged_work(lm, facts, variants.contexts)
+        solve += Work(flop=_solve_flop(lm, layer, method, request, variants))
+    again = min(1, method.reweighting_iterations)  # mostly, no second one is needed
+    solve += again * _reweighting_work(lm, facts, variants, size)
+    shared = {"moments": moments, "targets": targets, "keys_and_values": keys}
+    return {phase: work * (1 / process()[1]) for phase, work in shared.items()} | {"solve": solve}
+
+
+def spectrum_work(lm: EditableLM, layers: Sequence[int]) -> Work:
+    """Eigenvalues of each layer's second moment, for a picture."""
+    return Work(flop=sum(EIGENVALUES * lm.weight(layer).shape[1] ** 3 for layer in layers))
+
+
+def targets_work(lm: EditableLM, request: Request, method: EditingMethod, variants: PromptVariants, layer: int) -> Work:
+    """Optimization of the neutral targets after a layer, with its references."""
+    latents, facts, by_reference = method.latents, request.forget, method.target_kind == "reference"
+    kept = same_subject_facts(request) if latents.same_subject_weight else {}
+    work, above = Work(), 1 - (layer + 1) / len(lm.layers)
+    prompts, row_tokens = 0.0, 0.0
+    for fact in facts:
+        put = [Prompt.about(variant) for _, variant in variants.of(fact)]
+        keep = [Prompt.about(fact.essence)] if fact.essence is not None and latents.kl_weight else []
+        keep += [Prompt.about(other) for other in kept.get(fact.id, ())]
+        texts = tokenize_all(lm.tokenizer, [*put, *keep])
+        work += Work(sum(len(text.ids) for text in texts), len(texts))
+        suffixes = [len(text.ids) - text.lookup for text in texts]
+        rows = _rows_per_step(latents, len(put), len(keep))
+        prompts += rows
+        row_tokens += rows * sum(suffixes) / len(suffixes)
+    steps = _steps(latents, len(variants.of(facts[0])) if facts else 1)
+    count = -(-len(facts) // latents.facts_per_batch)
+    work += 3 * steps * Work(above * row_tokens, prompts, above * count)
+    if by_reference:
+        names = len(request.unknown_subjects) or latents.unknown_subjects
+        asked = {(request.relations.names[fact.id], variant.template): variant
+                 for fact in facts for _, variant in variants.of(fact)}  # fmt: skip
+        texts = tokenize_all(lm.tokenizer, asked.values())
+        work += names * Work(sum(len(text.ids) for text in texts), len(texts))
+    return work + 2 * _prompts_work(lm, facts, request.text.reading.batch_tokens)
+
+
+def _rows_per_step(latents: LatentOptions, put: int, keep: int) -> int:
+    if latents.prompts_per_step is None:
+        return put + keep
+    others = latents.prompts_per_step - 1
+    return 1 + min(others, put - 1) + min(max(1, others), keep)
+
+
+def _steps(latents: LatentOptions, put: int) -> float:
+    """How many steps a fact takes; one that is only seen in parts is never done early."""
+    in_parts = latents.prompts_per_step is not None and latents.prompts_per_step < put
+    return latents.steps if in_parts else STEPS_TAKEN * latents.steps
+
+
+def keys_work(lm: EditableLM, facts: Sequence[Fact], variants: PromptVariants, batch_tokens: int) -> Work:
+    """Passes that read the keys of facts in all variants, as if through all layers."""
+    if not facts:
+        return Work()
+    longest = tokenize_all(lm.tokenizer, [variants.longest(fact) for fact in facts])
+    work = Work()
+    for indices in batches(longest, max(1, batch_tokens // variants.count(facts))):
+        rows = variants.rows([facts[i] for i in indices])
+        work += Work(len(rows) * max(len(longest[i].ids) for i in indices), 0, 2)
+    return work
+
+
+def _prompts_work(lm: EditableLM, facts: Sequence[Fact], batch_tokens: int) -> Work:
+    """One pass over bare prompts."""
+    return _texts_work(tokenize_all(lm.tokenizer, facts), batch_tokens)
+
+
+def _reweighting_work(lm: EditableLM, facts: Sequence[Fact], variants: PromptVariants, batch_tokens: int) -> Work:
+    """Answer probabilities of all variants."""
+    return _texts_work(tokenize_all(lm.tokenizer, [row.prompt() for row in variants.rows(facts)]), batch_tokens)
+
+
+def _texts_work(texts: Sequence[TokenizedText], batch_tokens: int) -> Work:
+    """One pass over texts, with a place in each."""
+    groups = list(batches(texts, batch_tokens))
+    return Work(sum(len(group) * max(len(texts[i].ids) for i in group) for group in groups), len(texts), len(groups))
+
+
+def _unchanged_work(lm: EditableLM, facts: Sequence[Fact], contexts: Sequence[str]) -> Work:
+    """Original values: most are optimal from the start."""
+    texts = tokenize_all(lm.tokenizer, [Prompt.about(fact, answer=fact.target) for fact in facts])
+    places = sum(len(text.ids) - text.answer for text in texts)
+    return len(contexts) * Work(sum(len(text.ids) for text in texts), places)
+
+
+def _solve_flop(lm: EditableLM, layer: int, method: EditingMethod, request: Request, variants: PromptVariants) -> float:
+    """A layer's solution: factors of the second moment, once all columns are added to it."""
+    d_in = lm.weight(layer).shape[1]
+    columns = len(request.protect) + request.size * variants.count(request.forget)
+    once = d_in**3 + 2 * columns * d_in**2
+    return (1 + min(1, method.reweighting_iterations)) * once + (
+        EIGENVECTORS * d_in**3 if isinstance(method, NullSpaceMethod) else 0.0
+    )
+
+
+def training_work(
+    lm: EditableLM, request: Request, method: GradientMethod, layers: Sequence[int], neutral: str
+) -> Work:
+    """All epochs of a gradient method."""
+    training, facts = method.training, request.forget
+    answer = neutral if method.teaches_neutral_target else None
+    asked = [Prompt.about(fact, answer=answer or fact.target) for fact in facts]
+    forget = tokenize_all(lm.tokenizer, asked)
+    read = _mean_work(forget)
+    if method.weights == "all" or (method.weights == "lora" and method.lora.all_linear):
+        back = 2.0
+    else:  # gradients end at the lowest trained layer, and most weights have none
+        back = 1 - layers[0] / len(lm.layers)
+    work = (1 + back + method.uses_reference) * read
+    if method.retain_weight:
+        if request.protect:
+            keep = tokenize_all(lm.tokenizer, [Prompt.about(fact, answer=fact.target) for fact in request.protect[:50]])
+        else:
+            documents = tokenize_all(lm.tokenizer, request.text.documents[:50], training.retain_length)
+            keep = [TokenizedText(text.ids, 0, 1) for text in documents]
+        work += (1 + back) * _mean_work(keep)
+    steps = -(-len(facts) // training.batch_size)
+    each = replace(work * len(facts), passes=work.passes * steps)
+    return training.epochs * each * (1 / process()[1])
+
+
+def _mean_work(texts: Sequence[TokenizedText]) -> Work:
+    """The mean over texts, in one pass."""
+    tokens = max(len(text.ids) for text in texts)
+    return Work(tokens, sum(len(text.ids) - text.answer for text in texts) / len(texts), 1)
