@@ -8,15 +8,17 @@ from lightning import Callback, LightningModule, Trainer
 from callbacks.export import ExportEditedModel
 from callbacks.measure import Measure
 from callbacks.report import Report
+from callbacks.trace import TraceLayers
 from zu_lightning import EditingModule, EvaluationBatch, GradientModule, UnlearnModule
 from zu_lightning.attacks.measurement import Attacks
-from zu_lightning.lm.work import Work, measure_speed
+from zu_lightning.lm.work import measure_speed
 from zu_lightning.report.estimate import (
     Phase,
     attacks_phase,
     completions_work,
     editing_works,
     evaluation_work,
+    export_phase,
     spectrum_work,
     told,
     training_work,
@@ -52,7 +54,7 @@ class Estimate(Callback):
 
 def phases_of(trainer: Trainer, module: UnlearnModule, evaluation: list[EvaluationBatch]) -> dict[str, Phase]:
     """What a fit will do, by the phases of ``seconds``, in order."""
-    lm, request, layers, method = module.lm, module.request, module.layers, module.method
+    lm, request, layers = module.lm, module.request, module.layers
     load = module.seconds.get("load", 0.0)
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
 
@@ -67,14 +69,17 @@ def phases_of(trainer: Trainer, module: UnlearnModule, evaluation: list[Evaluati
             phases["attacks"] = attacks_phase(lm, request, measurement, layers, load)
         elif measurement.name == "completions":
             phases["completions"] = Phase(completions_work(lm, request))
+    for callback in callbacks:
+        if isinstance(callback, TraceLayers):
+            phases["tracing"] = Phase(callback.work(module))
     if isinstance(module, EditingModule):
         assert module.cache is not None
-        works = editing_works(lm, request, module.method, layers, module.cache)
+        works = editing_works(lm, request, module.method, layers, module.cache, module.neutral_target)
         if has(Report):
             works["spectrum"] = spectrum_work(lm, layers)
         phases |= {name: Phase(work) for name, work in works.items()}
     elif isinstance(module, GradientModule):
         phases["training"] = Phase(training_work(lm, request, module.method, layers, module.neutral_target))
     if has(ExportEditedModel):
-        phases["export"] = Phase(Work(), seconds=2 * load)
+        phases["export"] = export_phase(lm, request, load)
     return phases

@@ -13,7 +13,7 @@ from zu_lightning.facts.fact import Query
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.suffix import after_shared_prefix
 from zu_lightning.lm.tokens import TokenizedText, collate, tokenize_all
-from zu_lightning.lm.work import Work
+from zu_lightning.lm.work import Work, suffix_work
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,15 @@ def answers_work(tokenizer: PreTrainedTokenizerBase, queries: Sequence[Query], b
     texts, by_prompt = _read(tokenizer, queries)
     work = Work()
     for groups in _batches(by_prompt, texts, batch_tokens):
-        rows = {tuple(texts[query].ids[:-1]): texts[query] for group in groups for query in group}.values()
-        prompt = max(text.answer for text in rows)
-        answers = [len(text.ids) - text.answer for text in rows]
-        shares = len(rows) > len(groups)
-        # A row begins at its prompt's last token if prompts are read apart.
-        tokens = len(groups) * (prompt - 1) + len(rows) * max(answers)
-        longest = max(len(text.ids) - 1 for text in rows)
-        work += Work(tokens if shares else len(rows) * longest, sum(answers), 2 if shares else 1)
+        rows = _rows(
+            [texts[query] for group in groups for query in group], [i for i, g in enumerate(groups) for _ in g]
+        )
+        places = sum(len(text.ids) - text.lookup for text in rows.values())
+        if len(rows) > len(groups):
+            work += suffix_work(list(rows.values()), [prompt for prompt, _ in rows])
+        else:
+            work += Work(len(rows) * max(len(text.ids) for text in rows.values()), 0, 1)
+        work += Work(places=places)
     return work
 
 
@@ -121,12 +122,20 @@ def _batches(
         yield batch
 
 
+def _rows(texts: Sequence[TokenizedText], prompts: Sequence[int]) -> dict[tuple[int, tuple[int, ...]], TokenizedText]:
+    """What is read for texts whose prompts are numbered, from their answers on; by number and ids.
+
+    Nothing is predicted after an answer's last token: texts that differ there only are one row.
+    """
+    return {
+        (prompt, tuple(text.ids[:-1])): TokenizedText(text.ids[:-1], text.answer - 1, len(text.ids) - 1)
+        for prompt, text in zip(prompts, texts, strict=True)
+    }
+
+
 def _scored(lm: EditableLM, texts: Sequence[TokenizedText], prompts: Sequence[int]) -> list[AnswerLogprobs]:
     """Scores of texts whose prompts are numbered from 0; equal numbers for equal prompts."""
-    # Nothing is predicted after an answer's last token: texts that differ there only are one row.
-    rows: dict[tuple[int, tuple[int, ...]], TokenizedText] = {}
-    for prompt, text in zip(prompts, texts, strict=True):
-        rows[prompt, tuple(text.ids[:-1])] = TokenizedText(text.ids[:-1], text.answer - 1, len(text.ids) - 1)
+    rows = _rows(texts, prompts)
     batch = collate(list(rows.values()), lm.tokenizer).to(lm.device)
     index = torch.arange(batch.input_ids.shape[1], device=lm.device)
     places = ((index >= batch.lookup[:, None]) & (index < batch.lengths[:, None])).nonzero(as_tuple=True)

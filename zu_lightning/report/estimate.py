@@ -10,6 +10,7 @@ from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.measurement import Attacks
 from zu_lightning.attacks.presets import attacks_of, attacks_work
 from zu_lightning.editing.closed_forms import NullSpaceMethod
+from zu_lightning.editing.latent_rows import PASS_TOKENS
 from zu_lightning.editing.method import EditingMethod, LatentOptions
 from zu_lightning.editing.moments import moments_work
 from zu_lightning.editing.preparation import same_subject_facts
@@ -18,11 +19,12 @@ from zu_lightning.editing.request import Request
 from zu_lightning.evaluation.scores import EvaluationBatch
 from zu_lightning.facts.fact import Fact
 from zu_lightning.gradient.method import GradientMethod
-from zu_lightning.lm.batching import batches
+from zu_lightning.lm.batching import alike, batches
+from zu_lightning.lm.contexts import CONTEXT_LENGTH, CONTEXT_STARTS
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.fingerprint import open_cache
 from zu_lightning.lm.tokens import Prompt, TokenizedText, tokenize_all
-from zu_lightning.lm.work import Work
+from zu_lightning.lm.work import Work, suffix_work, texts_work
 from zu_lightning.report.measurements import COMPLETION_TOKENS, samples
 from zu_lightning.runtime.cache import Cache
 from zu_lightning.runtime.distributed import process
@@ -31,9 +33,11 @@ from zu_lightning.runtime.timing import in_words
 WORDS = {"moments": "retain text", "keys_and_values": "keys", "null_space": "null space"}
 """What a line for a reader calls a phase, where that is not its name."""
 STEPS_TAKEN = 0.6
-"""Share of the steps that a fact takes until its loss is below the tolerance: a mean over runs on the demo."""
+"""Share of the steps that a fact takes until its loss is below the tolerance: 0.4 on the demo, 0.8 on SmolLM2."""
 LEAST = 0.03
 """Phases that take a smaller share of the whole are not named."""
+CHECKED, CHECKS, BYTES_PER_SECOND = 16, 5, 5e8
+"""Of an export: prompts on which it is compared, passes over them, and how fast it is written."""
 EIGENVECTORS, EIGENVALUES = 25.0, 10.0
 """Eigenvectors, and eigenvalues alone, of a matrix of width d take as long as products with so many times d^3 flop."""
 
@@ -101,29 +105,36 @@ def completions_work(lm: EditableLM, request: Request) -> Work:
     return 2 * Work(sum(len(prompt.ids) for prompt in prompts), steps, steps)
 
 
+def export_phase(lm: EditableLM, request: Request, load: float) -> Phase:
+    """Writing the model, loading it and the base, and comparing them; ``load`` is how long one of these takes."""
+    prompts = tokenize_all(lm.tokenizer, request.forget[:CHECKED])
+    tokens = len(prompts) * max(len(prompt.ids) for prompt in prompts)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in lm.model.parameters())
+    return Phase(CHECKS * Work(tokens, tokens, 1), seconds=2 * load + size / BYTES_PER_SECOND)
+
+
 def editing_works(
-    lm: EditableLM, request: Request, method: EditingMethod, layers: Sequence[int], cache: Cache
+    lm: EditableLM, request: Request, method: EditingMethod, layers: Sequence[int], cache: Cache, neutral: str
 ) -> dict[str, Work]:
     """From the facts to the last edited layer."""
     latents, facts, depth = method.latents, request.forget, len(lm.layers)
     variants = PromptVariants(
-        ("",) * latents.contexts,  # those of all facts are read once
+        ("", *(f"{start}{CONTEXT_LENGTH * ' a'}." for start in CONTEXT_STARTS))[: latents.contexts],
         request.relations.rephrased(facts, latents.templates, request.seed),
         request.relations.examples(facts, latents.examples, request.seed, without={fact.id for fact in request.retain}),
     )
     moments = moments_work(lm, request.text, layers, cache)
-    targets = targets_work(lm, request, method, replace(variants, examples={}), layers[-1])
+    targets = targets_work(lm, request, method, replace(variants, examples={}), layers[-1], neutral)
     size, keys, solve = request.text.reading.batch_tokens, Work(), Work()
-    protected = PromptVariants(variants.contexts)
     for layer in layers:
-        share = (layer + 1) / depth
-        read = keys_work(lm, facts, variants, size) + keys_work(lm, request.protect, protected, size)
-        keys += share * read + (layers[-1] + 1) / depth * _prompts_work(lm, facts, size)
+        for some in (facts, request.protect):
+            keys += keys_work(lm, some, variants, (layer + 1) / depth, size)
+        keys += (layers[-1] + 1) / depth * texts_work(tokenize_all(lm.tokenizer, facts), size)
         if method.needs_values:
             keys += _unchanged_work(lm, facts, variants.contexts)
         solve += Work(flop=_solve_flop(lm, layer, method, request, variants))
-    again = min(1, method.reweighting_iterations)  # mostly, no second one is needed
-    solve += again * _reweighting_work(lm, facts, variants, size)
+    if method.reweighting_iterations:  # mostly, no second one is needed
+        solve += texts_work(tokenize_all(lm.tokenizer, [row.prompt() for row in variants.rows(facts)]), size)
     shared = {"moments": moments, "targets": targets, "keys_and_values": keys}
     return {phase: work * (1 / process()[1]) for phase, work in shared.items()} | {"solve": solve}
 
@@ -133,73 +144,63 @@ def spectrum_work(lm: EditableLM, layers: Sequence[int]) -> Work:
     return Work(flop=sum(EIGENVALUES * lm.weight(layer).shape[1] ** 3 for layer in layers))
 
 
-def targets_work(lm: EditableLM, request: Request, method: EditingMethod, variants: PromptVariants, layer: int) -> Work:
+def targets_work(
+    lm: EditableLM, request: Request, method: EditingMethod, variants: PromptVariants, layer: int, neutral: str
+) -> Work:
     """Optimization of the neutral targets after a layer, with its references."""
     latents, facts, by_reference = method.latents, request.forget, method.target_kind == "reference"
-    kept = same_subject_facts(request) if latents.same_subject_weight else {}
-    work, above = Work(), 1 - (layer + 1) / len(lm.layers)
-    prompts, row_tokens = 0.0, 0.0
+    about = same_subject_facts(request) if latents.same_subject_weight else {}
+    put, keep = variants.rows(facts), list[Fact]()
     for fact in facts:
-        put = [Prompt.about(variant) for _, variant in variants.of(fact)]
-        keep = [Prompt.about(fact.essence)] if fact.essence is not None and latents.kl_weight else []
-        keep += [Prompt.about(other) for other in kept.get(fact.id, ())]
-        texts = tokenize_all(lm.tokenizer, [*put, *keep])
-        work += Work(sum(len(text.ids) for text in texts), len(texts))
-        suffixes = [len(text.ids) - text.lookup for text in texts]
-        rows = _rows_per_step(latents, len(put), len(keep))
-        prompts += rows
-        row_tokens += rows * sum(suffixes) / len(suffixes)
-    steps = _steps(latents, len(variants.of(facts[0])) if facts else 1)
-    count = -(-len(facts) // latents.facts_per_batch)
-    work += 3 * steps * Work(above * row_tokens, prompts, above * count)
+        keep += [fact.essence] if fact.essence is not None and latents.kl_weight else []
+        keep += about.get(fact.id, ())
+    asked = [row.prompt("" if by_reference else neutral) for row in put]
+    texts = tokenize_all(lm.tokenizer, [*asked, *map(Prompt.about, keep)])
+    numbers = [row.number for row in put] + [-1] * len(keep)
+    above, batch_tokens = 1 - (layer + 1) / len(lm.layers), request.text.reading.batch_tokens
+    work = suffix_work(texts, numbers) + 2 * texts_work(tokenize_all(lm.tokenizer, facts), batch_tokens)
+    chosen = _rows_per_step(latents, len(put) / len(facts), len(keep) / len(facts)) * len(facts)
+    work += 3 * _steps(latents, len(put) / len(facts)) * _step_work(texts, chosen, above)
     if by_reference:
         names = len(request.unknown_subjects) or latents.unknown_subjects
-        asked = {(request.relations.names[fact.id], variant.template): variant
-                 for fact in facts for _, variant in variants.of(fact)}  # fmt: skip
-        texts = tokenize_all(lm.tokenizer, asked.values())
-        work += names * Work(sum(len(text.ids) for text in texts), len(texts))
-    return work + 2 * _prompts_work(lm, facts, request.text.reading.batch_tokens)
+        different = {(request.relations.names[row.fact.id], row.fact.template): row.fact for row in put}
+        work += names * texts_work(tokenize_all(lm.tokenizer, different.values()), batch_tokens)
+    return work
 
 
-def _rows_per_step(latents: LatentOptions, put: int, keep: int) -> int:
+def _step_work(texts: Sequence[TokenizedText], chosen: float, above: float) -> Work:
+    """One step with some of the rows, from their lookup tokens on, through the layers above."""
+    lengths = [len(text.ids) - (text.answer < len(text.ids)) - text.lookup for text in texts]
+    share = chosen / len(texts)
+    parts = alike(lengths, round(PASS_TOKENS / share))
+    tokens = sum(len(part) * max(lengths[i] for i in part) for part in parts)
+    return Work(above * share * tokens, chosen, above * len(parts))
+
+
+def _rows_per_step(latents: LatentOptions, put: float, keep: float) -> float:
+    """Rows of a fact in one step, of those that it has in all."""
     if latents.prompts_per_step is None:
         return put + keep
     others = latents.prompts_per_step - 1
     return 1 + min(others, put - 1) + min(max(1, others), keep)
 
 
-def _steps(latents: LatentOptions, put: int) -> float:
+def _steps(latents: LatentOptions, put: float) -> float:
     """How many steps a fact takes; one that is only seen in parts is never done early."""
     in_parts = latents.prompts_per_step is not None and latents.prompts_per_step < put
-    return latents.steps if in_parts else STEPS_TAKEN * latents.steps
+    return latents.steps if in_parts or not latents.tolerance else STEPS_TAKEN * latents.steps
 
 
-def keys_work(lm: EditableLM, facts: Sequence[Fact], variants: PromptVariants, batch_tokens: int) -> Work:
-    """Passes that read the keys of facts in all variants, as if through all layers."""
-    if not facts:
-        return Work()
-    longest = tokenize_all(lm.tokenizer, [variants.longest(fact) for fact in facts])
+def keys_work(lm: EditableLM, facts: Sequence[Fact], variants: PromptVariants, share: float, batch_tokens: int) -> Work:
+    """Passes that read the keys of facts in all variants, after a share of the layers."""
+    after_context = replace(variants, contexts=("",))
+    longest = tokenize_all(lm.tokenizer, [after_context.longest(fact) for fact in facts])
     work = Work()
     for indices in batches(longest, max(1, batch_tokens // variants.count(facts))):
         rows = variants.rows([facts[i] for i in indices])
-        work += Work(len(rows) * max(len(longest[i].ids) for i in indices), 0, 2)
+        texts = tokenize_all(lm.tokenizer, [row.prompt() for row in rows])
+        work += suffix_work(texts, [row.number for row in rows], share)
     return work
-
-
-def _prompts_work(lm: EditableLM, facts: Sequence[Fact], batch_tokens: int) -> Work:
-    """One pass over bare prompts."""
-    return _texts_work(tokenize_all(lm.tokenizer, facts), batch_tokens)
-
-
-def _reweighting_work(lm: EditableLM, facts: Sequence[Fact], variants: PromptVariants, batch_tokens: int) -> Work:
-    """Answer probabilities of all variants."""
-    return _texts_work(tokenize_all(lm.tokenizer, [row.prompt() for row in variants.rows(facts)]), batch_tokens)
-
-
-def _texts_work(texts: Sequence[TokenizedText], batch_tokens: int) -> Work:
-    """One pass over texts, with a place in each."""
-    groups = list(batches(texts, batch_tokens))
-    return Work(sum(len(group) * max(len(texts[i].ids) for i in group) for group in groups), len(texts), len(groups))
 
 
 def _unchanged_work(lm: EditableLM, facts: Sequence[Fact], contexts: Sequence[str]) -> Work:
