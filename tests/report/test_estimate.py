@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -32,6 +33,9 @@ from zu_lightning.lm.work import Speed, Work, measure_speed
 from zu_lightning.report.estimate import editing_works, evaluation_work, told, training_work
 from zu_lightning.report.measurements import request_batches
 from zu_lightning.runtime.timing import Monitor
+from zu_lightning.tracing import indirect_effects
+from zu_lightning.tracing.indirect_effects import TraceOptions, trace_effects, tracing_work
+from zu_lightning.tracing.traced_prompts import traced_text
 
 LAYERS = (0, 1)
 
@@ -60,12 +64,6 @@ def counted(lm: EditableLM) -> Iterator[list[float]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def test_seconds_are_those_of_every_part() -> None:
-    work = Work(tokens=10, places=4, passes=2, flop=8) + 2 * Work(tokens=5)
-    assert work == Work(20, 4, 2, 8)
-    assert Speed(tokens=0.5, places=0.25, passes=1.0, flop=0.125).seconds(work) == 10 + 1 + 2 + 1
 
 
 def test_a_reader_is_told_of_what_takes_long() -> None:
@@ -123,6 +121,15 @@ def test_phases_of_an_edit_are_counted(
     other = editing_works(demo_lm, replace(request, text=replace(request.text, documents=request.text.documents[:-2])),
                           method, LAYERS, open_cache(tmp_path, demo_lm), "unknown")  # fmt: skip
     assert 0 < other["moments"].tokens < 0.2 * works["moments"].tokens
+
+
+def test_tracing_is_counted(demo_lm: EditableLM, demo_facts: list[Fact]) -> None:
+    facts = demo_facts[:4]
+    options = TraceOptions(samples=2, window=2, only_known=False)
+    texts = [traced_text(demo_lm.tokenizer, fact) for fact in facts]
+    with counted(demo_lm) as found, patch.object(indirect_effects, "measure_speed", return_value=Speed(1, 1, 1, 1)):
+        trace_effects(demo_lm, facts, options)
+    assert tracing_work(len(demo_lm.layers), texts, options).tokens == pytest.approx(found[0], rel=0.3)
 
 
 def test_every_epoch_of_a_gradient_method_is_counted(demo_lm: EditableLM, demo_facts: list[Fact]) -> None:

@@ -55,7 +55,7 @@ class Speed:
 
     def seconds(self, work: Work) -> float:
         """Seconds that some work takes."""
-        return sum(each * number for each, number in zip(astuple(self), astuple(work), strict=True))
+        return float(sum(each * number for each, number in zip(astuple(self), astuple(work), strict=True)))
 
 
 def texts_work(texts: Sequence[TokenizedText], batch_tokens: int) -> Work:

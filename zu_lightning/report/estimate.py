@@ -36,6 +36,8 @@ STEPS_TAKEN = 0.6
 """Share of the steps that a fact takes until its loss is below the tolerance: 0.4 on the demo, 0.8 on SmolLM2."""
 LEAST = 0.03
 """Phases that take a smaller share of the whole are not named."""
+LOOKED_AT = 200
+"""Number of facts from which the work of all of them is estimated, where there are more."""
 CHECKED, CHECKS, BYTES_PER_SECOND = 16, 5, 5e8
 """Of an export: prompts on which it is compared, passes over them, and how fast it is written."""
 EIGENVECTORS, EIGENVALUES = 25.0, 10.0
@@ -117,24 +119,25 @@ def editing_works(
     lm: EditableLM, request: Request, method: EditingMethod, layers: Sequence[int], cache: Cache, neutral: str
 ) -> dict[str, Work]:
     """From the facts to the last edited layer."""
-    latents, facts, depth = method.latents, request.forget, len(lm.layers)
+    latents, depth, size = method.latents, len(lm.layers), request.text.reading.batch_tokens
+    (facts, times), (protect, protect_times) = map(_some, (request.forget, request.protect))
     variants = PromptVariants(
         ("", *(f"{start}{CONTEXT_LENGTH * ' a'}." for start in CONTEXT_STARTS))[: latents.contexts],
         request.relations.rephrased(facts, latents.templates, request.seed),
         request.relations.examples(facts, latents.examples, request.seed, without={fact.id for fact in request.retain}),
     )
     moments = moments_work(lm, request.text, layers, cache)
-    targets = targets_work(lm, request, method, replace(variants, examples={}), layers[-1], neutral)
-    size, keys, solve = request.text.reading.batch_tokens, Work(), Work()
+    targets = times * targets_work(lm, request, facts, method, replace(variants, examples={}), layers[-1], neutral)
+    keys, solve = Work(), Work()
     for layer in layers:
-        for some in (facts, request.protect):
-            keys += keys_work(lm, some, variants, (layer + 1) / depth, size)
-        keys += (layers[-1] + 1) / depth * texts_work(tokenize_all(lm.tokenizer, facts), size)
+        keys += times * keys_work(lm, facts, variants, (layer + 1) / depth, size)
+        keys += protect_times * keys_work(lm, protect, variants, (layer + 1) / depth, size)
+        keys += times * (layers[-1] + 1) / depth * texts_work(tokenize_all(lm.tokenizer, facts), size)
         if method.needs_values:
-            keys += _unchanged_work(lm, facts, variants.contexts)
-        solve += Work(flop=_solve_flop(lm, layer, method, request, variants))
+            keys += times * _unchanged_work(lm, facts, variants.contexts)
+        solve += Work(flop=_solve_flop(lm, layer, method, request, variants.count(facts)))
     if method.reweighting_iterations:  # mostly, no second one is needed
-        solve += texts_work(tokenize_all(lm.tokenizer, [row.prompt() for row in variants.rows(facts)]), size)
+        solve += times * texts_work(tokenize_all(lm.tokenizer, [row.prompt() for row in variants.rows(facts)]), size)
     shared = {"moments": moments, "targets": targets, "keys_and_values": keys}
     return {phase: work * (1 / process()[1]) for phase, work in shared.items()} | {"solve": solve}
 
@@ -145,10 +148,16 @@ def spectrum_work(lm: EditableLM, layers: Sequence[int]) -> Work:
 
 
 def targets_work(
-    lm: EditableLM, request: Request, method: EditingMethod, variants: PromptVariants, layer: int, neutral: str
+    lm: EditableLM,
+    request: Request,
+    facts: Sequence[Fact],
+    method: EditingMethod,
+    variants: PromptVariants,
+    layer: int,
+    neutral: str,
 ) -> Work:
     """Optimization of the neutral targets after a layer, with its references."""
-    latents, facts, by_reference = method.latents, request.forget, method.target_kind == "reference"
+    latents, by_reference = method.latents, method.target_kind == "reference"
     about = same_subject_facts(request) if latents.same_subject_weight else {}
     put, keep = variants.rows(facts), list[Fact]()
     for fact in facts:
@@ -157,10 +166,11 @@ def targets_work(
     asked = [row.prompt("" if by_reference else neutral) for row in put]
     texts = tokenize_all(lm.tokenizer, [*asked, *map(Prompt.about, keep)])
     numbers = [row.number for row in put] + [-1] * len(keep)
+    groups = -(-len(facts) // latents.facts_per_batch)
     above, batch_tokens = 1 - (layer + 1) / len(lm.layers), request.text.reading.batch_tokens
     work = suffix_work(texts, numbers) + 2 * texts_work(tokenize_all(lm.tokenizer, facts), batch_tokens)
     chosen = _rows_per_step(latents, len(put) / len(facts), len(keep) / len(facts)) * len(facts)
-    work += 3 * _steps(latents, len(put) / len(facts)) * _step_work(texts, chosen, above)
+    work += 3 * _steps(latents, len(put) / len(facts)) * _step_work(texts, chosen, above, groups)
     if by_reference:
         names = len(request.unknown_subjects) or latents.unknown_subjects
         different = {(request.relations.names[row.fact.id], row.fact.template): row.fact for row in put}
@@ -168,13 +178,19 @@ def targets_work(
     return work
 
 
-def _step_work(texts: Sequence[TokenizedText], chosen: float, above: float) -> Work:
-    """One step with some of the rows, from their lookup tokens on, through the layers above."""
+def _some(facts: Sequence[Fact]) -> tuple[Sequence[Fact], float]:
+    """Some of many facts, evenly spread, and how many times as many they stand for."""
+    some = facts[:: -(-len(facts) // LOOKED_AT)] if facts else facts
+    return some, len(facts) / max(1, len(some))
+
+
+def _step_work(texts: Sequence[TokenizedText], chosen: float, above: float, groups: int) -> Work:
+    """One step with some of the rows, from their lookup tokens on, through the layers above, in groups of facts."""
     lengths = [len(text.ids) - (text.answer < len(text.ids)) - text.lookup for text in texts]
     share = chosen / len(texts)
-    parts = alike(lengths, round(PASS_TOKENS / share))
+    parts = alike(lengths, round(groups * PASS_TOKENS / share))
     tokens = sum(len(part) * max(lengths[i] for i in part) for part in parts)
-    return Work(above * share * tokens, chosen, above * len(parts))
+    return Work(above * share * tokens, chosen, above * groups * len(parts))
 
 
 def _rows_per_step(latents: LatentOptions, put: float, keep: float) -> float:
@@ -210,10 +226,10 @@ def _unchanged_work(lm: EditableLM, facts: Sequence[Fact], contexts: Sequence[st
     return len(contexts) * Work(sum(len(text.ids) for text in texts), places)
 
 
-def _solve_flop(lm: EditableLM, layer: int, method: EditingMethod, request: Request, variants: PromptVariants) -> float:
+def _solve_flop(lm: EditableLM, layer: int, method: EditingMethod, request: Request, variants: int) -> float:
     """A layer's solution: factors of the second moment, once all columns are added to it."""
     d_in = lm.weight(layer).shape[1]
-    columns = len(request.protect) + request.size * variants.count(request.forget)
+    columns = len(request.protect) + request.size * variants
     once = d_in**3 + 2 * columns * d_in**2
     return (1 + min(1, method.reweighting_iterations)) * once + (
         EIGENVECTORS * d_in**3 if isinstance(method, NullSpaceMethod) else 0.0
