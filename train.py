@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from callbacks import ClosedForm, ExportEditedModel, Measure, RecordRequest, Resume, TraceLayers
+from callbacks import ClosedForm, Estimate, ExportEditedModel, Measure, RecordRequest, Resume, TraceLayers
 from callbacks.progress import Progress
 from data import UnlearnDataModule
 from zu_lightning.cli import command
@@ -14,7 +14,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "reload_dataloaders_every_n_epochs": 1,  # the next layer's keys
     "num_sanity_val_steps": -1,  # the evaluation before
     "use_distributed_sampler": False,  # it pads with repeats
-    "callbacks": [ClosedForm(), RecordRequest(), Resume()],
+    "callbacks": [ClosedForm(), RecordRequest(), Resume(), Estimate()],
     "enable_model_summary": False,
     "log_every_n_steps": 1,
 }

@@ -1,6 +1,7 @@
 """Callbacks: closed form, measurements, layer tracing, export, report, project record, and resuming."""
 
 from callbacks.closed_form import ClosedForm
+from callbacks.estimate import Estimate
 from callbacks.export import ExportEditedModel, ExportPretrained, ExportTaught
 from callbacks.measure import Attacks, Downstream, Measure, Representations
 from callbacks.record import RecordRequest
@@ -12,6 +13,7 @@ __all__ = [
     "Attacks",
     "ClosedForm",
     "Downstream",
+    "Estimate",
     "ExportEditedModel",
     "ExportPretrained",
     "ExportTaught",

@@ -5,12 +5,20 @@ import random
 
 from lightning import Callback, LightningModule, Trainer
 
-from zu_lightning import Fact, InputError, Request
+from zu_lightning import Fact, InputError, Request, UnlearnModule
+from zu_lightning.lm.work import Work
 from zu_lightning.modules.outputs import run_folder, show_picture, unlearn_module
 from zu_lightning.report.trace_plots import described, draw_effect_lines, draw_heat_maps, write_trace
-from zu_lightning.tracing.indirect_effects import IndirectEffects, TraceOptions, trace_effects, traceable
+from zu_lightning.runtime.distributed import process
+from zu_lightning.tracing.indirect_effects import (
+    IndirectEffects,
+    TraceOptions,
+    trace_effects,
+    traceable,
+    tracing_work,
+)
 from zu_lightning.tracing.recommendation import Recommendation, recommend
-from zu_lightning.tracing.traced_prompts import ROLE_OF_LOOKUP, Corruption
+from zu_lightning.tracing.traced_prompts import ROLE_OF_LOOKUP, Corruption, traced_text
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +76,12 @@ class TraceLayers(Callback):
         level = logging.INFO if recommendation.is_sure else logging.WARNING
         log.log(level, "causal tracing of %d facts: %s", len(effects.facts), recommendation.sentence)
         self._write(trainer, effects, recommendation)
+
+    def work(self, module: UnlearnModule) -> Work:
+        """What this process will compute in a run."""
+        facts, lm = facts_to_trace(module.request, self.facts), module.lm
+        texts = [traced_text(lm.tokenizer, fact) for fact in facts]
+        return tracing_work(len(lm.layers), texts, self.options) * (1 / process()[1])
 
     def _write(self, trainer: Trainer, effects: IndirectEffects, recommendation: Recommendation) -> None:
         folder = run_folder(trainer)

@@ -7,11 +7,13 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
+from transformers import PreTrainedTokenizerBase
 
 from zu_lightning.facts.fact import Query
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.suffix import after_shared_prefix
 from zu_lightning.lm.tokens import TokenizedText, collate, tokenize_all
+from zu_lightning.lm.work import Work, suffix_work
 
 
 @dataclass(frozen=True)
@@ -60,19 +62,44 @@ def score_answers(
     Returns:
         One entry for each query, on the CPU.
     """
-    different = list(dict.fromkeys(queries))
-    texts = dict(zip(different, tokenize_all(lm.tokenizer, different), strict=True))
-    by_prompt: dict[tuple[int, ...], list[Query]] = {}
-    for query, text in texts.items():
-        by_prompt.setdefault(tuple(text.ids[: text.answer]), []).append(query)
+    texts, by_prompt = _read(lm.tokenizer, queries)
     scores: dict[Query, AnswerLogprobs] = {}
-    for groups in _batches(list(by_prompt.values()), texts, batch_tokens):
+    for groups in _batches(by_prompt, texts, batch_tokens):
         some = [query for group in groups for query in group]
         prompts = [i for i, group in enumerate(groups) for _ in group]
         scores |= zip(some, _scored(lm, [texts[query] for query in some], prompts), strict=True)
         answers = sum(len(texts[query].ids) - texts[query].answer for query in some)
         done(answers + sum(texts[group[0]].answer for group in groups))
     return [scores[query] for query in queries]
+
+
+def answers_work(tokenizer: PreTrainedTokenizerBase, queries: Sequence[Query], batch_tokens: int) -> Work:
+    """What :func:`score_answers` computes for these arguments."""
+    texts, by_prompt = _read(tokenizer, queries)
+    work = Work()
+    for groups in _batches(by_prompt, texts, batch_tokens):
+        rows = _rows(
+            [texts[query] for group in groups for query in group], [i for i, g in enumerate(groups) for _ in g]
+        )
+        places = sum(len(text.ids) - text.lookup for text in rows.values())
+        if len(rows) > len(groups):
+            work += suffix_work(list(rows.values()), [prompt for prompt, _ in rows])
+        else:
+            work += Work(len(rows) * max(len(text.ids) for text in rows.values()), 0, 1)
+        work += Work(places=places)
+    return work
+
+
+def _read(
+    tokenizer: PreTrainedTokenizerBase, queries: Sequence[Query]
+) -> tuple[dict[Query, TokenizedText], list[list[Query]]]:
+    """Queries without repetition, as tokens, and those of each prompt."""
+    different = list(dict.fromkeys(queries))
+    texts = dict(zip(different, tokenize_all(tokenizer, different), strict=True))
+    by_prompt: dict[tuple[int, ...], list[Query]] = {}
+    for query, text in texts.items():
+        by_prompt.setdefault(tuple(text.ids[: text.answer]), []).append(query)
+    return texts, list(by_prompt.values())
 
 
 def _batches(
@@ -95,12 +122,20 @@ def _batches(
         yield batch
 
 
+def _rows(texts: Sequence[TokenizedText], prompts: Sequence[int]) -> dict[tuple[int, tuple[int, ...]], TokenizedText]:
+    """What is read for texts whose prompts are numbered, from their answers on; by number and ids.
+
+    Nothing is predicted after an answer's last token: texts that differ there only are one row.
+    """
+    return {
+        (prompt, tuple(text.ids[:-1])): TokenizedText(text.ids[:-1], text.answer - 1, len(text.ids) - 1)
+        for prompt, text in zip(prompts, texts, strict=True)
+    }
+
+
 def _scored(lm: EditableLM, texts: Sequence[TokenizedText], prompts: Sequence[int]) -> list[AnswerLogprobs]:
     """Scores of texts whose prompts are numbered from 0; equal numbers for equal prompts."""
-    # Nothing is predicted after an answer's last token: texts that differ there only are one row.
-    rows: dict[tuple[int, tuple[int, ...]], TokenizedText] = {}
-    for prompt, text in zip(prompts, texts, strict=True):
-        rows[prompt, tuple(text.ids[:-1])] = TokenizedText(text.ids[:-1], text.answer - 1, len(text.ids) - 1)
+    rows = _rows(texts, prompts)
     batch = collate(list(rows.values()), lm.tokenizer).to(lm.device)
     index = torch.arange(batch.input_ids.shape[1], device=lm.device)
     places = ((index >= batch.lookup[:, None]) & (index < batch.lengths[:, None])).nonzero(as_tuple=True)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from zu_lightning.attacks.answers import answers_work, approximate_tokens
 from zu_lightning.attacks.attack import Attack, QueryAttack, attack_together, cost_together
 from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.control import Control
@@ -25,6 +26,8 @@ from zu_lightning.attacks.sampling import Sampling
 from zu_lightning.attacks.truth_ratio import TruthRatio
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.fingerprint import open_cache
+from zu_lightning.lm.tokens import tokenize_all
+from zu_lightning.lm.work import Work
 from zu_lightning.runtime.cache import Cache, Tensors
 from zu_lightning.runtime.timing import Monitor
 from zu_lightning.solvers import LowRankUpdate
@@ -112,9 +115,7 @@ def run_attacks(
         By name, the score of each of n facts, float64, on the CPU.
     """
     cache = cache or open_cache(None, lm)
-    # An attack that changes the model has scores of its own.
-    asking = [one for one in attacks if isinstance(one, QueryAttack) and type(one).scores is QueryAttack.scores]
-    others = [attack for attack in attacks if attack not in asking]
+    asking, others = _apart(attacks)
     costs = [cost_together(asking, context), *(attack.cost(context) for attack in others)]
     if name and attacks:
         log.info("attacking %s: %d facts, about %d tokens", name, len(context.facts), sum(costs))
@@ -127,3 +128,21 @@ def run_attacks(
             found[attack] = cache.tensors("attack", partial(attack, lm, context), context, attack)
             bar.update(cost)
     return {name: found[attack][name].cpu() for attack in attacks for name in sorted(found[attack])}
+
+
+def attacks_work(lm: EditableLM, context: AttackContext, attacks: Sequence[Attack]) -> Work:
+    """What attacking a model computes; apart from queries, it is known only approximately."""
+    asking, others = _apart(attacks)
+    facts = range(len(context.facts))
+    queries = [query for attack in asking for i in facts for query in attack.queries(context, i)]
+    prompts = [fact.prompt for fact in context.facts]
+    exact = sum(len(text.ids) for text in tokenize_all(lm.tokenizer, prompts))
+    tokens = sum(attack.cost(context) for attack in others) * exact / sum(map(approximate_tokens, prompts))
+    batches = -(-tokens // context.batch_tokens)
+    return answers_work(lm.tokenizer, queries, context.batch_tokens) + Work(tokens, passes=batches)
+
+
+def _apart(attacks: Sequence[Attack]) -> tuple[list[QueryAttack], list[Attack]]:
+    """Attacks that only ask, and others; one that changes the model has scores of its own."""
+    asking = [one for one in attacks if isinstance(one, QueryAttack) and type(one).scores is QueryAttack.scores]
+    return asking, [attack for attack in attacks if attack not in asking]

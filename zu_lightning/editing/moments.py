@@ -1,6 +1,7 @@
 """Second moments of retain keys, for all layers in one pass over the text."""
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from zu_lightning.facts.texts import ReadingOptions, RetainText
 from zu_lightning.lm.batching import batches
 from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.fingerprint import open_cache
-from zu_lightning.lm.tokens import TokenizedText, collate, tokenize
+from zu_lightning.lm.tokens import TokenizedText, collate, tokenize, tokenize_all
+from zu_lightning.lm.work import Work
 from zu_lightning.runtime.cache import Cache, Tensors, read_tensors, write_tensors
 from zu_lightning.runtime.distributed import all_reduce, rank_shard
 from zu_lightning.runtime.errors import InputError
@@ -31,6 +33,8 @@ SAVE_EVERY = 30.0
 BLOCKS = 4
 """Number of blocks into which the columns of a symmetric product are cut; only blocks on and above the diagonal are
 computed, 5/8 of the work."""
+SAMPLED = 50
+"""Number of documents whose length says how long all of them are."""
 MOST = 0.5
 """Sums over the corpus are corrected if what they have too much and too little is at most this share of the tokens."""
 
@@ -89,7 +93,7 @@ def second_moments(
         raise InputError("corpus", None, "add retain text with at least one document that names no forgotten subject.")
     cache, reading = cache or open_cache(None, lm), text.reading
     reader = _Reader(lm, reading, cache, monitor or Monitor())
-    of_corpus = digest(reader.max_length, reading.batch_tokens, reading.corpus_tokens, *text.corpus)
+    of_corpus = _of_corpus(lm, text)
 
     def means(some: list[int]) -> dict[int, Tensors]:
         documents = reader.tokenized(text.documents)
@@ -98,6 +102,34 @@ def second_moments(
 
     found = cache.each("moments", layers, means, of_corpus, digest(*text.documents))
     return {layer: tensors["moment"] for layer, tensors in found.items()}
+
+
+def moments_work(lm: EditableLM, text: RetainText, layers: Sequence[int], cache: Cache) -> Work:
+    """About what :func:`second_moments` computes, from the lengths of some documents; what is cached is left out."""
+    of_corpus = _of_corpus(lm, text)
+    if not text.documents or cache.holds("moments", layers, of_corpus, digest(*text.documents)):
+        return Work()
+    corpus, kept, limit = text.corpus or text.documents, set(text.documents), text.reading.corpus_tokens or math.inf
+    sample = corpus[:: -(-len(corpus) // SAMPLED)]
+    length = min(text.reading.max_length, lm.context_length)
+    mean = _tokens(tokenize_all(lm.tokenizer, sample, length)) / len(sample)
+    whole = mean * len(corpus)
+    # As many more are read, after those that are left out, if there is a limit.
+    left_out = min(1.0, limit / whole) * mean * sum(document not in kept for document in corpus)
+    left_out *= 1 if whole <= limit else 2
+    read = left_out + (0 if cache.holds("sums", layers, of_corpus) else min(whole, limit))
+    widths = [lm.weight(layer).shape[1] for layer in layers]
+    share = (layers[-1] + 1) / len(lm.layers)
+    # Keys are multiplied in float32, in half the time of float64.
+    flop = (1 + 1 / BLOCKS) * sum(width**2 for width in widths) / 2
+    return Work(share * read, 0, share * read / text.reading.batch_tokens, flop * read)
+
+
+def _of_corpus(lm: EditableLM, text: RetainText) -> str:
+    """Digest of everything that sums over the corpus depend on."""
+    reading = text.reading
+    length = min(reading.max_length, lm.context_length)
+    return digest(length, reading.batch_tokens, reading.corpus_tokens, *text.corpus)
 
 
 def _sums_by_corpus(

@@ -170,9 +170,9 @@ def _prompt_variants(
 
 def _aim(request: Request, method: EditingMethod, neutral_target: str) -> Aim:
     """What neutral targets make the model predict."""
-    same_subject_facts = _same_subject_facts(request)
+    kept = same_subject_facts(request)
     if method.target_kind == "word":
-        return Aim(neutral_target, same_subject_facts=same_subject_facts)
+        return Aim(neutral_target, same_subject_facts=kept)
     for fact in request.forget:
         if fact.subject is None:
             remedy = f"fact {fact.id!r} has no subject to put an unknown subject in the place of: set it to `word`."
@@ -183,10 +183,10 @@ def _aim(request: Request, method: EditingMethod, neutral_target: str) -> Aim:
     else:
         texts = [*request.text.corpus, *request.heldout]
         names = unknown_subjects_for(request.forget, request.relations, number, request.seed, texts)
-    return Aim("", names, same_subject_facts)
+    return Aim("", names, kept)
 
 
-def _same_subject_facts(request: Request) -> dict[str, list[Fact]]:
+def same_subject_facts(request: Request) -> dict[str, list[Fact]]:
     """For each fact to forget that has some, the facts about its subject of which what is said must stay."""
     about: dict[str | None, list[Fact]] = {}
     for fact in (*request.protect, *(fact for previous in request.previous for fact in previous.facts)):

@@ -7,10 +7,12 @@ import torch
 from zu_lightning.lm.editable import EditableLM
 
 CONTEXT_STARTS = ("The", "Therefore", "Because", "I", "You")
+CONTEXT_LENGTH = 10
+"""Number of tokens that a model adds to each of them."""
 
 
 def sample_contexts(
-    lm: EditableLM, starts: Sequence[str] = CONTEXT_STARTS, length: int = 10, seed: int = 0
+    lm: EditableLM, starts: Sequence[str] = CONTEXT_STARTS, length: int = CONTEXT_LENGTH, seed: int = 0
 ) -> tuple[str, ...]:
     """The bare prompt's empty context, then one text per start, continued by the model, as MEMIT does.
 

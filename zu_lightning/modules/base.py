@@ -67,6 +67,8 @@ class UnlearnModule(EvaluationModule):
         """Results that runs share for the model as it was loaded."""
         self.has_previous = False
         """Whether the updates of previous requests are in the model."""
+        self.estimated_seconds: dict[str, float] = {}
+        """Seconds that each phase of a run is expected to take, before it begins; empty if nobody has asked."""
         self.digest_before = ""
         """Fingerprint of the loaded weights."""
         self.scores_file: Path | None = None
@@ -116,7 +118,7 @@ class UnlearnModule(EvaluationModule):
         """Begin a fit with a fresh state."""
         super().setup(stage)
         if stage == "fit":
-            self.run = RunState(seconds=self.seconds)
+            self.run, self.estimated_seconds = RunState(seconds=self.seconds), {}
 
     def configure_model(self) -> None:
         """Load the language model with the updates of previous requests; check and fingerprint it."""

@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,15 @@ class GradientModule(UnlearnModule):
     def training_step(self, batch: GradientBatch, batch_idx: int) -> Tensor:
         """The loss of this process's share, so that DDP's mean over processes is the gradient of the whole loss."""
         return loss_of_share(self, self.method(_Views(self, batch)), self.trained)
+
+    def on_train_batch_start(self, batch: GradientBatch, batch_idx: int) -> None:
+        """Time the step, with its gradients."""
+        self.step = ExitStack()
+        self.step.enter_context(self.monitor.timed("training"))
+
+    def on_train_batch_end(self, outputs: Any, batch: GradientBatch, batch_idx: int) -> None:
+        """The step is done."""
+        self.step.close()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with linear warm-up and decay."""

@@ -62,6 +62,7 @@ def results_of(module: "UnlearnModule", *, texts: bool = True) -> Results:
         after=run.after,
         facts=len(forget),
         seconds=run.seconds,
+        estimated_seconds=module.estimated_seconds,
         peak_memory_gib=_peak_memory_gib(module.lm.device),
         model=module.model_name_or_path + (" (a tiny random stand-in)" if module.random_tiny_model else ""),
         method=module.method.describe(),

@@ -96,6 +96,7 @@ class Results:
         completions: Sample completions.
         identity: Versions, and digests of weights and data, by name.
         earlier: Scores of the facts of previous requests, ``before`` and ``after`` this one, by number of the request.
+        estimated_seconds: What was expected of ``seconds`` before the run began; empty if it was resumed.
         started: When the run began, in ISO 8601 and UTC.
         finished: When its results were written.
     """
@@ -119,6 +120,7 @@ class Results:
     completions: list[Completion] = field(default_factory=list)
     identity: dict[str, str] = field(default_factory=dict)
     earlier: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    estimated_seconds: dict[str, float] = field(default_factory=dict)
     started: str = ""
     finished: str = ""
 

@@ -79,6 +79,11 @@ class Cache:
             write_packed(file, packed)
         return unpack({name: tensor.to(self.device) for name, tensor in packed.items()})
 
+    def holds(self, kind: str, items: Sequence[object], *parts: object) -> bool:
+        """Whether :meth:`each` would find all of it, by the names of the files."""
+        files = [self.file(kind, *parts, item) for item in items]
+        return all(file is not None and file.exists() for file in files)
+
     def each(
         self, kind: str, items: Sequence[T], compute: Callable[[list[T]], Mapping[T, Tensors]], *parts: object
     ) -> dict[T, Tensors]:

@@ -48,3 +48,18 @@ def _wait() -> None:
 def now() -> str:
     """The time, as results and ledgers give it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def in_words(seconds: float) -> str:
+    """A time for a reader, rounded to what an estimate can tell.
+
+    Example:
+        >>> in_words(0.42), in_words(12.3), in_words(147), in_words(4000), in_words(16000)
+        ('1 s', '12 s', '2 min 30 s', '1 h 5 min', '4 h 30 min')
+    """
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    unit, names = (10, ("min", "s")) if seconds < 3600 else (300, ("h", "min"))
+    whole, rest = divmod(round(seconds / unit) * unit, 60 if seconds < 3600 else 3600)
+    rest = rest if seconds < 3600 else rest // 60
+    return f"{whole} {names[0]} {rest} {names[1]}" if rest else f"{whole} {names[0]}"

@@ -8,7 +8,7 @@ a subject, D width.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,9 +25,10 @@ from zu_lightning.lm.editable import EditableLM
 from zu_lightning.lm.passes import batched
 from zu_lightning.lm.suffix import KeysAndValues, Suffix, after_shared_prefix
 from zu_lightning.lm.tokens import TokenBatch, check_lengths, collate
-from zu_lightning.runtime.distributed import all_reduce, rank_shard
+from zu_lightning.lm.work import Work, measure_speed
+from zu_lightning.runtime.distributed import all_reduce, process, rank_shard
 from zu_lightning.runtime.errors import InputError, require_positive
-from zu_lightning.runtime.timing import Monitor
+from zu_lightning.runtime.timing import Monitor, in_words
 from zu_lightning.tracing.traced_prompts import ROLES, Corruption, Corruptor, Role, TracedText, corruptor, traced_text
 
 log = logging.getLogger(__name__)
@@ -154,6 +155,9 @@ def trace_effects(
     facts, texts = [facts[i] for i in chosen], [texts[i] for i in chosen]
     corrupted, effects = torch.zeros(0), torch.zeros(0, 2, len(KINDS), len(lm.layers), len(ROLES)).double()
     if facts:
+        work = tracing_work(len(lm.layers), texts, options)
+        seconds = measure_speed(lm, collate([text.text for text in texts], lm.tokenizer)).seconds(work)
+        log.info("causal tracing of %d facts will take about %s", len(facts), in_words(seconds / process()[1]))
         noise = options.noise if options.corruption == "noise" else None
         restorer = Restorer(lm, texts, corruptor(lm, facts, texts, noise, options.seed), options.samples, window)
         corrupted, effects = _effects(restorer, options.batch_tokens, monitor)
@@ -167,6 +171,22 @@ def trace_effects(
         probability=effects[:, 0],
         log_probability=effects[:, 1],
     )
+
+
+def tracing_work(depth: int, texts: Sequence[TracedText], options: TraceOptions) -> Work:
+    """What tracing texts through ``depth`` layers computes, in all processes together."""
+    window = options.window_for(depth)
+    starts = [depth, *range(1, depth + 1), *(2 * [window_at(layer, window, depth).start for layer in range(depth)])]
+    share = sum(1 - start / depth for start in starts)
+    work = Work()
+    for text in texts:
+        whole, answer = len(text.text.ids), len(text.text.ids) - text.text.answer
+        # States are restored at each token of the prompt from the subject on, the last one first.
+        restored = range(answer, answer + len(text.roles))
+        work += options.samples * Work(share * sum(restored) + whole, len(starts) * len(restored) * answer)
+    tokens = sum(len(text.text.ids) for text in texts) * options.samples
+    longest = max((len(text.roles) for text in texts), default=0)
+    return work + Work(passes=share * longest * -(-tokens // options.batch_tokens))
 
 
 def _clean_scores(lm: EditableLM, texts: Sequence[TracedText], batch_tokens: int) -> tuple[Tensor, Tensor]:
@@ -191,10 +211,11 @@ def _effects(restorer: "Restorer", batch_tokens: int, monitor: Monitor) -> tuple
     # Only one process computes each entry; the others add zeros, so that the sum does not depend on their order.
     shape = (*roles.shape, 2, 1 + len(KINDS) * depth)
     scores = torch.zeros(shape, dtype=torch.float64, device=restorer.lm.device)
-    with monitor.bar("Causal tracing", sum(map(len, mine)), "facts") as bar:
-        for facts, found in retry_with_smaller_batch(restorer.scores, mine, "causal tracing"):
+    own = sum(len(texts[fact].roles) for facts in mine for fact in facts)
+    with monitor.bar("Causal tracing", own, "tokens") as bar:
+        restore = partial(restorer.scores, done=bar.update)
+        for facts, found in retry_with_smaller_batch(restore, mine, "causal tracing"):
             scores[facts, : found.shape[1]] = found
-            bar.update(len(facts))
     scores = all_reduce(scores)[0].cpu()
     baseline = scores[:, 0, :, 0]
     effects = (scores[..., 1:] - baseline[:, None, :, None]).view(*roles.shape, 2, len(KINDS), depth)
@@ -221,11 +242,12 @@ class Restorer:
     samples: int
     window: int
 
-    def scores(self, facts: Sequence[int]) -> Tensor:
+    def scores(self, facts: Sequence[int], done: Callable[[int], object] = int) -> Tensor:
         """Facts x token x 2 x (1 + kind x layer): probability and mean log-probability of the answers.
 
         The tokens are those with a role, the prompt's last one first; the scores are those with a corrupted subject,
-        then those with the state of each kind and layer restored at the token.
+        then those with the state of each kind and layer restored at the token. ``done`` is called with the number of
+        tokens at which all states were restored.
         """
         lm, depth = self.lm, len(self.lm.layers)
         mlps = [architecture.mlp_module(lm.model, *at) for at in zip(lm.projections, lm.layers, strict=True)]
@@ -251,6 +273,7 @@ class Restorer:
                     window = window_at(layer, self.window, depth)
                     by_state.append(score(window.start, changes=[(modules[j], own[j]) for j in window]))
             scores[chosen, i] = torch.stack(by_state, -1).view(len(chosen), self.samples, 2, -1).mean(1)
+            done(len(chosen))
         return scores
 
 
