@@ -53,9 +53,10 @@ def draw_facts(arguments: argparse.Namespace) -> tuple[list[Fact], list[Fact], l
     return forget, retain, facts
 
 
-def fit(root: Path, *options: str) -> Path:
-    """Run ``train.py fit`` in this process; the folder with its results."""
-    words = ["fit", *options, f"--trainer.default_root_dir={root}", "--trainer.enable_progress_bar=false"]
+def fit(root: Path, *options: str, progress: bool = False) -> Path:
+    """Run ``train.py fit`` in this process, by default without progress bars; the folder with its results."""
+    words = ["fit", *options, f"--trainer.default_root_dir={root}"]
+    words.append(f"--trainer.enable_progress_bar={str(progress).lower()}")
     sys.argv = ["train.py", *words]
     train.main(words)
     return max((root / "lightning_logs").iterdir(), key=lambda path: int(path.name.removeprefix("version_")))

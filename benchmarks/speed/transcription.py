@@ -7,7 +7,8 @@ forward passes with logits everywhere, values for every layer, keys one fact at 
 batching.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,18 +111,18 @@ def key(lm: EditableLM, fact: Fact, layer: int, contexts: Sequence[str]) -> Tens
 
 
 @torch.no_grad()
-def moments(lm: EditableLM, texts: Sequence[str], layer: int) -> tuple[Tensor, Tensor]:
-    """E[k k^T] and E[v k^T], each by its own pass, document by document."""
+def moments(lm: EditableLM, documents: Sequence[TokenizedText], layer: int, bar: Any) -> tuple[Tensor, Tensor]:
+    """E[k k^T] and E[v k^T], each by its own pass, document by document; ``bar`` (tqdm) counts the tokens of both."""
     d_out, d_in = lm.weight(layer).shape
     sums = [torch.zeros(size, d_in, device=lm.device) for size in (d_in, d_out)]
     count = 0
     for of_values in (False, True):
-        for text in texts:
-            document = tokenize(lm.tokenizer, text, max_length=lm.context_length)
+        for document in documents:
             (record,) = lm.record(collate([document], lm.tokenizer).to(lm.device), [lm.projections[layer]])
             keys = record.input[0].float()
             sums[of_values] += (record.output[0].float() if of_values else keys).mT @ keys
             count += len(keys) * (not of_values)
+            bar.update(len(keys))
     return sums[0] / count, sums[1] / count
 
 
@@ -139,12 +140,7 @@ def solve(weight: Tensor, problem: LayerProblem, value_moment: Tensor, rule: Zer
 
 
 @torch.no_grad()
-def evaluation(lm: EditableLM, forget: Sequence[Fact], retain: Sequence[Fact], prose: Sequence[str]) -> None:
-    """Every query and document in its own forward pass."""
-    queries = [fact.query for fact in (*forget, *retain)]
-    for fact in forget:
-        queries += [*fact.paraphrased, *fact.neighbors]
-    texts = [tokenize(lm.tokenizer, query) for query in queries]
-    texts += [tokenize(lm.tokenizer, text, max_length=lm.context_length) for text in prose]
+def evaluation(lm: EditableLM, texts: Iterable[TokenizedText]) -> None:
+    """Every query or document in its own forward pass."""
     for text in texts:
         lm.model(input_ids=torch.tensor([text.ids], device=lm.device), use_cache=False).logits.float().log_softmax(-1)
