@@ -148,6 +148,14 @@ def test_it_says_how_to_serve_the_adapter(tmp_path: Path) -> None:
     assert "vLLM takes no adapter of such a high rank" in text
 
 
+def test_a_gguf_file_is_loaded_as_one_and_its_adapter_not_served_with_it(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"r": 20}')
+    text = written(tmp_path, replace(FULL, model="models/small.gguf")).text
+    assert 'from_pretrained("models", gguf_file="small.gguf")' in text
+    assert "--lora-modules" not in text
+
+
 def test_a_page_without_texts_names_facts_only(tmp_path: Path) -> None:
     secret = replace(FULL, completions=[], per_fact=[replace(fact, prompt=None, target=None) for fact in FULL.per_fact])
     text = written(tmp_path, secret).text

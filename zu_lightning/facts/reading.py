@@ -70,7 +70,9 @@ def facts_by_id(facts: Sequence[Fact], ids: Sequence[str]) -> list[Fact]:
     wanted = {line.partition("\t")[0].strip() for line in ids}
     unknown = sorted(name for name in wanted - {fact.id for fact in facts} if not name.startswith("#"))
     if unknown:
-        raise InputError("ids_file", unknown[:5], f"these are not ids of the {len(facts)} facts: correct the list.")
+        raise InputError(
+            "ids_file", unknown[:5], f"these are not ids of the {len(facts)} facts: correct the file, or leave it out."
+        )
     return [fact for fact in facts if fact.id in wanted]
 
 

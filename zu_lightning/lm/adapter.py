@@ -77,11 +77,15 @@ def vllm_max_rank(rank: int) -> int | None:
 def serving_commands(base: str, adapter: str, rank: int) -> dict[str, str]:
     """Shell commands that serve a base model with an adapter, by server; without vLLM if the rank is too high for it.
 
+    There are none if the base is a GGUF file: the adapter belongs to its dequantized weights.
+
     Args:
         base: Hub id or directory of the unedited model.
         adapter: Directory of the adapter.
         rank: Its rank.
     """
+    if base.endswith(".gguf"):
+        return {}
     model, folder = shlex.quote(base), shlex.quote(adapter)
     module = shlex.quote(f"{SERVED_NAME}={adapter}")
     commands = {

@@ -81,6 +81,7 @@ def page(results: Results, pictures: list[Picture], there: Set[str] = frozenset(
         results=results,
         pictures=pictures,
         there=there,
+        base=_source(results.model),
         serving={} if rank is None else serving_commands(results.model, "adapter", rank),
         summary=summary(results),
         scores=[score for score in SCORES if score.name in results.after],
@@ -93,6 +94,14 @@ def page(results: Results, pictures: list[Picture], there: Set[str] = frozenset(
         ],
         total_seconds=sum(results.seconds.values()),
     )
+
+
+def _source(model: str) -> Markup:
+    """How ``from_pretrained`` is told where a model is."""
+    path = Path(model)
+    if path.suffix == ".gguf":
+        return Markup('"{}", gguf_file="{}"').format(path.parent, path.name)
+    return Markup('"{}"').format(model)
 
 
 def write_comparison_page(folder: Path, title: str, tables: Mapping[str, Table], done: tuple[int, int]) -> Path:
