@@ -12,7 +12,6 @@ from tests.conftest import DEMO, SHORT_RUN, run
 from zu_lightning import EditableLM, Fact, InputError, ReadingOptions, Request, Results, RetainText, split_facts
 from zu_lightning.attacks.context import AttackContext
 from zu_lightning.attacks.measurement import unfit
-from zu_lightning.attacks.rank import Rank
 from zu_lightning.report.terminal import results_table
 
 ATTACKED = ("--attacks.preset=quick", f"--attacks.gold={DEMO}/gold", *SHORT_RUN)
@@ -57,7 +56,7 @@ def test_tensorboard_shows_the_attacks(attacked: Path) -> None:
 
 def test_what_was_attacked_is_not_attacked_again(attacked: Path) -> None:
     root = attacked.parent.parent
-    with patch.object(Rank, "scores", side_effect=AssertionError("attacked again")):
+    with patch("zu_lightning.attacks.presets.attack_together", side_effect=AssertionError("attacked again")):
         again = run(root, *ATTACKED)
     assert Results.read(again).attacks == Results.read(attacked).attacks
 

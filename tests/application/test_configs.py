@@ -75,6 +75,7 @@ ON_TINY_MODELS: tuple[tuple[str, Configs, dict[str, object]], ...] = (
 """Configurations of large models, what follows them, and the method that must run."""
 
 ELSEWHERE = {
+    "smollm2",
     "tiny",
     "demo_pretrain",
     "demo_gold",

@@ -102,8 +102,8 @@ def test_an_error_of_a_constructor_is_found_in_what_jsonargparse_makes_of_it(mon
     ("option", "line"),
     [
         ("--method.latents.steps=many", "--method.latents.steps is 'many': give an integer."),
-        ("--model.layers=[0, x]", "--model.layers is 'x': give an integer."),
-        ("--model.layers=x", "--model.layers is 'x': give a list."),
+        ("--model.layers=[0, x]", """--model.layers is "[0, 'x']": give a list or auto."""),
+        ("--model.layers=x", "--model.layers is 'x': give a list or auto."),
         ("--data.draw=some", "--data.draw is 'some': give one of facts, records."),
         ("--attacks.preset=some", "--attacks.preset is 'some': give one of none, quick, full."),
         ("--trainer.max_epochs=x", "--trainer.max_epochs is 'x': give an integer or null."),
