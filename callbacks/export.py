@@ -82,10 +82,10 @@ class ExportEditedModel(Callback):
 
 def tell_how_to_serve(base: str, adapter: Path, rank: int) -> None:
     """Log the command that serves a base with an adapter, or warn that its rank is too high."""
-    if base.endswith(".gguf"):
+    commands = serving_commands(base, str(adapter), rank)
+    if not commands:
         log.info("Serve model/: the adapter belongs to the dequantized weights, which are not those in the GGUF file.")
         return
-    commands = serving_commands(base, str(adapter), rank)
     if "vLLM" in commands:
         log.info("Serve the base with the adapter (other servers: docs/how-to/serving.md):\n  %s", commands["vLLM"])
         return
