@@ -254,6 +254,7 @@ class UnlearnDataModule(LightningDataModule):
         """Those of the facts left that the model answers; all facts are measured together, for all requests alike."""
         if self.certainties is None:
             module = self.connected
+            module.check_model_options()  # Lightning sets the module up only after the data
             with self.trainer.init_module():  # type: ignore[union-attr]  # as Lightning has it loaded otherwise
                 lm = module.load_model()
             with module.monitor.timed("known"):

@@ -105,7 +105,6 @@ class EvaluationModule(LightningModule):
         """The language model; the first call loads it, as it is before any update of this run or of previous ones."""
         if hasattr(self, "lm"):
             return self.lm
-        self.check_model_options()
         device = self.trainer.strategy.root_device
         with self.monitor.timed("load"):
             source = _written_tiny_model(self) if self.random_tiny_model else self.model_name_or_path
